@@ -1,0 +1,58 @@
+"""Every error that nas raises on purpose: one tree under `NasError`, each message says what, where and what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class NasError(Exception):
+    """Base of all errors of this package; the command line prints its message and exits with 1."""
+
+
+class InputError(NasError, ValueError):
+    """Something the caller gave is wrong: a name, a number, a file's content."""
+
+
+class TraceError(NasError):
+    """A model computes outside its op leaves, so a table could not price it."""
+
+
+class MissingLatency(NasError, KeyError):
+    """A table lacks rows that an architecture needs.
+
+    Attributes:
+        missing: the keys of the missing rows, as text.
+    """
+
+    def __init__(self, message: str, missing: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.missing = missing
+
+    def __str__(self) -> str:  # KeyError would print the repr of the message
+        return str(self.args[0])
+
+
+class TableError(InputError):
+    """A latency table cannot be read, or does not fit what it is asked to price."""
+
+
+class MeasureError(NasError):
+    """A runtime could not run or time a model."""
+
+
+class BudgetError(InputError):
+    """A budget that nothing in the space can meet, or that cannot be understood."""
+
+
+class RunError(NasError):
+    """A run directory is in use, incomplete, or belongs to another request."""
+
+
+def suggest(what: str, word: str, legal: Iterable[str]) -> str:
+    """Say that `word` is no legal `what`, naming the closest legal ones and all of them where they are few."""
+    names = sorted(set(legal))
+    close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+    hint = f", did you mean {' or '.join(repr(name) for name in close)}?" if close else "."
+    known = f" Known: {', '.join(names)}" if names and (len(names) <= 12 or not close) else ""
+    return f"unknown {what} {word!r}{hint}{known}"
