@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import search_spaces
 from nas.errors import InputError, suggest
-from nas.ops import Residual, Shape
+from nas.ops import BlockModule, Residual, Shape
 from nas.space import Arch, calls_of
 from nas.tracing import fuse_in_place, macs_of_unit, params_of_unit
 
@@ -55,7 +55,7 @@ def build(arch: Arch, *, seed: int = 0, drop_path: float = 0.0) -> Network:
         network = Network(arch)
         for stage in network.stages:
             for block in cast(nn.ModuleList, stage):
-                block.block.init(block.body)
+                cast(BlockModule, block).block.init(cast(BlockModule, block).body)
     set_drop_path(network, drop_path)
     return network
 

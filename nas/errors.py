@@ -1,4 +1,4 @@
-"""Every error that nas raises on purpose: one tree under `NasError`, each message says what, where and what to do next."""
+"""Every error that nas raises on purpose: one tree under `NasError`; a message says what, where and what to do next."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TraceError(NasError):
     """A model computes outside its op leaves, so a table could not price it."""
 
 
-class MissingLatency(NasError, KeyError):
+class MissingLatency(NasError, KeyError):  # noqa: N818  the name of the situation
     """A table lacks rows that an architecture needs.
 
     Attributes:

@@ -11,7 +11,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -160,9 +160,8 @@ class Unit:
         fields = " ".join(f"{field.name}={_show(getattr(self, field.name))}" for field in dataclasses.fields(self))
         return f"{type(self).__name__} {fields}".strip()
 
-    def build(self, *shapes: Shape) -> nn.Module:
-        """The module for inputs of these shapes (one shape per input tensor)."""
-        raise NotImplementedError
+    #: build(*shapes) -> module, for inputs of these shapes: one for each tensor (a map; tokens; a map and tokens)
+    build: ClassVar[Callable[..., nn.Module]]
 
 
 def _check_value(cls: type, name: str, value: Any) -> None:
@@ -363,7 +362,8 @@ class Conv(Op):
 
     def fused(self, body: nn.Module) -> nn.Module:
         conv, norm, act = cast(nn.Sequential, body)
-        return _chain(fuse_conv_bn_eval(conv, norm) if self.norm else conv, act)
+        folded = fuse_conv_bn_eval(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm)) if self.norm else conv
+        return _chain(folded, act)
 
     def scaled(self, body: nn.Module, gamma: Tensor) -> nn.Module | None:
         return _scale_rows(body, gamma) if self.act == "none" else None
@@ -516,7 +516,7 @@ class _ToMap(nn.Module):
         self.side = side
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.transpose(1, 2).unflatten(2, (self.side, self.side)).contiguous()
+        return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], self.side, self.side)
 
 
 @dataclass(frozen=True)
@@ -603,11 +603,12 @@ class _FusedBiasAttention(nn.Module):
 
 def _attend(qkv: Tensor, op: BiasAttention, bias: Tensor, scale: float) -> Tensor:
     """(N, T, heads * (2 key + value)) -> (N, T, heads * value)."""
-    per_head = qkv.unflatten(2, (op.heads, -1)).transpose(1, 2)  # (N, heads, T, 2 key + value)
-    query, key, value = per_head.split([op.key_dim, op.key_dim, op.value_dim], dim=3)
+    per_head = qkv.view(*qkv.shape[:2], op.heads, -1).transpose(1, 2)  # (N, heads, T, 2 key + value)
+    query, key, value = torch.split(per_head, [op.key_dim, op.key_dim, op.value_dim], dim=3)
     scores = query @ key.transpose(2, 3)
     weights = ((scores * scale if scale != 1.0 else scores) + bias).softmax(-1)
-    return (weights @ value).transpose(1, 2).flatten(2)
+    mixed: Tensor = weights @ value
+    return mixed.transpose(1, 2).flatten(2)
 
 
 class Residual(nn.Module):

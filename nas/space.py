@@ -1,4 +1,4 @@
-"""Spaces and architectures: one declaration gives parameters, sampling, mutation, counting, every row and exact extremes.
+"""Spaces and architectures: one declaration gives parameters, sampling, mutation, counting, rows and exact extremes.
 
 A `Space` is a row of stages; a stage has an entry block, which changes resolution and width, and then its body blocks.
 The last `tail` blocks of the whole net are of their stage's tail kind (EfficientFormer's MB3D). An `Arch` is the
@@ -139,7 +139,7 @@ def calls_of(arch: Arch) -> tuple[Call, ...]:
     return tuple(calls)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _staged_call(row: Row, stage: str) -> Call:
     try:
         return replace(calls_of_unit(row), stage=stage)
@@ -173,7 +173,9 @@ class Stage:
         for block in (self.entry, self.body, *([self.tail] if self.tail else [])):
             for name, choice in block.open_fields().items():
                 if found.setdefault(name, choice) != choice:
-                    raise InputError(f"{type(block).__name__}.{name}: {choice} here, {found[name]} before, in one stage")
+                    raise InputError(
+                        f"{type(block).__name__}.{name}: {choice} here, {found[name]} before, in one stage"
+                    )
         return found
 
     def blocks(self, picked: Params, tail: int) -> Blocks:
@@ -248,7 +250,7 @@ class Space:
     @functools.cached_property
     def choices(self) -> dict[str, Choice]:
         """The fixed set of parameters: `stage1.width`, `stage1.depth`, ..., `tail`; the same for every trial."""
-        found = {}
+        found: dict[str, Choice] = {}
         for number, stage in enumerate(self.stages, 1):
             found |= {f"stage{number}.{name}": choice for name, choice in stage.choices().items()}
         if self._tail_reach:
@@ -474,7 +476,7 @@ def _rows_of(blocks: Blocks, shapes: tuple[Shape, ...]) -> tuple[tuple[Row, ...]
     return tuple(rows), shapes
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _resolve(unit: Unit, values: tuple[tuple[str, Any], ...]) -> Unit:
     return unit.resolved(dict(values))  # one object per block, so that look-ups compare identities
 

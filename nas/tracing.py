@@ -24,8 +24,24 @@ from nas.ops import BlockModule, Leaf, Row, Shape, Tensors
 
 #: what only looks at memory in another way; anything else outside an op leaf is compute
 FREE_VIEWS = frozenset(
-    "alias detach expand narrow permute select slice split split_with_sizes squeeze t transpose unbind unsqueeze view "
-    "_reshape_alias".split()
+    [
+        "alias",
+        "detach",
+        "expand",
+        "narrow",
+        "permute",
+        "select",
+        "slice",
+        "split",
+        "split_with_sizes",
+        "squeeze",
+        "t",
+        "transpose",
+        "unbind",
+        "unsqueeze",
+        "view",
+        "_reshape_alias",
+    ]
 )
 BYTES_PER_VALUE = 4  # fp32
 
@@ -117,9 +133,9 @@ class _Recorder:
         )
 
 
-class _Strict(TorchDispatchMode):
+class _Strict(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, recorder: _Recorder) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.recorder = recorder
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -147,7 +163,9 @@ def _peak_bytes(
     steps: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]], inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]
 ) -> int:
     """Most bytes alive at once: a tensor lives from the step that makes it to the last that reads it."""
-    sizes = {_storage(t): t.untyped_storage().nbytes() for step in [(inputs, outputs), *steps] for t in step[0] + step[1]}
+    sizes = {
+        _storage(t): t.untyped_storage().nbytes() for step in [(inputs, outputs), *steps] for t in step[0] + step[1]
+    }
     born = {_storage(tensor): 0 for tensor in inputs}
     dies = {_storage(tensor): 0 for tensor in inputs}
     for number, (read, made) in enumerate(steps):
@@ -164,7 +182,7 @@ def _peak_bytes(
     return max(alive)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def calls_of_unit(row: Row) -> Call:
     """The call of one block or op in deployed form, traced once and remembered.
 
@@ -190,14 +208,14 @@ def fuse_in_place(model: nn.Module) -> nn.Module:
     return model.requires_grad_(False)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def params_of_unit(row: Row) -> int:
     """Learned parameters of one block or op, training form."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in row.unit.build(*row.inputs).parameters())
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def macs_of_op(row: Row) -> int:
     """Multiply-adds of one op at batch 1: convolutions, linears and matrix products, by fvcore (one MAC is one).
 
@@ -224,7 +242,7 @@ def _count_macs(module: nn.Module, shapes: tuple[Shape, ...]) -> int:
             analysis.set_op_handle(norm, _no_macs)
         analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-        return round(analysis.total())
+        return int(analysis.total())
 
 
 def _no_macs(inputs: list[Any], outputs: list[Any]) -> Any:

@@ -31,7 +31,7 @@ def _folders() -> list[Path]:
     return [Path(folder) for folder in os.environ.get("NAS_SPACES", "").split(os.pathsep) if folder]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def family(name: str) -> ModuleType:
     """The module of a family.
 
@@ -44,7 +44,8 @@ def family(name: str) -> ModuleType:
         path = folder / f"{name}.py"
         if path.is_file():
             spec = importlib.util.spec_from_file_location(f"nas_outside_spaces.{name}", path)
-            assert spec is not None and spec.loader is not None
+            if spec is None or spec.loader is None:
+                raise InputError(f"{path}: cannot be loaded as a Python module")
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module  # dataclasses look their module up
             spec.loader.exec_module(module)

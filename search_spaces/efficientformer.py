@@ -7,6 +7,7 @@ then added (the paper writes Pool(x) + x), and convolutions keep their bias alth
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -41,8 +42,8 @@ class Stem(Block):
 
     def build(self, x: Shape) -> nn.Module:
         widths = [x.channels, *(self.cout >> (self.convs - 1 - step) for step in range(self.convs))]
-        pairs = zip(widths[:-1], widths[1:], strict=True)
-        return nn.Sequential(*(Conv(cin, cout, 3, 2, act="relu", bias=True).module() for cin, cout in pairs))
+        convs = (Conv(cin, cout, 3, 2, act="relu", bias=True) for cin, cout in itertools.pairwise(widths))
+        return nn.Sequential(*(conv.module() for conv in convs))
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,9 @@ def from_timm(state: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]:
     pairs = {"norm.": "stages.4.0.body.0.body.", "head.": "stages.4.1.body.body.heads.0."}
     pairs |= {"head_dist.": "stages.4.1.body.body.heads.1."}
     for step in (0, 1):
-        pairs |= {f"stem.{kind}{step + 1}.": f"stages.0.0.body.{step}.body.{n}." for n, kind in enumerate(("conv", "norm"))}
+        pairs |= {
+            f"stem.{kind}{step + 1}.": f"stages.0.0.body.{step}.body.{n}." for n, kind in enumerate(("conv", "norm"))
+        }
     for index, stage in enumerate(arch.stages[:-1]):
         for number, kind in enumerate(("conv", "norm") if index else ()):
             inner = "body.1" if isinstance(arch.stages[index - 1][-1], MB3D) else "body"  # behind a ToMap
