@@ -144,9 +144,8 @@ def _staged_call(row: Row, stage: str) -> Call:
     try:
         return replace(calls_of_unit(row), stage=stage)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"stage {stage}: {row.unit} does not take inputs {', '.join(map(str, row.inputs))}") from error
+        inputs = ", ".join(map(str, row.inputs))
+        raise InputError(f"stage {stage}: {row.unit} does not take inputs {inputs}: {error}") from error
 
 
 @dataclass(frozen=True)

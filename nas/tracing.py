@@ -221,7 +221,8 @@ def macs_of_op(row: Row) -> int:
 
     Norms, activations, pooling, softmax and sums are not counted, as the papers do not; training form.
     """
-    return _count_macs(row.unit.build(*row.inputs), row.inputs)
+    with torch.device("cpu"):
+        return _count_macs(row.unit.build(*row.inputs), row.inputs)
 
 
 def macs_of_unit(row: Row) -> int:
@@ -235,8 +236,8 @@ def _count_macs(module: nn.Module, shapes: tuple[Shape, ...]) -> int:
         warnings.simplefilter("ignore", FutureWarning)  # fvcore still scripts its losses when imported
         from fvcore.nn import FlopCountAnalysis
 
-    inputs = tuple(torch.zeros(shape) for shape in shapes)
     with torch.no_grad():
+        inputs = tuple(torch.zeros(shape) for shape in shapes)
         analysis = FlopCountAnalysis(module.eval(), inputs)
         for norm in ("aten::batch_norm", "aten::layer_norm", "aten::group_norm"):
             analysis.set_op_handle(norm, _no_macs)

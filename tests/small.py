@@ -1,0 +1,75 @@
+"""A space small enough to list, and weights that show block errors; for tests."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from nas.latency import Entry, Header, Network, Table
+from nas.ops import one_of
+from nas.space import Space, Stage, calls_of
+from nas.tracing import macs_of_unit
+from search_spaces.efficientformer import HEAD, MB3D, MB4D, Embedding, Stem
+
+TINY = Space(
+    name="efficientformer-32",
+    input_shape=(3, 32, 32),
+    classes=10,
+    stages=(
+        Stage(Stem(convs=1), MB4D(2), width=16, depth=1),
+        Stage(Embedding(), MB4D(one_of(2, 4)), width=one_of(16, 32), depth=one_of(1, 2)),
+        Stage(Embedding(), MB4D(2), width=one_of(16, 32), depth=one_of(1, 2), tail=MB3D(2)),
+        Stage(Embedding(), MB4D(2), width=one_of(32, 48), depth=one_of(1, 2), tail=MB3D(2)),
+    ),
+    head=HEAD,
+    tail=one_of(0, 1, 2, 3),
+)
+
+
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every parameter and statistic a value that matters, so that a block that is wrong shows."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if not tensor.is_floating_point():
+                continue
+            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            values = 1 + 0.3 * noise.abs() if "running_var" in name or tensor.ndim == 1 else 0.1 * noise
+            tensor.copy_(values)
+    return model
+
+
+def fake_us(row: object) -> float:
+    """A made-up but plausible latency of a row: a fixed part and a part for its multiply-adds."""
+    return 3.0 + macs_of_unit(row) / 2e4  # type: ignore[arg-type]
+
+
+def fake_table(space: Space, *, networks: int = 8, error: float = 0.0, seed: int = 0, **header: object) -> Table:
+    """A table of made-up rows for a space; its networks take 1.1 times their sum, off by `error` up and down."""
+    import random
+
+    rng = random.Random(seed)
+    values: dict[str, object] = {
+        "device": "testbox",
+        "cpu": "test cpu",
+        "cores": 2,
+        "runtime": "fake",
+        "runtime_version": "1",
+        "precision": "fp32",
+        "threads": 1,
+        "level": "block",
+        "space": space.name,
+        "input_shape": space.input_shape,
+        "classes": space.classes,
+        "date": "2026-11-21",
+        "protocol": "made up",
+        "sentinel_us": 1000.0,
+    }
+    rows = Table(Header(**(values | header)), [Entry(row, fake_us(row), 0.1, 5) for row in space.rows()])  # type: ignore[arg-type]
+    measured = []
+    for number in range(networks):
+        arch = space.sample(rng)
+        us = 1.1 * rows.raw_us(calls_of(arch)) * (1 + error * (-1) ** number)
+        measured.append(Network(arch, us, 0.1, 3))
+    unique = {network.arch: network for network in measured}
+    return Table(rows.header, rows.entries, unique.values())

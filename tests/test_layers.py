@@ -1,0 +1,67 @@
+"""Imports only go down the layers of the architecture; light imports stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = [  # a lower line may use a higher one
+    ["nas.errors", "nas.units"],
+    ["nas.ops"],
+    ["nas.tracing"],
+    ["nas.space"],
+    ["nas.blocks"],
+    ["search_spaces"],
+    ["nas.building", "nas.weights"],
+    ["nas.latency"],
+    ["nas.export"],
+    ["nas.profiling"],
+    ["nas.evaluation"],
+    ["nas.front", "nas.plots", "nas.report"],
+    ["nas.request"],
+    ["nas.search"],
+    ["nas.cli"],
+]
+MODULES = sorted([*ROOT.glob("nas/**/*.py"), *ROOT.glob("search_spaces/**/*.py")])
+
+
+def layer_of(module: str) -> int | None:
+    for number, names in enumerate(LAYERS):
+        if any(module == name or module.startswith(name + ".") for name in names):
+            return number
+    return None
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.split(".")[0] in ("nas", "search_spaces")}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_only_go_down(path):
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    if module in ("nas", "search_spaces"):
+        return  # both load what they name only when asked
+    own = layer_of(module)
+    assert own is not None, f"{module} has no layer; give it one in LAYERS and in the docs"
+    lazy = {"nas.space"}  # reading an arch file loads the family that defines its blocks
+    upward = [n for n in imports_of(path) if (layer_of(n) or 0) > own and not (module in lazy and n == "search_spaces")]
+    assert upward == []
+
+
+@pytest.mark.parametrize("code", ["import nas", "import nas.cli"])
+def test_light_imports_load_no_heavy_library(code):
+    heavy = "torch", "pandas", "plotly", "optuna", "onnxruntime", "timm", "sklearn"
+    check = f"import sys; {code}; print(*[name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.strip() == ""
