@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 import search_spaces
 from nas.errors import InputError, suggest
-from nas.ops import BlockModule, Residual, Shape
+from nas.ops import Block, BlockModule, Residual, Shape
 from nas.space import Arch, calls_of
 from nas.tracing import fuse_in_place, macs_of_unit, params_of_unit
 
@@ -116,6 +117,16 @@ def load_arch(name: str | os.PathLike[str]) -> Arch:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: cannot be read as an arch file: {error}") from error
     raise InputError(f"{suggest('preset', str(name), presets)} A file of an arch ends in .json.")
+
+
+def with_classes(arch: Arch, classes: int) -> Arch:
+    """The same architecture for another number of classes; its other blocks, and their table rows, stay."""
+
+    def fit(block: Block) -> Block:
+        return dataclasses.replace(block, classes=classes) if hasattr(block, "classes") else block  # type: ignore[call-arg]
+
+    stages = tuple(tuple(fit(block) for block in stage) for stage in arch.stages)
+    return dataclasses.replace(arch, classes=classes, stages=stages)
 
 
 def input_shape_of(arch: Arch, batch: int = 1) -> Shape:

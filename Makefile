@@ -1,0 +1,29 @@
+# The two commands of this project: `make search` runs the main job end to end, `make test` runs the checks.
+# Both create the environment .venv first; PYTHON names another interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: search test format clean
+
+search: $(VENV)/installed
+	$(BIN)/nas search quickstart
+
+test: $(VENV)/installed-dev
+	BIN=$(BIN)/ ./check.sh
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[all]'
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,54 @@
+"""Forward time of our presets against timm's: eager, 1 thread, batch 1, the same weights, in one run.
+
+Prints the median of the ratio ours / timm over interleaved rounds, for the training form and the deployed form.
+Run: python benchmarks/forward.py [PRESET ...]
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import search_spaces
+from nas.building import build, fuse
+
+ROUNDS = 30
+
+
+def seconds(model: nn.Module, x: Tensor) -> float:
+    """The time of one inference."""
+    start = time.perf_counter()
+    model(x)
+    return time.perf_counter() - start
+
+
+def compare(preset: str) -> None:
+    """Time timm's model and both our forms in turn, and print the ratios."""
+    arch = search_spaces.presets()[preset]
+    theirs = timm.create_model(preset.replace("-", "_")).eval()
+    ours = build(arch).eval()
+    ours.load_state_dict(search_spaces.family(arch.family).from_timm(theirs.state_dict(), arch))
+    forms = {"training form": ours, "deployed form": fuse(ours)}
+    x = torch.randn(1, *arch.input_shape)
+    ratios: dict[str, list[float]] = {name: [] for name in forms}
+    with torch.inference_mode():
+        for number in range(ROUNDS + 3):
+            reference = seconds(theirs, x)
+            for name, model in forms.items():
+                ratio = seconds(model, x) / reference
+                if number >= 3:  # the first rounds warm up
+                    ratios[name].append(ratio)
+    for name, values in ratios.items():
+        low, _, high = statistics.quantiles(values, n=4)
+        print(f"{preset}, {name}: {statistics.median(values):.3f} of timm's time (quartiles {low:.3f} to {high:.3f})")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for name in sys.argv[1:] or sorted(search_spaces.presets()):
+        compare(name)

@@ -1,0 +1,427 @@
+"""The command line: each command translates its arguments into one call of the package and shows what came back.
+
+Exit codes: 0 done, 1 failed (what was asked could not be done), 2 usage (what was asked is wrong).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nas.errors import InputError, NasError
+
+if TYPE_CHECKING:
+    from nas.latency import Table
+    from nas.space import Arch
+
+app = typer.Typer(
+    name="nas",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Search mobile hybrid vision transformers under a latency budget measured on your own device.\n\n"
+    "Profile a device into a latency table, search a space under a budget, look at the report, then train, export and "
+    "measure the network. An ARCH is a JSON file or a preset name such as efficientformer-l1; a TABLE is a CSV file or "
+    "the name of a shipped table (nas tables).\n\n"
+    "Exit codes: 0 done, 1 failed, 2 wrong usage.",
+)
+
+ArchArgument = Annotated[str, typer.Argument(metavar="ARCH", help="A JSON file or a preset name.")]
+TableOption = Annotated[str, typer.Option("--table", "-t", help="A table: a CSV file or the name of a shipped one.")]
+RuntimeOption = Annotated[str, typer.Option("--runtime", help="What runs the network: onnxruntime or torch.")]
+ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads set in the runtime itself.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of all randomness.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def main() -> None:
+    """Run the command line; errors that nas raises become one message and an exit code."""
+    try:
+        app(standalone_mode=False)
+    except NasError as error:
+        _fail(f"{type(error).__name__}: {error}", 2 if isinstance(error, InputError) else 1)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("stopped; the same command continues", 1)
+    except Exception as error:
+        if not hasattr(error, "exit_code"):
+            raise
+        error.show()  # type: ignore[attr-defined]  # a usage error of the argument parser
+        sys.exit(error.exit_code)
+
+
+def _fail(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from nas import __version__
+
+        print(f"millinas {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def describe(arch: ArchArgument, as_json: JsonOption = False) -> None:
+    """Show what an architecture is and costs: parameters, MACs, activation bytes, blocks and ops.
+
+    MACs are multiply-adds of convolutions, linears and matrix products at batch 1, as the papers count them.
+    """
+    from nas import facts
+    from nas.units import show_bytes, show_count
+
+    found = facts.describe(_arch(arch))
+    if as_json:
+        return _print_json(found)
+    size = "x".join(map(str, found["input"]))
+    _say(f"[bold]{arch}[/bold] ({found['arch']}), {found['family']}, input {size}, {found['classes']} classes")
+    _say(f"{show_count(found['params'])} parameters ({found['params']:,})")
+    _say(f"{show_count(found['macs'])} MACs ({found['macs']:,})")
+    _say(f"{show_bytes(found['activation_bytes'])} of activations at most, fp32, batch 1")
+    rows = [
+        (b["stage"], b["block"], ", ".join(b["inputs"]), show_count(b["params"]), show_count(b["macs"]))
+        for b in found["blocks"]
+    ]
+    _print_table(("stage", "block", "inputs", ">parameters", ">MACs"), rows)
+
+
+@app.command()
+def estimate(arch: ArchArgument, table: TableOption, as_json: JsonOption = False) -> None:
+    """Predict the latency of an architecture from a table, with the share of each block."""
+    from nas import facts
+
+    found = facts.estimate(_arch(arch), _table(table))
+    if as_json:
+        return _print_json(found)
+    low, high = found["predicted_low_ms"], found["predicted_high_ms"]
+    interval = f", 90 % between {low:.4g} and {high:.4g} ms" if low is not None else ""
+    _say(f"[bold]{found['latency_ms']:.4g} ms[/bold] {found['source']}{interval}")
+    rows = [(b["stage"], b["block"], b["inputs"], f"{b['us']:.1f}", f"{b['share']:.1%}") for b in found["blocks"]]
+    rows.append(("", "outside the blocks", "", f"{found['outside_blocks_us']:.1f}", ""))
+    _print_table(("stage", "block", "inputs", ">us", ">share"), rows)
+
+
+@app.command()
+def measure(
+    arch: ArchArgument,
+    runtime: RuntimeOption = "onnxruntime",
+    threads: ThreadsOption = 1,
+    table: Annotated[str | None, typer.Option("--table", "-t", help="Also predict from this table.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time a whole network on this machine, in fresh processes, beside the prediction of a table."""
+    from nas import facts
+    from nas.profiling import profiler
+
+    network = _arch(arch)
+    known = _table(table) if table else None
+    with _progress() as report:
+        result = profiler.measure(network, runtime=runtime, threads=threads, progress=report)
+    found: dict[str, Any] = {
+        "arch": network.id,
+        "measured_ms": result.us / 1e3,
+        "measured_spread_ms": result.spread_us / 1e3,
+        "samples": result.count,
+        "runtime": f"{runtime} {result.runtime_version}",
+        "threads": threads,
+        "device": result.device,
+        "source": "measured",
+    }
+    if known is not None:
+        prices = facts.estimate(network, known)
+        found |= {key: prices[key] for key in ("predicted_ms", "predicted_low_ms", "predicted_high_ms", "table")}
+    if as_json:
+        return _print_json(found)
+    _say(f"[bold]{found['measured_ms']:.4g} ms[/bold] measured (spread {found['measured_spread_ms']:.2g} ms)")
+    _say(f"{found['runtime']}, {threads} thread(s), {found['device']}")
+    if known is not None:
+        off = found["predicted_ms"] / found["measured_ms"] - 1
+        _say(f"{found['predicted_ms']:.4g} ms predicted by {found['table']} ({off:+.1%})")
+
+
+@app.command()
+def profile(
+    space: Annotated[str | None, typer.Argument(metavar="[SPACE]", help="A space (nas spaces).")] = None,
+    table: Annotated[
+        Path | None, typer.Option("--table", "-t", "--output", "-o", help="The table to write or complete.")
+    ] = None,
+    arch: Annotated[str | None, typer.Option("--arch", help="Only the rows that this arch needs.")] = None,
+    runtime: RuntimeOption = "onnxruntime",
+    threads: ThreadsOption = 1,
+    level: Annotated[str, typer.Option("--level", help="What a row is: block or op.")] = "block",
+    rounds: Annotated[int | None, typer.Option("--rounds", min=3, help="Measuring rounds of each pass.")] = None,
+    networks: Annotated[
+        int | None, typer.Option("--networks", min=5, help="Whole networks for the calibration.")
+    ] = None,
+    seed: SeedOption = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is left and how long it takes.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure every row that a space can need on this machine into a latency table.
+
+    Ends with whole networks and the calibration fitted on them. The same command continues after an interruption; rows
+    of another device, runtime version or thread count are never mixed into one file.
+    """
+    from nas import facts
+    from nas.profiling import device, profiler
+    from nas.units import show_seconds
+
+    known = _table(str(table)) if table is not None and table.is_file() else None
+    wanted = _profiled_space(space, known, arch)
+    if known is not None:
+        runtime, threads, level = known.header.runtime, known.header.threads, known.header.level
+    path = table or Path("latency_tables") / device.this_machine().slug / profiler.table_name(
+        wanted, runtime, threads, level
+    )
+    settings: dict[str, Any] = {"runtime": runtime, "threads": threads, "level": level, "path": path, "seed": seed}
+    settings |= {key: value for key, value in (("rounds", rounds), ("networks", networks)) if value is not None}
+    if arch is not None:
+        settings["rows"] = profiler.rows_of_arch(_arch(arch), level)
+    left = profiler.plan(wanted, **settings)
+    if not as_json:
+        _say(f"{path}: {left.done} of {left.total} rows measured; about {show_seconds(left.seconds)} left")
+    if dry_run:
+        return (
+            _print_json(
+                {"table": str(path), "rows": left.total, "left": left.total - left.done, "seconds": left.seconds}
+            )
+            if as_json
+            else None
+        )
+    with _progress() as report:
+        result = profiler.profile(wanted, **settings, progress=report)
+    found = facts.table_facts(result)
+    if as_json:
+        return _print_json(found)
+    _say(f"[bold]{path}[/bold]: {found['rows']} rows, {found['networks']} networks")
+    _say(f"calibration: {found['calibration'] or 'none: fewer than 5 networks measured'}")
+    _say(f"Next: nas validate {path}, or nas search --table {path} --budget 'latency_ms<=p40'")
+
+
+@app.command()
+def validate(
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="A table: a CSV file or the name of a shipped one.")],
+    archs: Annotated[int, typer.Option("--archs", min=12, help="Unseen networks to measure.")] = 12,
+    seed: SeedOption = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure unseen networks, spread evenly in log latency over the table's space, against its predictions.
+
+    On another machine than the table's, the error is given raw and after one scale refitted on five other networks.
+    """
+    from nas.profiling import validation
+
+    with _progress() as report:
+        result = validation.validate(_table(table), archs=archs, seed=seed, progress=report)
+    if as_json:
+        return _print_json(result.facts())
+    _say(result.text(), markup=False)
+
+
+@app.command()
+def train(
+    arch: ArchArgument,
+    data: Annotated[str, typer.Option("--data", "-d", help="digits, fashion-mnist, cifar10, imagefolder:PATH, ...")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of weights and log; default runs/train-ARCH-DATA.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the training images.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=2, help="Images a step.")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Highest learning rate.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other field of the recipe.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Train an architecture on a dataset; the same command continues from the last epoch written.
+
+    The head takes the dataset's number of classes; images are brought to the arch's input size.
+    """
+    from nas.evaluation.runs import train_arch
+
+    given = {"epochs": epochs, "batch_size": batch_size, "lr": lr} | dict(_pair(item) for item in set_ or [])
+    fields = {key: value for key, value in given.items() if value is not None}
+    network = _arch(arch)
+    folder = out or Path("runs") / f"train-{Path(arch).stem}-{data.split(':')[0]}"
+    with _progress() as report:
+        found = train_arch(network, data, folder, fields, device=device, seed=seed, progress=report)
+    if as_json:
+        return _print_json(found)
+    _say(
+        f"test accuracy [bold]{found['test_accuracy']:.2%}[/bold], validation {found['val_accuracy']:.2%} (loss {found['val_loss']:.4f})"
+    )
+    _say(f"{found['epochs']} epochs in {found['seconds']:.0f} s; weights: {found['weights']}")
+
+
+@app.command()
+def export(
+    arch: ArchArgument,
+    format_: Annotated[str, typer.Option("--format", "-f", help="File format: onnx.")] = "onnx",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file; default ARCH.FORMAT.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", "-w", help="A state dict (.pt); default: fresh weights.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Export a network in deployed form (norms folded, heads merged), checked against PyTorch's outputs."""
+    from nas.evaluation.runs import export_arch
+
+    target = out or Path(f"{Path(arch).stem}.{format_}")
+    found = export_arch(_arch(arch), target, format_, weights)
+    if as_json:
+        return _print_json(found)
+    _say(
+        f"[bold]{found['file']}[/bold], {found['bytes'] / 2**20:.1f} MiB; outputs within {found['difference']:.1e} of PyTorch's"
+    )
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Write the report of a finished run again: one HTML file that works offline."""
+    from nas.report import write_report
+
+    path = write_report(run)
+    _print_json({"report": str(path)}) if as_json else _say(f"[bold]{path}[/bold]")
+
+
+@app.command()
+def spaces(as_json: JsonOption = False) -> None:
+    """List the spaces: number of distinct archs, rows to measure, minutes to profile; and the presets."""
+    import search_spaces
+    from nas import facts
+
+    found = facts.spaces()
+    presets = sorted(search_spaces.presets())
+    if as_json:
+        return _print_json({"spaces": found, "presets": presets})
+    rows = [
+        (
+            s["space"],
+            "x".join(map(str, s["input"])),
+            f"{s['archs']:,}",
+            str(s["rows"]),
+            str(s["op_rows"]),
+            f"{s['minutes_to_profile']:g}",
+        )
+        for s in found
+    ]
+    _print_table(("space", "input", ">archs", ">rows", ">op rows", ">minutes to profile"), rows)
+    _say(f"presets: {', '.join(presets)}")
+
+
+@app.command()
+def tables(
+    paths: Annotated[list[Path] | None, typer.Argument(metavar="[TABLE]...", help="Further table files.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the shipped latency tables with their device, runtime, rows and error."""
+    from nas import facts
+
+    found = facts.tables(*(paths or []))
+    if as_json:
+        return _print_json({"tables": found})
+    rows = [
+        (t["table"], t["cpu"], t["runtime"], f"{t['threads']}", t["space"], str(t["rows"]), _percent(t["mape_percent"]))
+        if "error" not in t
+        else (t["table"], t["error"], *[""] * 5)
+        for t in found
+    ]
+    _print_table(("table", "cpu", "runtime", ">threads", "space", ">rows", ">held-out error"), rows)
+
+
+def _percent(value: float | None) -> str:
+    return "uncalibrated" if value is None else f"{value:.1f} %"
+
+
+def _arch(name: str) -> Arch:
+    from nas.building import load_arch
+
+    return load_arch(name)
+
+
+def _table(name: str) -> Table:
+    import latency_tables
+    from nas.latency import Table
+
+    return Table.read(latency_tables.find(name))
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    import yaml
+
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"--set: expected KEY=VALUE, got {text!r}")
+    return key, yaml.safe_load(value)
+
+
+def _print_json(facts: dict[str, Any]) -> None:
+    print(json.dumps(facts, indent=2))
+
+
+def _say(text: str, markup: bool = True) -> None:
+    from rich.console import Console
+
+    Console(highlight=False, soft_wrap=True).print(text, markup=markup)
+
+
+def _print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Print rows; a column whose name begins with `>` is aligned right."""
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    console = Console(highlight=False)
+    table = RichTable(box=None, header_style="bold", pad_edge=False)
+    for name in columns:
+        right = name.startswith(">")
+        table.add_column(name.removeprefix(">"), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[..., None]]:
+    """A bar on standard error, and the callback that moves it: `(done, total, seconds_left, text)`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from nas.units import show_seconds
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None, left="")
+
+        def report(done: float, total: float, seconds_left: float | None = None, text: str = "") -> None:
+            left = "" if seconds_left is None else f"{show_seconds(seconds_left)} left"
+            bar.update(task, completed=done, total=total, description=text, left=left)
+
+        yield report
+
+
+if __name__ == "__main__":
+    main()

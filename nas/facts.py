@@ -1,0 +1,141 @@
+"""What the commands print: plain data about archs, spaces and tables, the same for a notebook and for `--json`.
+
+Latencies are in milliseconds here, since these are figures for people; each says whether it is predicted or measured.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import latency_tables
+import search_spaces
+from nas.building import cost_of
+from nas.errors import NasError
+from nas.latency import Table
+from nas.space import Arch, Space, calls_of
+from nas.tracing import macs_of_unit, params_of_unit
+from nas.units import to_ms
+
+SECONDS_PER_ROW = 1.1  # both passes of a block row with ONNX Runtime, export included; measured on two x86 cores
+
+
+def describe(arch: Arch) -> dict[str, Any]:
+    """Parameters, multiply-adds, peak activation bytes, blocks and ops of an arch."""
+    cost = cost_of(arch)
+    blocks = [
+        {
+            "stage": call.stage,
+            "block": str(call.row.unit),
+            "inputs": [str(shape) for shape in call.row.inputs],
+            "params": params_of_unit(call.row),
+            "macs": macs_of_unit(call.row),
+            "ops": [str(op.row) for op in call.ops],
+        }
+        for call in calls_of(arch)
+    ]
+    return {
+        "arch": arch.id,
+        "family": arch.family,
+        "input": list(arch.input_shape),
+        "classes": arch.classes,
+        "params": cost.params,
+        "macs": cost.macs,
+        "activation_bytes": cost.peak_bytes,
+        "blocks": blocks,
+    }
+
+
+def architecture(arch: Arch) -> list[dict[str, str]]:
+    """The stages in words, equal neighbours counted: `Embedding cout=96, MB4D ratio=4 x 3`."""
+    lines = []
+    for index, stage in enumerate(arch.stages):
+        runs = [(str(block), len(list(group))) for block, group in itertools.groupby(stage)]
+        text = ", ".join(f"{block} x {count}" if count > 1 else block for block, count in runs)
+        lines.append({"stage": arch.stage_name(index), "blocks": text})
+    return lines
+
+
+def estimate(arch: Arch, table: Table) -> dict[str, Any]:
+    """The predicted latency of an arch with each block's share.
+
+    Raises:
+        MissingLatency: naming every row the table lacks.
+    """
+    latency = table.price(calls_of(arch))
+    blocks = [
+        {
+            "stage": call.stage,
+            "block": str(call.row.unit),
+            "inputs": ", ".join(map(str, call.row.inputs)),
+            "us": us,
+            "share": us / latency.total_us,
+        }
+        for call, us in latency.blocks
+    ]
+    return {
+        "arch": arch.id,
+        "latency_ms": to_ms(latency.total_us),
+        "predicted_ms": to_ms(latency.total_us),
+        "predicted_low_ms": None if latency.low_us is None else to_ms(latency.low_us),
+        "predicted_high_ms": None if latency.high_us is None else to_ms(latency.high_us),
+        "source": "predicted" if latency.calibrated else "predicted, uncalibrated",
+        "outside_blocks_us": latency.offset_us,
+        "table": table.where,
+        "table_hash": table.hash,
+        "blocks": blocks,
+    }
+
+
+def space_facts(space: Space) -> dict[str, Any]:
+    """Number of distinct archs, rows at both levels, and how long profiling takes."""
+    rows = space.rows()
+    return {
+        "space": space.name,
+        "input": list(space.input_shape),
+        "classes": space.classes,
+        "archs": space.count(),
+        "rows": len(rows),
+        "op_rows": len(space.op_rows()),
+        "minutes_to_profile": round(len(rows) * SECONDS_PER_ROW / 60, 1),
+        "choices": {name: list(choice.values) for name, choice in space.choices.items()},
+    }
+
+
+def spaces() -> list[dict[str, Any]]:
+    """`space_facts` of every known space."""
+    return [space_facts(space) for _, space in sorted(search_spaces.spaces().items())]
+
+
+def table_facts(table: Table) -> dict[str, Any]:
+    """What a table was measured on, what it holds and how far it can be trusted."""
+    header, calibration = table.header, table.calibration
+    return {
+        "table": table.where,
+        "device": header.device,
+        "cpu": header.cpu,
+        "cores": header.cores,
+        "runtime": f"{header.runtime} {header.runtime_version}",
+        "precision": header.precision,
+        "threads": header.threads,
+        "level": header.level,
+        "space": header.space,
+        "date": header.date,
+        "rows": len(table.entries),
+        "networks": len(table.networks),
+        "calibration": None if calibration is None else str(calibration),
+        "mape_percent": table.mape_percent,
+        "table_hash": table.hash,
+    }
+
+
+def tables(*paths: Path) -> list[dict[str, Any]]:
+    """`table_facts` of the shipped tables and of those named; one that cannot be read says why."""
+    found = []
+    for path in (*map(latency_tables.find, latency_tables.names()), *paths):
+        try:
+            found.append(table_facts(Table.read(path)))
+        except NasError as error:
+            found.append({"table": str(path), "error": str(error)})
+    return found
