@@ -5,7 +5,6 @@ Latencies are in milliseconds here, since these are figures for people; each say
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import search_spaces
 from nas.building import cost_of
 from nas.errors import NasError
 from nas.latency import Table
-from nas.space import Arch, Space, calls_of
+from nas.space import Arch, Space, calls_of, stage_runs
 from nas.tracing import macs_of_unit, params_of_unit
 from nas.units import to_ms
 
@@ -48,13 +47,9 @@ def describe(arch: Arch) -> dict[str, Any]:
 
 
 def architecture(arch: Arch) -> list[dict[str, str]]:
-    """The stages in words, equal neighbours counted: `Embedding cout=96, MB4D ratio=4 x 3`."""
-    lines = []
-    for index, stage in enumerate(arch.stages):
-        runs = [(str(block), len(list(group))) for block, group in itertools.groupby(stage)]
-        text = ", ".join(f"{block} x {count}" if count > 1 else block for block, count in runs)
-        lines.append({"stage": arch.stage_name(index), "blocks": text})
-    return lines
+    """The stages in words, equal neighbours counted: `Embedding cout=96, MB4D ratio=4 x3`."""
+    stages = enumerate(arch.stages)
+    return [{"stage": arch.stage_name(index), "blocks": ", ".join(stage_runs(stage))} for index, stage in stages]
 
 
 def estimate(arch: Arch, table: Table) -> dict[str, Any]:

@@ -348,9 +348,7 @@ class Table:
             writer.writerow(["row", name, fields, inputs, *_numbers(entry)])
         for network in self.networks:
             inputs = str(Shape(1, *network.arch.input_shape))
-            params = _space_of(network.arch).params_of(network.arch)
-            fields = " ".join(f"{key}={value}" for key, value in params.items())
-            writer.writerow(["network", network.arch.family, fields, inputs, *_numbers(network)])
+            writer.writerow(["network", network.arch.family, network.arch.to_text(), inputs, *_numbers(network)])
         return "\n".join(lines) + "\n" + text.getvalue()
 
     def write(self, path: str | os.PathLike[str]) -> Path:
@@ -448,11 +446,6 @@ def _sizes(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _space_of(arch: Arch) -> Space:
-    space = search_spaces.load(arch.family)
-    return dataclasses.replace(space, input_shape=arch.input_shape, classes=arch.classes)
-
-
 def _read_header(text: str, source: Path) -> tuple[Header, list[str], int]:
     lines = text.splitlines()
     count = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
@@ -514,16 +507,8 @@ def _read_row(line: dict[str, str], where: str) -> Row:
 
 def _read_network(line: dict[str, str], header: Header, where: str) -> Arch:
     try:
-        space = search_spaces.load(line["name"])
-        shape = Shape.parse(line["inputs"])
-        params = dict(_param(item) for item in line["fields"].split())
-        channels, height, width = shape[1:]
-        sized = dataclasses.replace(space, input_shape=(channels, height, width), classes=header.classes)
-        return sized.arch(params)
+        search_spaces.load(line["name"])
+        _, channels, height, width = Shape.parse(line["inputs"])
+        return Arch.from_text(line["fields"], line["name"], (channels, height, width), header.classes)
     except (InputError, ValueError) as error:
         raise TableError(f"{where}, column name, fields or inputs: {error}") from error
-
-
-def _param(text: str) -> tuple[str, Any]:
-    key, _, value = text.partition("=")
-    return key, int(value) if value.lstrip("-").isdigit() else value

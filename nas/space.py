@@ -13,12 +13,13 @@ import hashlib
 import itertools
 import json
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from nas.errors import InputError, suggest
-from nas.ops import Block, Choice, Row, Shape, Unit, make_unit
+from nas.ops import Block, Choice, Row, Shape, Unit, make_unit, parse_unit
 from nas.tracing import Call, calls_of_unit
 
 if TYPE_CHECKING:
@@ -59,6 +60,20 @@ class Arch:
         data = {"family": self.family, "input": list(self.input_shape), "classes": self.classes, "stages": stages}
         return json.dumps(data)
 
+    def to_text(self) -> str:
+        """The blocks in a line, equal neighbours counted: `Stem cout=16 convs=1; MB4D ratio=2 x3 | Embedding ...`."""
+        return " | ".join("; ".join(stage_runs(stage)) for stage in self.stages)
+
+    @classmethod
+    def from_text(cls, text: str, family: str, input_shape: tuple[int, int, int], classes: int) -> Arch:
+        """Read what `to_text` wrote, for blocks that are already known (`search_spaces.load`).
+
+        Raises:
+            InputError: naming what cannot be read.
+        """
+        stages = tuple(tuple(_read_runs(stage)) for stage in text.split(" | "))
+        return cls(family, input_shape, classes, stages)
+
     @classmethod
     def from_json(cls, text: str, where: str = "arch") -> Arch:
         """Read an arch.
@@ -71,6 +86,25 @@ class Arch:
         except json.JSONDecodeError as error:
             raise InputError(f"{where}: not JSON: {error.msg} at line {error.lineno} column {error.colno}") from error
         return _read_arch(data, where)
+
+
+def stage_runs(stage: Blocks) -> list[str]:
+    """The blocks of a stage in words, equal neighbours counted: `Embedding cout=96`, `MB4D ratio=4 x3`."""
+    runs = [(str(block), len(list(group))) for block, group in itertools.groupby(stage)]
+    return [f"{block} x{count}" if count > 1 else block for block, count in runs]
+
+
+def _read_runs(text: str) -> Iterator[Block]:
+    for item in text.split("; "):
+        words = item.split()
+        counted = re.fullmatch(r"x(\d+)", words[-1]) if len(words) > 1 else None
+        count, words = (int(counted[1]), words[:-1]) if counted else (1, words)
+        if not words:
+            raise InputError(f"expected blocks such as 'MB4D ratio=4 x3', got {text!r}")
+        unit = parse_unit(words[0], " ".join(words[1:]))
+        if not isinstance(unit, Block):
+            raise InputError(f"{words[0]} is an op, expected a block")
+        yield from [unit] * count
 
 
 def _block_data(block: Block) -> dict[str, Any]:

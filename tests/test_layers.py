@@ -23,6 +23,7 @@ LAYERS = [  # a lower line may use a higher one
     ["nas.profiling"],
     ["nas.evaluation"],
     ["nas.front", "nas.plots", "nas.report"],
+    ["nas.facts"],
     ["nas.request"],
     ["nas.search"],
     ["nas.cli"],

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from nas.errors import InputError, MissingLatency, TableError
+from nas.latency import Entry, Table, calibrate
+from nas.space import calls_of
+from tests.small import TINY, fake_table, fake_us
+
+
+def test_a_price_is_the_calibrated_sum_of_the_rows(rng):
+    table = fake_table(TINY)
+    arch = TINY.sample(rng)
+    total = 1.1 * sum(fake_us(call.row) for call in calls_of(arch))
+    latency = table.price(calls_of(arch))
+    assert latency.total_us == pytest.approx(total)
+    assert sum(us for _, us in latency.blocks) == pytest.approx(total)
+    assert latency.calibrated
+    assert [latency.low_us, latency.high_us] == pytest.approx([total, total])  # the networks lie on the line
+
+
+def test_an_uncalibrated_price_says_so(rng):
+    table = fake_table(TINY, networks=3)
+    assert table.calibration is None
+    latency = table.price(calls_of(TINY.sample(rng)))
+    assert (latency.calibrated, latency.low_us, latency.high_us) == (False, None, None)
+    assert "uncalibrated" in str(latency)
+
+
+def test_a_missing_row_is_an_error_that_names_every_one(rng):
+    table = fake_table(TINY)
+    arch = TINY.sample(rng)
+    calls = calls_of(arch)
+    lacking = {str(calls[0].row), str(calls[-1].row)}
+    part = Table(table.header, [entry for entry in table.entries if str(entry.row) not in lacking])
+    with pytest.raises(MissingLatency, match=r"lacks 2 of .* block rows") as caught:
+        part.price(calls)
+    assert set(caught.value.missing) == lacking
+    assert "nas profile --table" in str(caught.value)
+    with pytest.raises(MissingLatency):
+        part.require(TINY)
+
+
+def test_op_rows_price_the_ops_inside_the_blocks(rng):
+    rows = [Entry(row, fake_us(row), 0.1, 5) for row in TINY.op_rows()]
+    table = Table(replace(fake_table(TINY).header, level="op"), rows)
+    arch = TINY.sample(rng)
+    calls = calls_of(arch)
+    expected = sum(fake_us(op.row) for call in calls for op in call.ops)
+    assert table.price(calls).total_us == pytest.approx(expected)
+    assert table.raw_us(calls) == pytest.approx(expected)
+    matrix = TINY.encode([arch])
+    assert table.price_matrix(TINY, matrix)[0] == pytest.approx(expected)
+
+
+def test_a_matrix_is_priced_as_one_by_one(rng):
+    table = fake_table(TINY, error=0.02)
+    archs = [TINY.sample(rng) for _ in range(300)]
+    one_by_one = [table.price(calls_of(arch)).total_us for arch in archs]
+    np.testing.assert_allclose(table.price_matrix(TINY, TINY.encode(archs)), one_by_one)
+    with pytest.raises(InputError, match="row numbers from"):
+        table.price_matrix(TINY, TINY.encode(archs) + len(TINY.rows()))
+
+
+def test_the_extremes_are_exact():
+    table = fake_table(TINY, error=0.01)
+    prices = [table.price(calls_of(arch)).total_us for arch in TINY.archs()]
+    (low, smallest), (high, largest) = table.extremes(TINY)
+    assert low == pytest.approx(min(prices))
+    assert high == pytest.approx(max(prices))
+    assert table.price(calls_of(smallest)).total_us == pytest.approx(low)
+    assert table.price(calls_of(largest)).total_us == pytest.approx(high)
+
+
+def test_another_resolution_is_refused():
+    with pytest.raises(TableError, match=r"was measured for input 3x32x32, space .* has 3x64x64.*nas profile"):
+        fake_table(TINY).require(replace(TINY, input_shape=(3, 64, 64)))
+
+
+@pytest.mark.parametrize("offset", [0.0, 40.0])
+def test_a_calibration_finds_the_line_it_was_made_from(offset):
+    sums = np.geomspace(100, 1000, 10)
+    fit = calibrate(sums, 1.25 * sums + offset)
+    assert fit.scale == pytest.approx(1.25)
+    assert fit.offset_us == pytest.approx(offset)
+    assert fit.mape_percent == pytest.approx(0, abs=1e-9)
+
+
+def test_an_offset_needs_a_reason():
+    generator = np.random.default_rng(0)
+    for _ in range(20):  # noise of 3 % and no offset: a spurious one would mislead far from the networks
+        sums = np.geomspace(100, 1000, 8)
+        fit = calibrate(sums, 1.1 * sums * generator.normal(1, 0.03, 8))
+        assert fit.offset_us < 0.1 * sums[0]
+
+
+def test_the_held_out_error_by_hand():
+    # one scale fitted on four of (1, 1, 1, 1, 2) times the sum, least squares of relative errors
+    sums, measured = np.ones(5) * 100, np.array([100.0, 100, 100, 100, 200])
+    fit = calibrate(sums, measured)
+    others = 1.0  # fitted on the four equal ones
+    mixed = (3 * 1 + 0.5) / (3 * 1 + 0.25)  # fitted on three of them and the odd one
+    errors = [abs(mixed - 1)] * 4 + [abs(others * 100 - 200) / 200]
+    assert fit.mape_percent == pytest.approx(100 * np.mean(errors))
+    assert fit.interval == pytest.approx(max(errors))
+
+
+def test_a_table_survives_its_file(tmp_path):
+    table = fake_table(TINY, error=0.02)
+    path = table.write(tmp_path / "box" / "fake-fp32-1t.csv")
+    again = Table.read(path)
+    assert again.header == table.header
+    assert again.hash == table.hash
+    assert [entry.row for entry in again.entries] == [entry.row for entry in table.entries]
+    assert [network.arch for network in again.networks] == [network.arch for network in table.networks]
+    assert again.calibration.scale == pytest.approx(table.calibration.scale, rel=1e-3)
+    assert list(tmp_path.rglob("*.tmp")) == []
+
+
+def break_line(text: str, find: str, change) -> str:
+    lines = text.splitlines()
+    number = next(n for n, line in enumerate(lines) if find in line)
+    lines[number : number + 1] = change(lines[number])
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("find", "change", "message"),
+    [
+        ("# millinas", lambda line: ["hello"], r":1: this is no millinas latency table"),
+        ("# millinas", lambda line: [line[:-1] + "9"], r":1: format 9; this version of nas reads 1"),
+        ("# units", lambda line: ["# units: ms"], r":17: units: expected us, got 'ms'"),
+        ("# level", lambda line: ["# level: node"], r"level: expected block or op, got 'node'"),
+        ("# threads", lambda line: ["# threads: one"], r"threads: expected int, got 'one'"),
+        ("# threads", lambda line: [], r"the header lacks 'threads'"),
+        ("# input_shape", lambda line: ["# input_shape: 32"], r"input_shape: expected CxHxW, got '32'"),
+        ("# space", lambda line: ["# space: nowhere"], r"unknown space 'nowhere'"),
+        ("kind,name", lambda line: ["kind,name"], r":19: expected the columns kind,name,fields"),
+        ("row,Pooled", lambda line: [line, line], r":\d+: second row for Pooled"),
+        (
+            "row,Pooled",
+            lambda line: [line.replace("Pooled", "Poold")],
+            r"column name or fields: unknown block or op 'Poold'",
+        ),
+        ("row,MB4D", lambda line: [line.replace("ratio", "rato")], r"cannot read field 'rato=2'"),
+        ("row,Pooled", lambda line: [line + ",1"], r":\d+: expected 7 columns, got 8"),
+        ("row,Pooled", lambda line: [line.replace(",0.100,", ",nan,")], r"column spread_us: expected a finite number"),
+        (
+            "row,Pooled",
+            lambda line: [line.replace(",0.100,", ",fast,")],
+            r"column spread_us: expected a number, got 'fast'",
+        ),
+        ("row,Pooled", lambda line: [line.replace("1x", "1y")], r"column inputs: shape: expected sizes like"),
+        ("row,Pooled", lambda line: [line.replace("row,", "roe,")], r"column kind: expected row or network, got 'roe'"),
+        (
+            "network,",
+            lambda line: [line.replace("stage2.width=", "stage9.width=")],
+            r"unknown parameter 'stage9.width'",
+        ),
+        ("network,", lambda line: [line, line], r"second row for network"),
+    ],
+)
+def test_a_bad_file_is_named_by_line_and_column(tmp_path, find, change, message):
+    path = tmp_path / "t.csv"
+    path.write_text(break_line(fake_table(TINY).to_text(), find, change))
+    with pytest.raises(InputError, match=message):
+        Table.read(path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(TableError, match=r"nothing\.csv: cannot be read as a latency table"):
+        Table.read(tmp_path / "nothing.csv")
+
+
+def test_two_rows_of_one_key_are_refused():
+    table = fake_table(TINY)
+    with pytest.raises(TableError, match="two rows have one key"):
+        Table(table.header, [*table.entries, table.entries[0]])
+
+
+def test_the_hash_follows_the_content():
+    table = fake_table(TINY)
+    other = Table(table.header, [replace(table.entries[0], us=1.0), *table.entries[1:]])
+    assert table.hash == fake_table(TINY).hash != other.hash
