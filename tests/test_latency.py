@@ -157,8 +157,8 @@ def break_line(text: str, find: str, change) -> str:
         ("row,Pooled", lambda line: [line.replace("row,", "roe,")], r"column kind: expected row or network, got 'roe'"),
         (
             "network,",
-            lambda line: [line.replace("stage2.width=", "stage9.width=")],
-            r"unknown parameter 'stage9.width'",
+            lambda line: [line.replace("MB4D", "MB5D")],
+            r"unknown block or op 'MB5D'",
         ),
         ("network,", lambda line: [line, line], r"second row for network"),
     ],
