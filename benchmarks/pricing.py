@@ -13,8 +13,8 @@ import time
 import numpy as np
 
 import search_spaces
+from nas.arch import calls_of
 from nas.latency import Entry, Header, Table
-from nas.space import calls_of
 
 
 def timed(label: str, goal: str, start: float, count: int | None = None) -> None:

@@ -10,20 +10,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nas.arch import Arch, calls_of
     from nas.building import build, cost_of, fuse, load_arch
     from nas.errors import NasError
     from nas.latency import Table
-    from nas.space import Arch, Space, calls_of
+    from nas.space import Space
 
 __version__ = "0.1.0"
 
 _WHERE = {
-    "Arch": "nas.space",
+    "Arch": "nas.arch",
     "NasError": "nas.errors",
     "Space": "nas.space",
     "Table": "nas.latency",
     "build": "nas.building",
-    "calls_of": "nas.space",
+    "calls_of": "nas.arch",
     "cost_of": "nas.building",
     "fuse": "nas.building",
     "load_arch": "nas.building",

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import search_spaces
+from nas.arch import Arch, calls_of
 from nas.errors import InputError, suggest
 from nas.ops import Block, BlockModule, Residual, Shape
-from nas.space import Arch, calls_of
 from nas.tracing import fuse_in_place, macs_of_unit, params_of_unit
 
 

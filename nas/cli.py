@@ -17,8 +17,8 @@ import typer
 from nas.errors import InputError, NasError
 
 if TYPE_CHECKING:
+    from nas.arch import Arch
     from nas.latency import Table
-    from nas.space import Arch
 
 app = typer.Typer(
     name="nas",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nas.building import fuse
 from nas.errors import InputError, MeasureError, suggest
-from nas.ops import BlockModule, Leaf, Shape
+from nas.ops import Leaf, Shape
 
 OPSET = 20  # the first with a GELU of its own; below, it becomes five nodes that ONNX Runtime does not fuse again
 TOLERANCE = 1e-4
@@ -98,8 +98,7 @@ def check_onnx(path: str | os.PathLike[str], model: nn.Module, tolerance: float 
 
 def deployed(model: nn.Module) -> nn.Module:
     """A copy of a model in deployed form and eval mode; a model that is in it already comes back unchanged."""
-    leaves = [module for module in model.modules() if isinstance(module, Leaf)]
-    if not model.training and not any(parameter.requires_grad for parameter in model.parameters()) and leaves:
+    if not model.training and not any(parameter.requires_grad for parameter in model.parameters()):
         return model  # only `fuse` leaves a model without anything to train
     return fuse(model)
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import latency_tables
 import search_spaces
+from nas.arch import Arch, calls_of, stage_runs
 from nas.building import cost_of
 from nas.errors import NasError
 from nas.latency import Table
-from nas.space import Arch, Space, calls_of, stage_runs
+from nas.space import Space
 from nas.tracing import macs_of_unit, params_of_unit
 from nas.units import to_ms
 

@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 import search_spaces
+from nas.arch import Arch, calls_of
 from nas.errors import InputError, MissingLatency, TableError
 from nas.ops import Row, Shape, parse_unit
-from nas.space import Arch, Space, calls_of
+from nas.space import Space
 from nas.tracing import Call
 from nas.units import show_us
 

@@ -14,10 +14,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from nas.arch import Arch
 from nas.building import Network
 from nas.errors import InputError
 from nas.ops import BlockModule, Leaf
-from nas.space import Arch
 
 
 def slices(large: Network, arch: Arch) -> dict[str, Tensor]:

@@ -17,7 +17,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nas.space import Arch, Space
+    from nas.arch import Arch
+    from nas.space import Space
 
 
 def families() -> list[str]:

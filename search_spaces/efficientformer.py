@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from nas.arch import Arch
 from nas.ops import (
     BiasAttention,
     Block,
@@ -30,7 +31,7 @@ from nas.ops import (
     one_of,
     trunc_normal,
 )
-from nas.space import Arch, Space, Stage
+from nas.space import Space, Stage
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from nas.arch import calls_of
 from nas.latency import Entry, Header, Network, Table
 from nas.ops import one_of
-from nas.space import Space, Stage, calls_of
+from nas.space import Space, Stage
 from nas.tracing import macs_of_unit
 from search_spaces.efficientformer import HEAD, MB3D, MB4D, Embedding, Stem
 

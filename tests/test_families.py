@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import search_spaces
+from nas.arch import Arch, calls_of
 from nas.building import Network, build, cost_of, fuse, input_shape_of
 from nas.ops import BlockModule
-from nas.space import Arch, calls_of
 from nas.tracing import calls_of_unit, fuse_in_place, trace
 from tests.small import randomize
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from nas.arch import calls_of
 from nas.errors import InputError, MissingLatency, TableError
 from nas.latency import Entry, Table, calibrate
-from nas.space import calls_of
 from tests.small import TINY, fake_table, fake_us
 
 

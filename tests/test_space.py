@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from nas.arch import Arch, calls_of
 from nas.errors import InputError
 from nas.ops import one_of
-from nas.space import Arch, calls_of
 from search_spaces import efficientformer as ef
 from tests.small import TINY
 

@@ -8,9 +8,9 @@ import pytest
 import timm
 import torch
 
+from nas.arch import calls_of
 from nas.building import build, cost_of, fuse
 from nas.ops import Residual
-from nas.space import calls_of
 from nas.tracing import macs_of_unit, params_of_unit
 from search_spaces import efficientformer as ef
 from tests.small import randomize
