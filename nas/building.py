@@ -140,7 +140,16 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], where: str) ->
     Raises:
         InputError: naming what is missing, unexpected or of another shape.
     """
-    try:
-        network.load_state_dict(dict(state))
-    except RuntimeError as error:
-        raise InputError(f"{where}: does not fit this architecture: {error}") from error
+    own = network.state_dict()
+    problems = [f"lacks {name}" for name in own if name not in state]
+    problems += [f"has {name}, which the network does not" for name in state if name not in own]
+    problems += [
+        f"{name} is {tuple(value.shape)}, the network's is {tuple(own[name].shape)}"
+        for name, value in state.items()
+        if name in own and value.shape != own[name].shape
+    ]
+    if problems:
+        shown = "".join(f"\n  {problem}" for problem in problems[:3])
+        more = f"\n  and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise InputError(f"{where} does not fit this architecture; use the arch file saved beside it:{shown}{more}")
+    network.load_state_dict(dict(state))

@@ -6,22 +6,36 @@ Exit codes: 0 done, 1 failed (what was asked could not be done), 2 usage (what w
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
+from typer.core import TyperGroup
 
 from nas.errors import InputError, NasError
 
 if TYPE_CHECKING:
     from nas.arch import Arch
     from nas.latency import Table
+    from nas.space import Space
+
+
+class _Commands(TyperGroup):
+    """Builds the flags of `search` from the fields of `Request` when it is called, not for `nas --help`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return (name, _search_with_flags(), rest) if name == "search" else (name, command, rest)
+
 
 app = typer.Typer(
     name="nas",
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -34,6 +48,9 @@ app = typer.Typer(
 )
 
 ArchArgument = Annotated[str, typer.Argument(metavar="ARCH", help="A JSON file or a preset name.")]
+RequestArgument = Annotated[
+    str | None, typer.Argument(metavar="[REQUEST]", help="A YAML file, or the name of a shipped request (quickstart).")
+]
 TableOption = Annotated[str, typer.Option("--table", "-t", help="A table: a CSV file or the name of a shipped one.")]
 RuntimeOption = Annotated[str, typer.Option("--runtime", help="What runs the network: onnxruntime or torch.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads set in the runtime itself.")]
@@ -216,6 +233,82 @@ def profile(
     _say(f"Next: nas validate {path}, or nas search --table {path} --budget 'latency_ms<=p40'")
 
 
+def _profiled_space(name: str | None, table: Table | None, arch: str | None) -> Space:
+    """The space to profile: the one named, or that of the table or arch; with the table's size and classes."""
+    import search_spaces
+
+    if name is None and table is None and arch is None:
+        raise InputError(f"which space? Known: {', '.join(search_spaces.spaces())}")
+    network = _arch(arch) if arch is not None else None
+    known = name or (table.header.space if table is not None else network.family if network is not None else "")
+    space = search_spaces.load(known)
+    if table is not None:
+        space = replace(space, input_shape=table.header.input_shape, classes=table.header.classes)
+    return space if network is None else replace(space, input_shape=network.input_shape, classes=network.classes)
+
+
+@app.command()
+def search() -> None:
+    """Search a space under hard budgets; train, measure, export and report the winner.
+
+    The same command continues a stopped or killed search.
+    """
+    raise NotImplementedError  # _Commands puts the command with all flags in its place
+
+
+def _search_with_flags() -> Any:
+    """The search command: a request file, and a flag for every field of `Request`."""
+    from nas.request import Request
+
+    flags = [_flag(name, field) for name, field in Request.model_fields.items()]
+    request = inspect.Parameter(
+        "request", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=RequestArgument
+    )
+    as_json = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=JsonOption)
+
+    def command(request: str | None = None, as_json: bool = False, **fields: Any) -> None:
+        given = {key: value for key, value in fields.items() if value is not None and value != []}
+        _run_search(request, given, as_json)
+
+    command.__doc__ = search.__doc__
+    command.__signature__ = inspect.Signature([request, *flags, as_json])  # type: ignore[attr-defined]
+    command.__annotations__ = {item.name: item.annotation for item in (request, *flags, as_json)}
+    only = typer.Typer(add_completion=False)
+    only.command(name="search")(command)
+    return typer.main.get_command(only)
+
+
+def _flag(name: str, field: Any) -> inspect.Parameter:
+    """A field of the request as an option; its default shows in the help but stays unset, for the file to fill in."""
+    texts = name == "budgets"
+    kind = list[str] if texts else bool if field.annotation is bool else int if _is_int(field) else str
+    spelled = "--budget" if texts else f"--{name.replace('_', '-')}"
+    shown = field.get_default(call_default_factory=True)
+    default = f" Default: {shown}." if shown not in (None, (), False) else ""
+    option = typer.Option(
+        spelled, *(("-t",) if name == "table" else ()), help=field.description + default, show_default=False
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def _is_int(field: Any) -> bool:
+    return int in (field.annotation, *get_args(field.annotation))
+
+
+def _run_search(request: str | None, given: dict[str, Any], as_json: bool) -> None:
+    from nas.request import Request, find_request
+    from nas.search import search as run
+
+    asked = Request.read(find_request(request), **given) if request is not None else Request(**given)
+    with _progress() as report:
+        outcome = run(asked, progress=report, say=lambda text: _say(text, markup=False) if not as_json else None)
+    if as_json:
+        return _print_json(outcome.facts())
+    _say(outcome.text(), markup=False)
+
+
 @app.command()
 def validate(
     table: Annotated[str, typer.Argument(metavar="TABLE", help="A table: a CSV file or the name of a shipped one.")],
@@ -267,9 +360,8 @@ def train(
         found = train_arch(network, data, folder, fields, device=device, seed=seed, progress=report)
     if as_json:
         return _print_json(found)
-    _say(
-        f"test accuracy [bold]{found['test_accuracy']:.2%}[/bold], validation {found['val_accuracy']:.2%} (loss {found['val_loss']:.4f})"
-    )
+    _say(f"test accuracy [bold]{found['test_accuracy']:.2%}[/bold]")
+    _say(f"validation accuracy {found['val_accuracy']:.2%}, loss {found['val_loss']:.4f}")
     _say(f"{found['epochs']} epochs in {found['seconds']:.0f} s; weights: {found['weights']}")
 
 
@@ -290,9 +382,8 @@ def export(
     found = export_arch(_arch(arch), target, format_, weights)
     if as_json:
         return _print_json(found)
-    _say(
-        f"[bold]{found['file']}[/bold], {found['bytes'] / 2**20:.1f} MiB; outputs within {found['difference']:.1e} of PyTorch's"
-    )
+    _say(f"[bold]{found['file']}[/bold], {found['bytes'] / 2**20:.1f} MiB")
+    _say(f"outputs within {found['difference']:.1e} of PyTorch's")
 
 
 @app.command()
