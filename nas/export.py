@@ -1,7 +1,7 @@
-"""Files of a network for runtimes, in deployed form: norms folded, heads merged, layer scales folded where they can.
+"""Files of a network for runtimes, in deployed form: norms folded, heads merged, layer scales folded.
 
-A format is one function in `FORMATS`. ONNX goes through PyTorch's TorchScript exporter: it takes 6 to 80 ms a block, the
-newer one over a second, and at opset 20 and above it keeps GELU one node, which runtimes fuse.
+A format is one function in `FORMATS`. ONNX goes through PyTorch's TorchScript exporter: it takes 6 to 80 ms a block,
+the newer one over a second, and from opset 20 on it keeps GELU one node, which runtimes fuse.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nas.building import fuse
 from nas.errors import InputError, MeasureError, suggest
-from nas.ops import Leaf, Shape
+from nas.ops import Shape
 
 OPSET = 20  # the first with a GELU of its own; below, it becomes five nodes that ONNX Runtime does not fuse again
 TOLERANCE = 1e-4
@@ -92,7 +92,9 @@ def check_onnx(path: str | os.PathLike[str], model: nn.Module, tolerance: float 
     pairs = zip(expected if isinstance(expected, tuple) else (expected,), map(torch.from_numpy, got), strict=True)
     difference = max(float((y - x).abs().max() / y.abs().max().clamp_min(1e-12)) for y, x in pairs)
     if not difference <= tolerance:  # NaN is no pass
-        raise MeasureError(f"{path}: outputs differ from PyTorch's by {difference:.2g} of the largest, over {tolerance:g}")
+        raise MeasureError(
+            f"{path}: outputs differ from PyTorch's by {difference:.2g} of the largest, over {tolerance:g}"
+        )
     return difference
 
 

@@ -1,0 +1,276 @@
+"""Images to train on: what a data set gives, and `load_data`, which finds one by name.
+
+Every data set has three parts. Candidates of a search are trained on `train` and compared on `val`, and see nothing
+else; `test` is touched once, for the final figures of what the search chose. Small data sets live in memory as bytes
+and become floats batch by batch, on the device; folders of images are streamed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nas.errors import InputError, suggest
+from nas.evaluation import datasets
+
+Batch = tuple[Tensor, Tensor]
+Labelled = tuple[Tensor, Tensor]
+ImageTransform = Callable[[Tensor], Tensor]
+
+VAL_IMAGES_MAX = 10_000
+"""Validation images that are held out at most: with so many, chance moves an accuracy by less than half a point."""
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in grey, ITU-R BT.601."""
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """Which data, in which form and which part of it; the same request always gives the same images in the same split.
+
+    Attributes:
+        name: a data set, one of `datasets.names()`.
+        path: the folder the user named, or None.
+        input_shape: (C, H, W) of the images a model takes, C is 1 or 3.
+        seed: of the division into train and val, and of the draw of `limit` images.
+        val_fraction: share of the training images held out as val, at most `VAL_IMAGES_MAX` images.
+        limit: most images of train and val together, None for all; test is always whole.
+    """
+
+    name: str
+    path: Path | None
+    input_shape: tuple[int, int, int]
+    seed: int
+    val_fraction: float
+    limit: int | None
+
+    def folder(self) -> Path | None:
+        """The folder the user named, None if none was.
+
+        Raises:
+            InputError: it is not there.
+        """
+        if self.path is not None and not self.path.is_dir():
+            raise InputError(
+                f"dataset {self.name}: no folder {str(self.path)!r}. Write {self.name}:PATH of an existing one"
+            )
+        return self.path
+
+    def divide(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose train and val among images with these labels: two index tensors, each with the classes in proportion.
+
+        Raises:
+            InputError: one of the two would be empty.
+        """
+        order = stratified_order(labels, self.seed)[: self.limit]
+        n_val = min(round(len(order) * self.val_fraction), VAL_IMAGES_MAX)
+        if not 0 < n_val < len(order):
+            raise InputError(
+                f"dataset {self.name}: {len(order)} images with val_fraction {self.val_fraction} leave "
+                f"{len(order) - n_val} to train on and {n_val} to validate on; ask for more images"
+            )
+        return order[n_val:], order[:n_val]
+
+
+class Split(ABC):
+    """One part of a data set: labelled images in a fixed order, read in batches.
+
+    Attributes:
+        classes: number of classes; labels are 0..classes-1.
+        input_shape: (C, H, W) of the images in a batch.
+    """
+
+    classes: int
+    input_shape: tuple[int, int, int]
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        device: torch.device | str = "cpu",
+        seed: int | None = None,
+        augment: ImageTransform | None = None,
+    ) -> Iterator[Batch]:
+        """Yield normalised float32 images (N, C, H, W) and int64 labels (N,), on `device`.
+
+        Without a seed all images come in order and the last batch may be smaller. With one they are shuffled by it, and
+        a last incomplete batch is left out. `augment` turns one uint8 image (C, H, W) into another of the same shape
+        before normalisation; it draws from torch's global generator.
+        """
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same images, kept on `device` where they live in memory."""
+        return self
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set in three parts.
+
+    Attributes:
+        request: what was asked for, resolved.
+        classes: number of classes; labels are 0..classes-1.
+        train: what weights are fitted on.
+        val: what candidates are compared on.
+        test: only for the final figures; a search must not read it.
+        mirrors: whether an image seen in a mirror keeps its class (false for digits).
+    """
+
+    request: DataRequest
+    classes: int
+    train: Split
+    val: Split
+    test: Split
+    mirrors: bool
+
+    @property
+    def name(self) -> str:
+        return self.request.name
+
+
+@dataclass(frozen=True)
+class MemorySplit(Split):
+    """Images held as bytes, in their own size.
+
+    Attributes:
+        images: uint8 (N, c, h, w), c is 1 or 3.
+        labels: int64 (N,).
+        classes: number of classes.
+        input_shape: (C, H, W) of the batches; images are resized, grey is repeated and colour turned grey as needed.
+        mean, std: of each channel c of the training images, in 0..255.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: int
+    input_shape: tuple[int, int, int]
+    mean: Tensor
+    std: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> MemorySplit:
+        moved = {name: getattr(self, name).to(device) for name in ("images", "labels", "mean", "std")}
+        return replace(self, **moved)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        device: torch.device | str = "cpu",
+        seed: int | None = None,
+        augment: ImageTransform | None = None,
+    ) -> Iterator[Batch]:
+        order = torch.arange(len(self))
+        if seed is not None:
+            order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+            order = order[: len(self) // batch_size * batch_size]
+        for chosen in torch.split(order.to(self.labels.device), batch_size):
+            images, labels = self.images[chosen], self.labels[chosen]
+            if augment is not None:
+                images = torch.stack([augment(image) for image in images])
+            yield self._fit(images.to(device)), labels.to(device)
+
+    def _fit(self, images: Tensor) -> Tensor:
+        """Bytes (N, c, h, w) -> floats (N, C, H, W), about mean 0 and deviation 1."""
+        channels, *size = self.input_shape
+        mean, std = (value.to(images.device)[:, None, None] for value in (self.mean, self.std))
+        floats = (images.float() - mean) / std
+        if channels == 1 and floats.shape[1] == 3:
+            floats = (floats * floats.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+        if list(floats.shape[2:]) != size:
+            shrinks = floats.shape[2] > size[0] or floats.shape[3] > size[1]
+            floats = nn.functional.interpolate(floats, size, mode="bilinear", align_corners=False, antialias=shrinks)
+        return floats.expand(-1, channels, -1, -1).contiguous()
+
+
+def in_memory(request: DataRequest, classes: int, train: Labelled, test: Labelled, *, mirrors: bool) -> Data:
+    """Data of (images, labels) pairs as `MemorySplit` holds them; val is taken from `train` as `request` says."""
+    images, labels = train
+    for_training, for_val = request.divide(labels)
+    mean, std = channel_statistics(images[for_training])
+
+    def split(images: Tensor, labels: Tensor) -> MemorySplit:
+        return MemorySplit(images, labels, classes, request.input_shape, mean, std)
+
+    return Data(
+        request,
+        classes,
+        train=split(images[for_training], labels[for_training]),
+        val=split(images[for_val], labels[for_val]),
+        test=split(*test),
+        mirrors=mirrors,
+    )
+
+
+def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of uint8 images (N, c, h, w), from counts of the 256 values."""
+    values = torch.arange(256, dtype=torch.float64)
+    counts = torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(images.shape[1])])
+    share = counts.double() / counts.sum(1, keepdim=True)
+    mean = share @ values
+    variance = (share * (values - mean[:, None]) ** 2).sum(1)
+    return mean.float(), variance.sqrt().clamp_min(1e-6).float()
+
+
+def stratified_order(labels: Tensor, seed: int) -> Tensor:
+    """An order of all indices, drawn from `seed`, of which every beginning holds the classes in proportion."""
+    rng = np.random.default_rng(seed)
+    numbers = labels.cpu().numpy()
+    place = np.empty(len(numbers))
+    for label in np.unique(numbers):
+        members = np.flatnonzero(numbers == label)
+        place[rng.permutation(members)] = (np.arange(len(members)) + rng.random()) / len(members)
+    return torch.from_numpy(np.argsort(place, kind="stable"))
+
+
+def shifted(images: Tensor, by: Tensor) -> Tensor:
+    """Move each image (N, C, H, W) down and right by its column of `by`, pixels (2, N); its edge fills the gap."""
+    n, _, height, width = images.shape
+    rows = (torch.arange(height, device=by.device) - by[0, :, None]).clamp(0, height - 1)  # (N, H)
+    columns = (torch.arange(width, device=by.device) - by[1, :, None]).clamp(0, width - 1)  # (N, W)
+    which = torch.arange(n, device=by.device)[:, None, None]
+    return images.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def cache_folder() -> Path:
+    """Where downloaded data sets are kept: $MILLINAS_DATA, or ~/.cache/millinas."""
+    return Path(os.environ.get("MILLINAS_DATA") or Path.home() / ".cache" / "millinas")
+
+
+def load_data(
+    spec: str, input_shape: tuple[int, int, int], *, seed: int = 0, val_fraction: float = 0.2, limit: int | None = None
+) -> Data:
+    """Find a data set: `digits`, or with a folder `cifar10:PATH`; see `DataRequest` for the rest.
+
+    Raises:
+        InputError: unknown name, missing folder, unreadable or contradictory files, or numbers that make no sense.
+    """
+    name, colon, path = spec.partition(":")
+    if name not in datasets.names():
+        raise InputError(suggest("dataset", name, datasets.names()))
+    if colon and not path:
+        raise InputError(f"dataset {spec!r}: a folder is expected after the colon")
+    if len(input_shape) != 3 or input_shape[0] not in (1, 3) or min(input_shape) < 1:
+        raise InputError(f"dataset {name}: images are (1 or 3, height, width), not {tuple(input_shape)}")
+    if not 0 < val_fraction < 1:
+        raise InputError(f"dataset {name}: val_fraction is between 0 and 1, not {val_fraction}")
+    if limit is not None and limit < 2:
+        raise InputError(f"dataset {name}: limit is at least 2 images, not {limit}")
+    folder = Path(path).expanduser() if path else None
+    request = DataRequest(name, folder, input_shape, seed, val_fraction, limit)
+    return cast(Data, importlib.import_module(datasets.module_name(name)).load(request))

@@ -1,0 +1,349 @@
+"""Data sets: what every one of them gives, and what is said when files are not as they should be."""
+
+import gzip
+import hashlib
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from sklearn.datasets import load_digits
+from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
+from torchvision.transforms import v2
+
+from nas.errors import InputError
+from nas.evaluation import datasets
+from nas.evaluation.data import MemorySplit, channel_statistics, load_data, shifted, stratified_order
+from nas.evaluation.datasets import fashion_mnist, imagefolder
+from nas.evaluation.datasets._idx import read_idx
+
+SHAPE = (3, 32, 32)
+
+
+def write_idx(path: Path, values: np.ndarray) -> None:
+    content = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+@pytest.fixture
+def fashion_folder(tmp_path):
+    """60 training and 10 test images of noise in the files of Fashion-MNIST, the labels uncompressed."""
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 60), ("t10k", 10)):
+        write_idx(tmp_path / f"{part}-images-idx3-ubyte.gz", rng.integers(0, 256, (n, 28, 28)))
+        write_idx(tmp_path / f"{part}-labels-idx1-ubyte", np.arange(n) % 10)
+    return tmp_path
+
+
+@pytest.fixture
+def cifar_folder(tmp_path, monkeypatch):
+    """50 training and 10 test images of noise in the format of CIFAR-10, with checksums that torchvision accepts."""
+    base = tmp_path / torchvision.datasets.CIFAR10.base_folder
+    base.mkdir()
+    rng = np.random.default_rng(0)
+
+    def write(name: str, content: dict) -> list[str]:
+        (base / name).write_bytes(pickle.dumps(content, protocol=2))
+        return [name, hashlib.md5((base / name).read_bytes()).hexdigest()]
+
+    parts = {
+        name: write(
+            name, {"data": rng.integers(0, 256, (n, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(n)]}
+        )
+        for name, n in (("data_batch_1", 50), ("test_batch", 10))
+    }
+    filename, md5 = write("batches.meta", {"label_names": list("abcdefghij")})
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "train_list", [parts["data_batch_1"]])
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", [parts["test_batch"]])
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "meta", {"filename": filename, "key": "label_names", "md5": md5})
+    return tmp_path
+
+
+@pytest.fixture
+def image_folder(tmp_path, monkeypatch):
+    """Ten training and four test images of 40x30 pixels in each of two classes, black and white, decoded in-process."""
+    monkeypatch.setattr(imagefolder, "_loaders", lambda: 0)
+    for part, n in (("train", 10), ("val", 4)):
+        for name, shade in (("dark", 0), ("light", 255)):
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True)
+            for i in range(n):
+                Image.new("L", (40, 30), shade).save(folder / f"{i}.png")
+    return tmp_path
+
+
+def all_labels(split) -> list[int]:
+    return [int(label) for _, labels in split.batches(7) for label in labels]
+
+
+def images_of(split, **options) -> torch.Tensor:
+    return torch.cat([images for images, _ in split.batches(8, **options)])
+
+
+def test_the_shipped_data_sets_are_registered_by_their_files():
+    assert datasets.names() == ["cifar10", "cifar100", "digits", "fashion-mnist", "imagefolder"]
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion-mnist", "cifar10", "imagefolder"])
+def test_every_data_set_gives_normalised_batches_of_the_shape_asked_for(name, request):
+    folders = {"fashion-mnist": "fashion_folder", "cifar10": "cifar_folder", "imagefolder": "image_folder"}
+    spec = f"{name}:{request.getfixturevalue(folders[name])}" if name in folders else name
+    for shape in ((3, 32, 32), (1, 24, 40)):
+        data = load_data(spec, shape, seed=1)
+        assert data.name == name
+        for split in (data.train, data.val, data.test):
+            images, labels = next(split.batches(4))
+            assert images.shape == (4, *shape)
+            assert images.dtype == torch.float32
+            assert labels.dtype == torch.int64
+            assert sorted(set(all_labels(split))) == list(range(data.classes))
+            assert len(all_labels(split)) == len(split)
+            assert split.classes == data.classes
+
+
+def test_digits_are_those_of_scikit_learn_each_in_one_split():
+    values, labels = load_digits(return_X_y=True)
+    expected = sorted(
+        (tuple(np.round(row * 255 / 16).astype(int)), int(y)) for row, y in zip(values, labels, strict=True)
+    )
+    data = load_data("digits", SHAPE)
+    found = [
+        (tuple(image.flatten().tolist()), int(label))
+        for split in (data.train, data.val, data.test)
+        for image, label in zip(split.images, split.labels, strict=True)
+    ]
+    assert sorted(found) == expected
+    assert (len(data.train), len(data.val), len(data.test)) == (1150, 287, 360)
+
+
+def test_the_division_depends_on_the_seed_and_the_test_split_does_not():
+    first, again, other = (load_data("digits", SHAPE, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.train.images, again.train.images)
+    assert torch.equal(first.val.images, again.val.images)
+    assert not torch.equal(first.val.images, other.val.images)
+    assert torch.equal(first.test.images, other.test.images)
+
+
+def test_limit_bounds_train_and_val_together_and_leaves_test_whole():
+    data = load_data("digits", SHAPE, limit=100, val_fraction=0.25)
+    assert (len(data.train), len(data.val), len(data.test)) == (75, 25, 360)
+
+
+def test_every_beginning_of_a_stratified_order_holds_the_classes_in_proportion():
+    labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
+    order = stratified_order(labels, seed=3)
+    assert sorted(order.tolist()) == list(range(100))
+    for n in (10, 37, 80):
+        counts = torch.bincount(labels[order[:n]], minlength=3)
+        assert (counts - n * torch.tensor([0.6, 0.3, 0.1])).abs().max() <= 1
+    assert order.tolist() != stratified_order(labels, seed=4).tolist()
+
+
+def test_channel_statistics_equal_those_computed_in_float64():
+    images = torch.randint(0, 256, (50, 3, 5, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean, std = channel_statistics(images)
+    values = images.double().transpose(0, 1).reshape(3, -1)
+    torch.testing.assert_close(mean, values.mean(1).float())
+    torch.testing.assert_close(std, values.std(1, unbiased=False).float())
+
+
+def test_a_training_split_has_mean_zero_and_deviation_one_in_its_own_size():
+    data = load_data("digits", (1, 8, 8))
+    images = images_of(data.train)
+    assert abs(float(images.mean())) < 1e-4
+    assert abs(float(images.std()) - 1) < 1e-4
+
+
+def test_grey_images_are_repeated_and_upsampled_as_torchvision_does():
+    images, labels = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64)
+    split = MemorySplit(images, labels, 1, SHAPE, torch.zeros(1), torch.ones(1))
+    expected = v2.functional.resize(images.float(), [32, 32]).expand(-1, 3, -1, -1)
+    torch.testing.assert_close(images_of(split), expected)
+
+
+def test_a_seed_shuffles_without_loss_and_leaves_out_the_incomplete_batch():
+    split = load_data("digits", SHAPE, limit=100).train
+    batches = [labels for _, labels in split.batches(32, seed=5)]
+    assert [len(labels) for labels in batches] == [32, 32]
+    assert torch.equal(torch.cat(batches), torch.cat([labels for _, labels in split.batches(32, seed=5)]))
+    assert not torch.equal(torch.cat(batches), torch.cat([labels for _, labels in split.batches(32, seed=6)]))
+    once_each = images_of(split, seed=5)
+    assert len(torch.unique(once_each.flatten(1), dim=0)) == len(once_each)
+
+
+def test_augment_sees_each_image_as_bytes():
+    split = load_data("digits", SHAPE, limit=20).train
+    seen = []
+    black = images_of(split, augment=lambda image: seen.append((image.dtype, image.shape)) or torch.zeros_like(image))
+    assert seen == [(torch.uint8, (1, 8, 8))] * len(split)
+    torch.testing.assert_close(black, (-split.mean / split.std).expand(len(split), *SHAPE))
+
+
+def test_shifted_images_are_rolled_but_for_the_edge_that_fills_the_gap():
+    images = torch.arange(2 * 3 * 4 * 5.0).view(2, 3, 4, 5)
+    down, right = shifted(images, torch.tensor([[1, 0], [0, 2]]))
+    assert torch.equal(down[:, 1:], images[0, :, :-1])
+    assert torch.equal(down[:, 0], images[0, :, 0])
+    assert torch.equal(right[:, :, 2:], images[1, :, :, :-2])
+    assert torch.equal(right[:, :, 0], images[1, :, :, 0])
+
+
+def test_idx_files_are_read_as_torchvision_reads_them(tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (5, 4, 3))
+    for name in ("plain", "packed.gz"):
+        write_idx(tmp_path / name, values)
+        assert read_idx(tmp_path / name).tolist() == values.tolist()
+    assert torch.equal(read_idx(tmp_path / "plain"), read_sn3_pascalvincent_tensor(str(tmp_path / "plain")))
+
+
+@pytest.mark.skipif(not fashion_mnist.DEBIAN_FOLDER.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_the_installed_fashion_mnist_has_its_published_counts():
+    data = load_data("fashion-mnist", SHAPE)
+    labels = torch.cat([data.train.labels, data.val.labels])
+    assert torch.bincount(labels).tolist() == [6000] * 10
+    assert torch.bincount(data.test.labels).tolist() == [1000] * 10
+    everything = torch.cat([data.train.images, data.val.images]).double() / 255
+    assert float(everything.mean()) == pytest.approx(0.2860, abs=5e-5)  # widely used figures of the training images
+    assert float(everything.std()) == pytest.approx(0.3530, abs=5e-5)
+
+
+IMAGES = "train-images-idx3-ubyte.gz"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "cannot be read"),
+        (lambda path: path.write_bytes(b"not gzip"), "cannot be read"),
+        (
+            lambda path: path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-1])),
+            "header promises 47056",
+        ),
+        (lambda path: path.write_bytes(gzip.compress(b"")), "starts with nothing"),
+        (lambda path: path.write_bytes(gzip.compress(b"\0\0\x08\x03\0\0")), "6 bytes"),
+        (lambda path: path.write_bytes(gzip.compress(b"\0\0\x0d\x01\0\0\0\0")), "not an idx file of bytes"),
+        (lambda path: write_idx(path, np.zeros((59, 28, 28))), "shape"),
+        (lambda path: path.unlink(), "lacks"),
+    ],
+)
+def test_a_damaged_idx_file_is_named_with_the_reason(fashion_folder, spoil, reason):
+    spoil(fashion_folder / IMAGES)
+    with pytest.raises(InputError, match=IMAGES) as caught:
+        load_data(f"fashion-mnist:{fashion_folder}", SHAPE)
+    assert reason in str(caught.value)
+
+
+def test_a_label_beyond_the_classes_is_refused(fashion_folder):
+    write_idx(fashion_folder / "t10k-labels-idx1-ubyte", np.arange(10) + 1)
+    with pytest.raises(InputError, match="t10k-labels-idx1-ubyte: label 10"):
+        load_data(f"fashion-mnist:{fashion_folder}", SHAPE)
+
+
+def test_a_failed_download_says_how_to_get_the_files(monkeypatch, tmp_path):
+    def refuse(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setenv("MILLINAS_DATA", str(tmp_path))
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "absent")
+    monkeypatch.setattr(fashion_mnist, "FashionMNIST", refuse)
+    with pytest.raises(InputError, match=r"no route to host.*dataset-fashion-mnist.*fashion-mnist:PATH"):
+        load_data("fashion-mnist", SHAPE)
+
+
+def test_cifar_images_keep_their_colours(cifar_folder):
+    data = load_data(f"cifar10:{cifar_folder}", SHAPE)
+    raw = pickle.loads((cifar_folder / "cifar-10-batches-py" / "test_batch").read_bytes())
+    assert torch.equal(data.test.images, torch.from_numpy(raw["data"]).view(10, 3, 32, 32))
+    assert data.test.labels.tolist() == raw["labels"]
+
+
+def test_damaged_cifar_files_are_refused(cifar_folder):
+    path = cifar_folder / "cifar-10-batches-py" / "data_batch_1"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match="has no intact cifar-10-batches-py"):
+        load_data(f"cifar10:{cifar_folder}", SHAPE)
+
+
+def test_streamed_images_have_the_pixels_and_labels_of_their_files(image_folder):
+    test = load_data(f"imagefolder:{image_folder}", SHAPE).test
+    for image, label in zip(images_of(test), all_labels(test), strict=True):
+        shade = label * torch.ones(3, 1, 1)  # dark 0, light 1; ImageNet's published mean and deviation
+        expected = (shade - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
+            [0.229, 0.224, 0.225]
+        ).view(3, 1, 1)
+        torch.testing.assert_close(image, expected.expand(3, 32, 32))
+
+
+@pytest.fixture
+def noise_folder(image_folder):
+    """The same files with noise in them, so that no image equals another."""
+    rng = np.random.default_rng(0)
+    for path in image_folder.rglob("*.png"):
+        Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(path)
+    return image_folder
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_streamed_crops_depend_on_the_seed_and_not_on_the_processes_that_decode(noise_folder, monkeypatch):
+    train = load_data(f"imagefolder:{noise_folder}", SHAPE).train
+    here, again, other = (images_of(train, seed=seed) for seed in (1, 1, 2))
+    monkeypatch.setattr(imagefolder, "_loaders", lambda: 2)
+    assert torch.equal(here, again)
+    assert torch.equal(here, images_of(train, seed=1))
+    assert not any(torch.equal(a, b) for a in here for b in other)
+
+
+def test_streamed_images_are_shuffled_by_the_seed(noise_folder):
+    test = load_data(f"imagefolder:{noise_folder}", SHAPE).test
+    in_order, shuffled, other = images_of(test), images_of(test, seed=1), images_of(test, seed=2)
+    assert sorted(shuffled.sum((1, 2, 3)).tolist()) == sorted(in_order.sum((1, 2, 3)).tolist())
+    assert not torch.equal(shuffled, in_order)
+    assert not torch.equal(shuffled, other)
+
+
+@pytest.mark.parametrize("kept", [0, 20, 50])
+def test_a_truncated_image_is_named(image_folder, kept):
+    path = image_folder / "val" / "dark" / "2.png"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(InputError, match=r"dark/2\.png: not a readable image"):
+        all_labels(load_data(f"imagefolder:{image_folder}", SHAPE).test)
+
+
+def test_classes_that_only_one_part_has_are_named(image_folder):
+    (image_folder / "val" / "light").rename(image_folder / "val" / "lihgt")
+    with pytest.raises(InputError, match="lihgt"):
+        load_data(f"imagefolder:{image_folder}", SHAPE)
+
+
+@pytest.mark.parametrize("empty", ["train", "val/dark"])
+def test_a_folder_without_images_is_named(image_folder, empty):
+    for path in (image_folder / empty).rglob("*.png"):
+        path.unlink()
+    with pytest.raises(InputError, match=str(image_folder / empty.split("/")[0])):
+        load_data(f"imagefolder:{image_folder}", SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        ("digts", {}, "did you mean 'digits'"),
+        ("fashion_mnist", {}, "did you mean 'fashion-mnist'"),
+        ("digits:/tmp", {}, "takes no folder"),
+        ("imagefolder", {}, "imagefolder:PATH"),
+        ("cifar10:", {}, "folder is expected"),
+        ("cifar10:/no/such/folder", {}, "/no/such/folder"),
+        ("imagefolder:/no/such/folder", {}, "/no/such/folder"),
+        ("digits", {"input_shape": (2, 32, 32)}, "1 or 3"),
+        ("digits", {"input_shape": (3, 32, 0)}, "1 or 3"),
+        ("digits", {"val_fraction": 1.0}, "between 0 and 1"),
+        ("digits", {"limit": 1}, "at least 2"),
+        ("digits", {"limit": 3, "val_fraction": 0.1}, "0 to validate on"),
+    ],
+)
+def test_what_cannot_be_loaded_is_explained(spec, options, message):
+    with pytest.raises(InputError, match=message):
+        load_data(spec, **{"input_shape": SHAPE} | options)
