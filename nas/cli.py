@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 from typer.core import TyperGroup
 
-from nas.errors import InputError, NasError
+from nas.errors import InputError, NasError, suggest
 
 if TYPE_CHECKING:
     from nas.arch import Arch
@@ -298,15 +298,33 @@ def _is_int(field: Any) -> bool:
 
 
 def _run_search(request: str | None, given: dict[str, Any], as_json: bool) -> None:
-    from nas.request import Request, find_request
-    from nas.search import search as run
+    from nas.request import Request
+    from nas.search.run import run_search
 
-    asked = Request.read(find_request(request), **given) if request is not None else Request(**given)
+    asked = Request.read(_request_file(request), **given) if request is not None else Request(**given)
     with _progress() as report:
-        outcome = run(asked, progress=report, say=lambda text: _say(text, markup=False) if not as_json else None)
+        folder = run_search(asked, log=lambda line: _note(line, report), progress=report)
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     if as_json:
-        return _print_json(outcome.facts())
-    _say(outcome.text(), markup=False)
+        return _print_json(result | {"run": str(folder)})
+    winner = result["winner"]
+    measured = "not measured" if winner["measured_ms"] is None else f"{winner['measured_ms']:.3f} ms measured"
+    _say(f"[bold]{winner['arch']}[/bold]: {measured}, {winner['predicted_ms']:.3f} ms predicted")
+    for budget in result["budgets"]:
+        _say(f"budget {budget['asked']}: {budget['limit']:.6g}")
+    accuracy = winner["training"]["test_accuracy"]
+    _say(f"test accuracy {accuracy:.2%}, {winner['params']:,} parameters, {winner['macs']:,} MACs")
+    _say(f"[bold]{folder / 'report.html'}[/bold]; the network: {folder / 'best.onnx'}, {folder / 'best.json'}")
+
+
+def _request_file(name: str) -> Path:
+    """A request's file: a path, or the name of a shipped one."""
+    shipped = {path.stem: path for path in (Path(__file__).parent / "requests").glob("*.yaml")}
+    if Path(name).is_file() or Path(name).suffix in (".yaml", ".yml"):
+        return Path(name)
+    if name not in shipped:
+        raise InputError(f"{suggest('request', name, shipped)} It is no file either")
+    return shipped[name]
 
 
 @app.command()
@@ -479,7 +497,7 @@ def _say(text: str, markup: bool = True) -> None:
     Console(highlight=False, soft_wrap=True).print(text, markup=markup)
 
 
-def _print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Print rows; a column whose name begins with `>` is aligned right."""
     from rich.console import Console
     from rich.table import Table as RichTable
@@ -492,6 +510,11 @@ def _print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
+
+
+def _note(line: str, progress: Callable[..., None]) -> None:
+    """A line worth telling, above the bar on standard error."""
+    progress.console.print(line, markup=False, highlight=False)  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
@@ -511,6 +534,7 @@ def _progress() -> Iterator[Callable[..., None]]:
             left = "" if seconds_left is None else f"{show_seconds(seconds_left)} left"
             bar.update(task, completed=done, total=total, description=text, left=left)
 
+        report.console = bar.console  # type: ignore[attr-defined]
         yield report
 
 

@@ -17,7 +17,8 @@ from nas.arch import Arch
 from nas.building import build, input_shape_of, load_weights, with_classes
 from nas.errors import InputError, suggest
 from nas.evaluation.data import load_data
-from nas.evaluation.training import Recipe, TrainResult, train
+from nas.evaluation.recipe import Recipe
+from nas.evaluation.training import TrainResult, train
 from nas.export import check_onnx, export
 
 

@@ -12,18 +12,15 @@ import json
 import math
 import os
 import pickle
-import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
 from timm.loss import SoftTargetCrossEntropy
@@ -36,6 +33,8 @@ from torchvision.transforms import v2
 
 from nas.errors import InputError, NasError, suggest
 from nas.evaluation.data import Data, Split, shifted
+from nas.evaluation.devices import naming_memory, pick_device, seeded, uses_bf16
+from nas.evaluation.recipe import Recipe
 
 Epoch = dict[str, float]
 
@@ -43,43 +42,10 @@ EVAL_BATCH = 256
 READ_EVERY = 50
 """Steps between two looks at the losses: on a GPU each look waits for the device."""
 FUSED_OPTIMIZERS = {"adam", "adamw", "sgd"}
-OUT_OF_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 class TrainingDiverged(NasError):  # noqa: N818  the name of the situation
     """The loss became infinite or not a number."""
-
-
-class OutOfMemory(NasError):  # noqa: N818
-    """A model does not fit into the memory of its device at this batch size."""
-
-
-class Recipe(BaseModel):
-    """How a model is trained. The defaults suit small convolutional and hybrid nets on small images."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    epochs: int = Field(default=30, ge=1, description="passes over the training images")
-    batch_size: int = Field(default=64, ge=2, description="images a step; a last incomplete batch is left out")
-    optimizer: str = Field(default="adamw", description="a name that timm.optim knows")
-    lr: float = Field(default=3e-3, gt=0, description="highest learning rate, not scaled by the batch size")
-    final_lr: float = Field(default=0.01, ge=0, le=1, description="share of lr where warm-up begins and cosine ends")
-    warmup_fraction: float = Field(default=0.15, ge=0, lt=1, description="share of all steps with rising learning rate")
-    weight_decay: float = Field(default=0.05, ge=0, description="not applied to biases, norms and other vectors")
-    label_smoothing: float = Field(default=0.1, ge=0, lt=1, description="share of the target spread over all classes")
-    flip: bool = Field(default=True, description="mirror half of the images, where the data allow it (not digits)")
-    shift: int = Field(default=0, ge=0, description="pixels by which images move at most; hurts short training")
-    rand_augment: int = Field(default=0, ge=0, le=30, description="magnitude of RandAugment, 9 is usual, 0 is off")
-    random_erasing: float = Field(default=0.0, ge=0, le=1, description="share of images with a rectangle of noise")
-    mixup: float = Field(default=0.0, ge=0, description="alpha of mixup, 0 is off")
-    cutmix: float = Field(default=0.0, ge=0, description="alpha of CutMix, 0 is off")
-    drop_path: float = Field(default=0.0, ge=0, lt=1, description="for whoever builds the model, not used by train()")
-    ema_decay: float | None = Field(default=None, gt=0, lt=1, description="a step, of averaged weights: the result")
-    clip: float | None = Field(default=None, gt=0, description="limit of gradients; 0.01 is usual with agc")
-    clip_mode: Literal["norm", "value", "agc"] = Field(default="norm", description="of what the limit is taken")
-    amp: Literal["auto", "none", "bf16"] = Field(default="auto", description="autocast; auto: bf16 where it is faster")
-    channels_last: bool = Field(default=True, description="memory format; much faster on CPUs")
-    validate_every: int = Field(default=1, ge=1, description="epochs between validations; the last one always counts")
 
 
 @dataclass(frozen=True)
@@ -436,79 +402,3 @@ def _laid_out(images: Tensor, channels_last: bool) -> Tensor:
 def _mixed(seed: int, epoch: int) -> int:
     """One 32-bit seed for each pair."""
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Let python's, numpy's and torch's global generators start from `seed`, and put them back afterwards.
-
-    With a CUDA `device` its generator as well; that of an MPS device is seeded, and not put back.
-    """
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - timm draws from numpy's global generator
-    cuda = [device] if device is not None and device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        elif device is not None and device.type == "mps":
-            torch.mps.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
-
-
-@contextmanager
-def naming_memory(batch_size: int, input_shape: tuple[int, int, int], device: torch.device) -> Iterator[None]:
-    """Turn the several errors of torch and python that mean "no memory left" into `OutOfMemory`."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError, a CPU's is a plain one
-        if not (isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY_WORDS)):
-            raise
-        shape = "x".join(map(str, input_shape))
-        raise OutOfMemory(
-            f"out of memory on {device} with batches of {batch_size} images {shape}; "
-            f"use a smaller batch_size, or fewer workers ({str(error).partition(chr(10))[0] or 'MemoryError'})"
-        ) from error
-
-
-def pick_device(name: torch.device | str) -> torch.device:
-    """`cpu`, `cuda`, `cuda:1`, `mps`, or the best there is for `auto`.
-
-    Raises:
-        InputError: unknown, or not on this machine.
-    """
-    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if str(name) == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if here[kind]))
-    kind, _, index = str(name).partition(":")
-    if kind not in here or (index and not index.isdecimal()):
-        raise InputError(suggest("device", str(name), ["auto", *here]))
-    count = torch.cuda.device_count() if kind == "cuda" else 1
-    if not here[kind] or int(index or 0) >= count:
-        raise InputError(
-            f"device {str(name)!r} is not on this machine; here are {', '.join(k for k in here if here[k])}"
-        )
-    return torch.device(str(name))
-
-
-def uses_bf16(amp: str, device: torch.device) -> bool:
-    """Whether steps are computed in bfloat16.
-
-    `auto` does so where the processor multiplies bfloat16 itself: GPUs that have it, CPUs with AMX or AVX512-BF16. With
-    AMX (one thread, channels_last), steps were 1.1 times as fast as in float32 for a net of 3 MMAC, 1.25 times at 21
-    and 1.75 times at 155 MMAC, with the same accuracy; where it is emulated nothing is gained.
-    """
-    if amp != "auto":
-        return amp == "bf16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu":
-        return False
-    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot say
-    return bool(able.get("amx_bf16") or able.get("avx512_bf16"))

@@ -16,18 +16,10 @@ from torch import nn
 from nas.errors import InputError
 from nas.evaluation import evaluators, training
 from nas.evaluation.data import load_data
+from nas.evaluation.devices import OutOfMemory, pick_device, seeded, uses_bf16
 from nas.evaluation.evaluators import load_evaluator
-from nas.evaluation.training import (
-    OutOfMemory,
-    Recipe,
-    TrainingDiverged,
-    distorted,
-    evaluate,
-    pick_device,
-    seeded,
-    train,
-    uses_bf16,
-)
+from nas.evaluation.recipe import Recipe
+from nas.evaluation.training import TrainingDiverged, distorted, evaluate, train
 
 EVERYTHING = Recipe(
     epochs=3,

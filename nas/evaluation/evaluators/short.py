@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from nas.evaluation.data import Data
+from nas.evaluation.devices import seeded
 from nas.evaluation.evaluators import Evaluator, Score
-from nas.evaluation.training import Recipe, seeded, train
+from nas.evaluation.recipe import Recipe
+from nas.evaluation.training import train
 
 
 @dataclass(frozen=True)

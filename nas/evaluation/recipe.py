@@ -1,0 +1,35 @@
+"""How a model is trained: one frozen model of settings, with their defaults and units beside them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Recipe(BaseModel):
+    """How a model is trained. The defaults suit small convolutional and hybrid nets on small images."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(default=30, ge=1, description="passes over the training images")
+    batch_size: int = Field(default=64, ge=2, description="images a step; a last incomplete batch is left out")
+    optimizer: str = Field(default="adamw", description="a name that timm.optim knows")
+    lr: float = Field(default=3e-3, gt=0, description="highest learning rate, not scaled by the batch size")
+    final_lr: float = Field(default=0.01, ge=0, le=1, description="share of lr where warm-up begins and cosine ends")
+    warmup_fraction: float = Field(default=0.15, ge=0, lt=1, description="share of all steps with rising learning rate")
+    weight_decay: float = Field(default=0.05, ge=0, description="not applied to biases, norms and other vectors")
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1, description="share of the target spread over all classes")
+    flip: bool = Field(default=True, description="mirror half of the images, where the data allow it (not digits)")
+    shift: int = Field(default=0, ge=0, description="pixels by which images move at most; hurts short training")
+    rand_augment: int = Field(default=0, ge=0, le=30, description="magnitude of RandAugment, 9 is usual, 0 is off")
+    random_erasing: float = Field(default=0.0, ge=0, le=1, description="share of images with a rectangle of noise")
+    mixup: float = Field(default=0.0, ge=0, description="alpha of mixup, 0 is off")
+    cutmix: float = Field(default=0.0, ge=0, description="alpha of CutMix, 0 is off")
+    drop_path: float = Field(default=0.0, ge=0, lt=1, description="for whoever builds the model, not used by train()")
+    ema_decay: float | None = Field(default=None, gt=0, lt=1, description="a step, of averaged weights: the result")
+    clip: float | None = Field(default=None, gt=0, description="limit of gradients; 0.01 is usual with agc")
+    clip_mode: Literal["norm", "value", "agc"] = Field(default="norm", description="of what the limit is taken")
+    amp: Literal["auto", "none", "bf16"] = Field(default="auto", description="autocast; auto: bf16 where it is faster")
+    channels_last: bool = Field(default=True, description="memory format; much faster on CPUs")
+    validate_every: int = Field(default=1, ge=1, description="epochs between validations; the last one always counts")
