@@ -74,7 +74,7 @@ def _cut(tensor: Tensor, wanted: torch.Size, key: str, leaf: Leaf, source: Leaf)
         theirs = source.op.parts().get(key, {}).get(axis, (tensor.shape[axis],))
         if len(mine) > len(theirs) or any(want > have for want, have in zip(mine, theirs, strict=False)):
             raise InputError(f"{leaf.op}: {key}, axis {axis}: parts {mine} do not fit into {theirs}")
-        pieces = tensor.split(theirs, axis)[: len(mine)]
+        pieces = torch.split(tensor, list(theirs), axis)[: len(mine)]
         cut = [piece.narrow(axis, 0, want) for piece, want in zip(pieces, mine, strict=True)]
         tensor = cut[0] if len(cut) == 1 else torch.cat(cut, axis)
     return tensor

@@ -25,8 +25,7 @@ LAYERS = [  # a lower line may use a higher one
     ["nas.evaluation"],
     ["nas.front", "nas.plots", "nas.report"],
     ["nas.facts"],
-    ["nas.request"],
-    ["nas.search"],
+    ["nas.search", "nas.request"],
     ["nas.cli"],
 ]
 MODULES = sorted([*ROOT.glob("nas/**/*.py"), *ROOT.glob("search_spaces/**/*.py")])

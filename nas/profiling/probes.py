@@ -1,0 +1,214 @@
+"""What is timed for a row: graphs of a few rows, and the weights with which their times give the time of the row.
+
+A block alone pays for the call, and for bringing its input and output into the layout that the runtime likes. So a row
+is timed inside a graph and the rest is subtracted. With T(...) the time of rows in sequence:
+
+- a row whose outputs fit its own inputs: the slope of a chain, (T(r^k) - T(r)) / (k - 1);
+- another row between two such rows p and q, on either side: T(p r q) - (T(p p) + T(q q)) / 2, where the call, the
+  input side of p and the output side of q cancel to first order;
+- the last row of a network: T(p p r) - T(p p);
+- the first row, which reads the image: T(r q) - slope of q; it keeps what one call costs outside the blocks, so that
+  the rows of a network sum to its time.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas.arch import Arch, calls_of
+from nas.building import build
+from nas.ops import Block, Leaf, Row, Scale, Shape, parse_unit
+from nas.tracing import BYTES_PER_VALUE, calls_of_unit, fuse_in_place, macs_of_unit, params_of_unit
+
+LONG_CHAIN, CHAIN = 8, 4
+SHORT_MACS = 5_000_000  # rows below this are over in some 0.2 ms: a longer chain lifts them above the clock's noise
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A graph that is timed: rows in sequence, or a whole network; neither for an empty graph.
+
+    Attributes:
+        rows: in order; a row's leading inputs are the outputs of the one before, others are inputs of the graph.
+        arch: a whole network, None for rows.
+        idle: input shapes of an empty graph.
+    """
+
+    rows: tuple[Row, ...] = ()
+    arch: Arch | None = None
+    idle: tuple[Shape, ...] = ()
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Names the probe in files of samples."""
+        if self.arch is not None:
+            return f"network {self.arch.id}"
+        parts: list[tuple[int, Row]] = []
+        for row in self.rows:
+            repeats = parts.pop()[0] + 1 if parts and parts[-1][1] == row else 1
+            parts.append((repeats, row))
+        return " > ".join(f"{count} x {row}" for count, row in parts) or f"idle @ {' '.join(map(str, self.idle))}"
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of its parameters, fp32."""
+        rows = self.rows if self.arch is None else [call.row for call in calls_of(self.arch)]
+        return BYTES_PER_VALUE * sum(map(params_of_unit, rows))
+
+    def shapes(self) -> tuple[Shape, ...]:
+        """Shapes of the inputs of the graph."""
+        if self.arch is not None:
+            return (Shape(1, *self.arch.input_shape),)
+        found = list(self.rows[0].inputs if self.rows else self.idle)
+        for before, row in zip(self.rows[:-1], self.rows[1:], strict=True):
+            found += row.inputs[len(calls_of_unit(before).outputs) :]
+        return tuple(found)
+
+    def module(self, seed: int) -> nn.Module:
+        """The graph in deployed form, with fresh random weights of its own for every row."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if self.arch is not None:
+                network: nn.Module = build(self.arch, seed=seed)
+            elif self.rows:
+                network = _Sequence([_module_of(row) for row in self.rows], [len(row.inputs) for row in self.rows])
+            else:
+                network = nn.Identity()
+            _open_scales(network)
+        return fuse_in_place(network)
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data for JSON; `from_data` gives an equal probe."""
+        rows = [[*str(row.unit).partition(" ")[::2], [str(shape) for shape in row.inputs]] for row in self.rows]
+        arch = None if self.arch is None else self.arch.to_json()
+        return {"rows": rows, "arch": arch, "idle": [str(shape) for shape in self.idle]}
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Probe:
+        """Read `to_data`; the families of the blocks have to be loaded."""
+        rows = (Row(parse_unit(name, text), tuple(map(Shape.parse, sizes))) for name, text, sizes in data["rows"])
+        arch = None if data["arch"] is None else Arch.from_json(data["arch"])
+        return cls(tuple(rows), arch, tuple(map(Shape.parse, data["idle"])))
+
+
+class _Sequence(nn.Module):
+    """Modules one after another; what a module takes beyond the outputs of the one before are inputs of the graph."""
+
+    def __init__(self, modules: Sequence[nn.Module], takes: Sequence[int]) -> None:
+        super().__init__()
+        self.parts, self.takes = nn.ModuleList(modules), tuple(takes)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """All inputs of the graph -> outputs of the last module."""
+        given: list[Tensor] = list(inputs)
+        value: tuple[Tensor, ...] = ()
+        for part, takes in zip(self.parts, self.takes, strict=True):
+            missing = takes - len(value)
+            result = part(*value, *given[:missing])
+            value, given = result if isinstance(result, tuple) else (result,), given[missing:]
+        return value if len(value) > 1 else value[0]
+
+
+def _module_of(row: Row) -> nn.Module:
+    return row.unit.module(*row.inputs) if isinstance(row.unit, Block) else row.unit.build(*row.inputs)
+
+
+def _open_scales(network: nn.Module) -> None:
+    """Layer scales start near zero; real ones are not, and products with tiny numbers can be slow."""
+    for leaf in network.modules():
+        if isinstance(leaf, Leaf) and isinstance(leaf.op, Scale):
+            for parameter in leaf.parameters():
+                nn.init.uniform_(parameter, 0.5, 1.5)
+
+
+@dataclass(frozen=True)
+class Formula:
+    """The time of a row as a weighted sum of the times of probes."""
+
+    row: Row
+    terms: tuple[tuple[Probe, float], ...]
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        """The probes in it, each once."""
+        return tuple(dict.fromkeys(probe for probe, _ in self.terms))
+
+    def value(self, times: Mapping[str, float]) -> float:
+        """The row's time from those of its probes, by key; it can come out below zero by noise."""
+        return sum(weight * times[probe.key] for probe, weight in self.terms)
+
+
+def formulas(rows: Iterable[Row], context: Iterable[Row], image: tuple[int, int, int]) -> tuple[Formula, ...]:
+    """How to time each of `rows`.
+
+    Args:
+        rows: to be timed.
+        context: rows that may stand beside them, usually all rows of the space.
+        image: (C, H, W) of what the first row of a network reads.
+    """
+    wanted = tuple(rows)
+    around = _Context([*context, *wanted])
+    return tuple(_formula(row, around, Shape(1, *image)) for row in wanted)
+
+
+class _Context:
+    """Who can stand before and behind a row: of several the cheapest, so that a difference is not lost in its noise."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self.rows = sorted(dict.fromkeys(rows), key=lambda row: (not chains(row), macs_of_unit(row), str(row)))
+
+    def before(self, row: Row, *after: Row) -> tuple[Row, ...]:
+        """Rows that lead to `row`, the nearest last; the first of them chains, where there is one."""
+        for other in self.rows:
+            if other not in (row, *after) and _fits(other, row):
+                return (other,) if chains(other) else (*self.before(other, row, *after), other)
+        return ()
+
+    def behind(self, row: Row) -> Row | None:
+        """A row that chains and takes the outputs of `row`."""
+        return next((other for other in self.rows if chains(other) and other != row and _fits(row, other)), None)
+
+
+def chains(row: Row) -> bool:
+    """Whether a row can stand behind itself."""
+    return _fits(row, row)
+
+
+def _fits(first: Row, second: Row) -> bool:
+    outputs = calls_of_unit(first).outputs
+    return second.inputs[: len(outputs)] == outputs
+
+
+def _formula(row: Row, around: _Context, image: Shape) -> Formula:
+    if chains(row):
+        return Formula(row, _slope(row))
+    path, behind = around.before(row), around.behind(row)
+    if path and behind is not None and chains(path[-1]):
+        terms = [((path[-1], row, behind), 1.0), ((path[-1],) * 2, -0.5), ((behind,) * 2, -0.5)]
+    elif path:
+        lead = path * 2 if len(path) == 1 and chains(path[0]) else path
+        terms = [((*lead, row), 1.0), (lead, -1.0)]
+    elif behind is not None:
+        terms = [((row, behind), 1.0)]
+        if row.inputs != (image,):
+            return Formula(row, (*_probes(terms), (Probe((behind,)), -1.0)))
+        return Formula(row, (*_probes(terms), *((probe, -weight) for probe, weight in _slope(behind))))
+    else:
+        return Formula(row, ((Probe((row,)), 1.0), (Probe(idle=row.inputs[:1]), -1.0)))
+    return Formula(row, tuple(_probes(terms)))
+
+
+def _slope(row: Row) -> tuple[tuple[Probe, float], ...]:
+    length = LONG_CHAIN if macs_of_unit(row) < SHORT_MACS else CHAIN
+    share = 1.0 / (length - 1)
+    return (Probe((row,) * length), share), (Probe((row,)), -share)
+
+
+def _probes(terms: Iterable[tuple[tuple[Row, ...], float]]) -> Iterator[tuple[Probe, float]]:
+    return ((Probe(rows), weight) for rows, weight in terms)

@@ -1,0 +1,156 @@
+"""From raw samples to numbers: which samples count, what a probe took, and what follows for rows and networks.
+
+A machine has slow spells (neighbours, clock steps) that also slow a fixed reference block, the sentinel, which is timed
+beside every sample. Samples of spells are left out; where too few others exist, the least slow are scaled back by their
+sentinel. Of a probe's samples a low quantile counts, since disturbance only ever adds time; of several fresh processes
+the lower third, which for two is the lower one, since memory layout makes processes differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nas.profiling.probes import Formula
+from nas.profiling.samples import Sample, Samples
+
+GATE = 1.04  # a sentinel above this times the reference marks a slow spell
+REFERENCE = 10.0  # percentile of all sentinels that is the reference
+QUANTILE = 25.0  # percentile of a probe's samples, and of the calls in a sample
+PROCESSES = 1 / 3  # quantile over fresh processes, at Weibull's plotting positions: of two the lower one
+WARM_UP = 1 / 3  # share of a sample's calls that only warm the caches
+AGREEMENT = 0.05  # two processes that differ by more than this are remarked on
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long to measure.
+
+    Attributes:
+        rounds: samples of every probe in every pass.
+        passes: fresh processes.
+        networks: whole networks measured with the rows.
+        sample_us: calls of a sample go on for about this long, in microseconds, between `least` and `most` calls.
+        batch_rows: rows whose probes are loaded together.
+        batch_bytes: limit on their weights.
+    """
+
+    rounds: int = 25
+    passes: int = 2
+    networks: int = 8
+    sample_us: float = 2500.0
+    least: int = 3
+    most: int = 24
+    batch_rows: int = 64
+    batch_bytes: int = 2**30
+
+    @property
+    def enough(self) -> int:
+        """Samples outside slow spells that suffice for a probe in one pass."""
+        return math.ceil(self.rounds / 2)
+
+    @property
+    def limit(self) -> int:
+        """Samples of a probe in one pass after which it is given no more rounds."""
+        return 2 * self.rounds
+
+    def __str__(self) -> str:
+        return (
+            f"{self.passes} processes x {self.rounds} interleaved rounds, p{QUANTILE:.0f} of samples within "
+            f"{GATE - 1:.0%} of the sentinel's p{REFERENCE:.0f}, chains and fixed partners"
+        )
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A time with what stands behind it; all in microseconds.
+
+    Attributes:
+        us: the value.
+        spread_us: how far fresh processes lie apart; with one process, the quartiles of its samples.
+        count: samples that count.
+    """
+
+    us: float
+    spread_us: float
+    count: int
+
+    @property
+    def agrees(self) -> bool:
+        """Whether fresh processes gave about the same."""
+        return self.spread_us <= AGREEMENT * self.us
+
+
+def reference_of(samples: Samples) -> float:
+    """The sentinel's time outside slow spells, in microseconds, over all passes."""
+    sentinels = [sample.sentinel_us for by_key in samples.values() for taken in by_key.values() for sample in taken]
+    return float(np.percentile(sentinels, REFERENCE)) if sentinels else math.nan
+
+
+def good(taken: Iterable[Sample], reference: float) -> int:
+    """How many samples lie outside slow spells."""
+    return sum(sample.sentinel_us <= GATE * reference for sample in taken)
+
+
+def time_of(sample: Sample) -> float:
+    """One sample's time of a call, in microseconds: low among the calls behind the warm-up."""
+    warm = sample.calls_us[max(1, int(len(sample.calls_us) * WARM_UP)) :] or sample.calls_us
+    return float(np.percentile(warm, QUANTILE))
+
+
+def kept(taken: Sequence[Sample], reference: float) -> np.ndarray:
+    """Times of the samples that count, in microseconds; a quarter at least, scaled back where in a slow spell."""
+    ordered = sorted(taken, key=lambda sample: sample.sentinel_us)
+    count = max(good(taken, reference), math.ceil(len(ordered) / 4))
+    scales = (1.0 if s.sentinel_us <= GATE * reference else reference / s.sentinel_us for s in ordered[:count])
+    return np.array([time_of(sample) * scale for sample, scale in zip(ordered, scales, strict=False)])
+
+
+def over_processes(values: Sequence[float]) -> float:
+    """The lower third of what fresh processes gave."""
+    return float(np.quantile(values, PROCESSES, method="weibull"))
+
+
+class Times:
+    """The times of all probes of a journal.
+
+    Args:
+        samples: by pass and key.
+    """
+
+    def __init__(self, samples: Samples) -> None:
+        self.reference_us = reference_of(samples)
+        self._kept: dict[str, dict[int, np.ndarray]] = {}
+        for number, by_key in samples.items():
+            for key, taken in by_key.items():
+                if taken:
+                    self._kept.setdefault(key, {})[number] = kept(taken, self.reference_us)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._kept
+
+    def us(self, key: str) -> float:
+        """A probe's time."""
+        return over_processes(list(self._by_pass(key).values()))
+
+    def timing(self, key: str) -> Timing:
+        """A probe's time, spread and count."""
+        by_pass = list(self._by_pass(key).values())
+        values = np.concatenate(list(self._kept[key].values()))
+        spread = np.ptp(by_pass) if len(by_pass) > 1 else np.subtract(*np.percentile(values, [75, 25]))
+        return Timing(over_processes(by_pass), float(spread), len(values))
+
+    def row(self, formula: Formula) -> Timing:
+        """A row's time, spread and count; never below zero."""
+        keys = [probe.key for probe in formula.probes]
+        us = formula.value({key: self.us(key) for key in keys})
+        passes = set.intersection(*(set(self._kept[key]) for key in keys))
+        single = [formula.value({key: self._by_pass(key)[number] for key in keys}) for number in sorted(passes)]
+        spread = float(np.ptp(single)) if len(single) > 1 else sum(self.timing(key).spread_us for key in keys)
+        return Timing(max(us, 0.0), spread, min(sum(map(len, self._kept[key].values())) for key in keys))
+
+    def _by_pass(self, key: str) -> dict[int, float]:
+        return {number: float(np.percentile(values, QUANTILE)) for number, values in self._kept[key].items()}

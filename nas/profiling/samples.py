@@ -1,0 +1,131 @@
+"""The journal of a profile: raw samples beside the table, a line a round, so that a kill at any moment loses one round.
+
+The first line names the device, runtime and settings, and the networks; other lines hold samples or failures. A torn
+last line, what a kill leaves, is cut when the journal is opened again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from nas.errors import InputError, RunError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one round says of one probe.
+
+    Attributes:
+        sentinel_us: time of the reference block, the slower of before and after.
+        calls_us: times of consecutive calls.
+    """
+
+    sentinel_us: float
+    calls_us: tuple[float, ...]
+
+
+Samples = Mapping[int, Mapping[str, Sequence[Sample]]]  # by pass and probe key
+
+
+class Log:
+    """Samples, kept in memory.
+
+    Attributes:
+        samples: by pass and probe key.
+    """
+
+    def __init__(self) -> None:
+        self.samples: dict[int, dict[str, list[Sample]]] = defaultdict(lambda: defaultdict(list))
+
+    def add(self, number: int, samples: Mapping[str, Sample]) -> None:
+        """Keep the samples of one round of pass `number`."""
+        for key, sample in samples.items():
+            self.samples[number][key].append(sample)
+
+    def taken(self, number: int, key: str) -> Sequence[Sample]:
+        """The samples of a probe in pass `number`."""
+        return self.samples[number][key]
+
+
+class Journal(Log):
+    """A log that is also a file; only one process at a time has it open.
+
+    Args:
+        path: of the file; it is created where it does not exist.
+
+    Raises:
+        RunError: where another process has it open.
+        InputError: where it cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.header: dict[str, Any] | None = None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise RunError(f"{path}: another process is profiling into this table; wait for it or stop it") from error
+        self._read()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._file.close()
+
+    def begin(self, header: Mapping[str, Any]) -> None:
+        """Write the first line."""
+        self.header = dict(header)
+        self._append({"format": FORMAT, "header": self.header})
+
+    def add(self, number: int, samples: Mapping[str, Sample]) -> None:
+        """Append the samples of one round of pass `number`; they are on disk when this returns."""
+        data = {key: [sample.sentinel_us, *sample.calls_us] for key, sample in samples.items()}
+        self._append({"pass": number, "samples": data})
+        super().add(number, samples)
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _read(self) -> None:
+        self._file.seek(0)
+        text = self._file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        if len(whole) < len(text):
+            self._file.truncate(len(whole))
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                self._take_line(json.loads(line), number)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise InputError(
+                    f"{self.path}:{number}: cannot be read as a journal of samples ({error}); remove the file to "
+                    "measure again"
+                ) from error
+
+    def _take_line(self, line: dict[str, Any], number: int) -> None:
+        if number == 1:
+            if line["format"] != FORMAT:
+                raise ValueError(f"format {line['format']}, this version of nas reads {FORMAT}")
+            self.header = dict(line["header"])
+        else:
+            taken = line["samples"].items()
+            super().add(
+                int(line["pass"]),
+                {key: Sample(float(sentinel), tuple(map(float, calls))) for key, (sentinel, *calls) in taken},
+            )

@@ -1,0 +1,62 @@
+"""Which whole networks to measure: spread evenly over a space, on a logarithmic scale of cost."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Collection, Iterator
+
+from nas.arch import Arch, calls_of
+from nas.errors import InputError
+from nas.ops import Row
+from nas.space import Space
+from nas.tracing import macs_of_unit
+
+SAMPLES = 2000
+WALKS = 60  # from either end of the space, which random samples hardly reach
+STEPS = 8
+BLOCK_MACS = 3e5  # what a block costs besides its multiply-adds, for choosing networks before anything is measured
+
+
+def rough_cost(row: Row) -> float:
+    """Multiply-adds and a constant for every block: enough to choose networks of very different size."""
+    return macs_of_unit(row) + BLOCK_MACS
+
+
+def spread(
+    space: Space, count: int, rng: random.Random, cost: Callable[[Row], float], exclude: Collection[Arch] = ()
+) -> tuple[Arch, ...]:
+    """Distinct archs of a space, from the smallest to the largest, their costs about evenly spaced in the logarithm.
+
+    Args:
+        space: to choose from.
+        count: how many; a space with fewer gives what it has.
+        rng: random samples and walks come from it.
+        cost: of a row; an arch costs their sum.
+        exclude: archs not to choose.
+    """
+    (_, smallest), (_, largest) = space.extreme(cost), space.extreme(cost, largest=True)
+    pool = [space.sample(rng) for _ in range(SAMPLES)]
+    pool += [arch for end in (smallest, largest) for _ in range(WALKS) for arch in _walk(space, end, rng)]
+    distinct = [arch for arch in dict.fromkeys(pool) if arch not in exclude]
+    logs = {arch: math.log(sum(cost(call.row) for call in calls_of(arch))) for arch in distinct}
+    if not logs:
+        return ()
+    low, high = min(logs.values()), max(logs.values())
+    chosen: list[Arch] = []
+    for number in range(min(count, len(logs))):
+        target = low + (high - low) * number / max(count - 1, 1)
+        nearest = min(logs, key=lambda arch: abs(logs[arch] - target))
+        chosen.append(nearest)
+        del logs[nearest]
+    return tuple(chosen)
+
+
+def _walk(space: Space, arch: Arch, rng: random.Random) -> Iterator[Arch]:
+    yield arch
+    for _ in range(rng.randrange(1, STEPS + 1)):
+        try:
+            arch = space.mutate(arch, rng)
+        except InputError:  # a space of one arch
+            return
+        yield arch

@@ -1,0 +1,120 @@
+"""The process that times: it prepares probes with one backend, then answers each request for a round with samples.
+
+    python -m nas.profiling.worker
+
+It reads JSON lines from standard input, first the job, then the keys of each round, and writes JSON lines to what was
+standard output; whatever a runtime prints goes to standard error. When its input ends it ends, so it never outlives
+the profiler. The number of the probe it is busy with stands in a small shared file, for the case that it crashes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import random
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+import search_spaces
+from nas.ops import Conv, Shape
+from nas.profiling.backends import Backend, Session, load_backend
+from nas.profiling.probes import Probe
+from nas.tracing import fuse_in_place
+
+SENTINEL, SENTINEL_SHAPE = Conv(64, 64, 3, act="relu"), Shape(1, 64, 28, 28)  # 29 M MACs, a third of a millisecond
+SENTINEL_CALLS = 3
+WARM_UP_CALLS = 3
+
+
+def main() -> None:
+    """Serve one job; see the module."""
+    output = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    with contextlib.suppress(OSError):
+        os.nice(-20)  # only root may
+    job = json.loads(sys.stdin.readline())
+    for name in job["spaces"]:
+        search_spaces.load(name)  # its blocks become known
+    torch.set_num_threads(job["threads"])
+    backend = load_backend(job["runtime"])(job["threads"], job["precision"], job["variant"])
+    with _shared_number(Path(job["busy"])) as busy:
+        bench = Bench(backend, job, busy)
+        _write(output, {"failures": bench.prepare()})
+        for line in sys.stdin:
+            _write(output, {"samples": bench.round(json.loads(line))})
+
+
+@contextlib.contextmanager
+def _shared_number(path: Path) -> Iterator[mmap.mmap]:
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 8) as memory:
+        yield memory
+
+
+def _write(output: IO[str], line: dict[str, Any]) -> None:
+    output.write(json.dumps(line) + "\n")
+    output.flush()
+
+
+class Bench:
+    """The probes of a job, prepared, and the sentinel.
+
+    Args:
+        backend: runs them.
+        job: as the profiler sends it: probes by key, seed, and the limits of a sample.
+        busy: where to note the number of the probe in work.
+    """
+
+    def __init__(self, backend: Backend, job: dict[str, Any], busy: mmap.mmap) -> None:
+        self.backend, self.job, self.busy = backend, job, busy
+        self.random = random.Random(job["seed"])
+        self.sessions: dict[str, Session] = {}
+        self.calls: dict[str, int] = {}
+        self.numbers = {key: number for number, key in enumerate(job["probes"])}
+        self.sentinel = backend.prepare(fuse_in_place(SENTINEL.module()), (SENTINEL_SHAPE,))
+
+    def prepare(self) -> dict[str, str]:
+        """Load and warm every probe; why those that cannot be loaded fail, by key."""
+        failures = {}
+        for key, data in self.job["probes"].items():
+            self._note(key)
+            try:
+                probe = Probe.from_data(data)
+                session = self.backend.prepare(probe.module(self.job["seed"]), probe.shapes())
+                us = min(1e6 * session.timed_run() for _ in range(WARM_UP_CALLS))
+            except Exception as error:  # whatever a runtime raises belongs to this probe alone
+                failures[key] = f"{type(error).__name__}: {error}"
+                continue
+            self.sessions[key] = session
+            self.calls[key] = min(max(round(self.job["sample_us"] / us), self.job["least"]), self.job["most"])
+        return failures
+
+    def round(self, keys: list[str]) -> dict[str, list[float]]:
+        """A sample of each probe, in random order: the slower sentinel of before and after, then the calls; in us."""
+        self.random.shuffle(keys)
+        samples = {}
+        before = self._sentinel_us()
+        for key in keys:
+            self._note(key)
+            run = self.sessions[key].timed_run
+            calls = [round(1e6 * run(), 2) for _ in range(self.calls[key])]
+            after = self._sentinel_us()
+            samples[key] = [max(before, after), *calls]
+            before = after
+        return samples
+
+    def _sentinel_us(self) -> float:
+        return round(1e6 * min(self.sentinel.timed_run() for _ in range(SENTINEL_CALLS)), 2)
+
+    def _note(self, key: str) -> None:
+        struct.pack_into("q", self.busy, 0, self.numbers[key])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Budgets as they are written: hard upper bounds on latency, parameters and multiply-adds.
+
+A budget is `latency_ms<=5`, `latency_ms<=p40` (the 40 % quantile of the space), `params<=3e6`, `macs<=1e9`, or
+`latency_ms[path/table.csv]<=5` for a table other than the request's. `nas.search.limits` resolves it to a number.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from nas.errors import BudgetError, suggest
+
+METRICS = ("latency_ms", "params", "macs")
+_FORM = re.compile(r"\s*(?P<metric>\w+)\s*(?:\[(?P<table>[^\[\]]+)\])?\s*<=\s*(?P<bound>\S+)\s*")
+_EXPECTED = "expected a bound such as latency_ms<=5, latency_ms<=p40, params<=3e6 or macs<=1e9"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """An upper bound as it was asked for.
+
+    Attributes:
+        asked: its text in the usual spelling.
+        metric: `latency_ms`, `params` or `macs`.
+        limit: the bound in the unit of the metric, None for a quantile.
+        quantile: share of the space that may fit, in 0..1, None for a number.
+        table: path of the table that predicts the latency, None for the request's.
+    """
+
+    asked: str
+    metric: str
+    limit: float | None
+    quantile: float | None
+    table: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read a budget.
+
+        Raises:
+            BudgetError: saying what was expected, or naming the closest metric.
+        """
+        found = _FORM.fullmatch(text)
+        if found is None:
+            raise BudgetError(f"{_EXPECTED}, got {text!r}")
+        metric, table, bound = found["metric"], found["table"], found["bound"]
+        if metric not in METRICS:
+            raise BudgetError(suggest("metric", metric, METRICS))
+        if table is not None and metric != "latency_ms":
+            raise BudgetError(f"{metric} does not depend on a table, got {text!r}")
+        percent = bound.startswith("p")
+        number = _number(bound.removeprefix("p"))
+        if percent and not 0 < number < 100:
+            raise BudgetError(f"expected a quantile between p0 and p100, got {bound!r}")
+        if not 0 < number < math.inf:
+            raise BudgetError(f"{_EXPECTED}, got {text!r}")
+        asked = f"{metric}[{table}]<={bound}" if table else f"{metric}<={bound}"
+        return cls(asked, metric, None if percent else number, number / 100 if percent else None, table)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

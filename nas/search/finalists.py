@@ -1,0 +1,213 @@
+"""From the best few candidates to a winner: measured, trained again with other seeds, ranked as chance allows."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import optuna
+
+from nas.arch import Arch
+from nas.errors import RunError
+from nas.latency import Table
+from nas.search.limits import Estimator, Limit
+from nas.search.study import remembered
+from nas.search.trials import Record
+from nas.search.workers import Outcome, Pool, Task
+from nas.units import to_ms
+
+SURE = 2.0  # standard errors of their difference that two mean losses must lie apart
+
+
+class Measured(Protocol):
+    """The latency of a whole network, and how far repeated measurements of it lie apart, in microseconds."""
+
+    @property
+    def us(self) -> float: ...
+
+    @property
+    def spread_us(self) -> float: ...
+
+
+Measure = Callable[[Arch, Table], Measured]
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """One of the best candidates.
+
+    Attributes:
+        number: of its trial.
+        arch: the architecture.
+        record: what the search found.
+        used: of each limit, in its unit: measured where it could be, else predicted.
+        fits: whether that keeps every limit.
+        measured_us, spread_us: with the request's table's runtime; None where this is not the table's machine.
+        losses, accuracies: of its trainings, that of the search first.
+    """
+
+    number: int
+    arch: Arch
+    record: Record
+    used: tuple[float, ...] = ()
+    fits: bool = True
+    measured_us: float | None = None
+    spread_us: float | None = None
+    losses: tuple[float, ...] = ()
+    accuracies: tuple[float, ...] = ()
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean validation loss of its trainings."""
+        return sum(self.losses) / len(self.losses)
+
+    def __str__(self) -> str:
+        times = [f"{to_ms(self.record.predicted_us or 0):.4g} ms predicted"]
+        if self.measured_us is not None:
+            times.insert(0, f"{to_ms(self.measured_us):.4g} ms measured")
+        return f"trial {self.number} (arch {self.arch.id}), {', '.join(times)}"
+
+
+def with_measurements(
+    finalist: Finalist, study: optuna.Study, estimator: Estimator, here: Sequence[str | None], measure: Measure
+) -> Finalist:
+    """Measure a finalist on every table's runtime that is here; each measurement is taken once in the life of a study.
+
+    Args:
+        finalist: as it comes from the search.
+        study: keeps the measurements.
+        estimator: the tables and the limits.
+        here: the tables that were measured on this machine, by the name that limits have for them.
+        measure: times an arch the way a table was measured.
+    """
+    times: dict[str | None, tuple[float, float]] = {}
+    for name in here:
+        table = estimator.table if name is None else estimator.tables[name]
+        key = f"measured {finalist.arch.id} {table.hash[:12]}"
+        us, spread_us = remembered(study, key, functools.partial(_time, measure, finalist.arch, table))
+        times[name] = us, spread_us
+    predicted = estimator.estimate(finalist.arch).used
+    used = tuple(
+        to_ms(times[limit.table][0]) if limit.metric == "latency_ms" and limit.table in times else value
+        for limit, value in zip(estimator.limits, predicted, strict=True)
+    )
+    fits = all(limit.excess(value) <= 0 for limit, value in zip(estimator.limits, used, strict=True))
+    measured_us, spread_us = times.get(None, (None, None))
+    return replace(finalist, used=used, fits=fits, measured_us=measured_us, spread_us=spread_us)
+
+
+def _time(measure: Measure, arch: Arch, table: Table) -> list[float]:
+    result = measure(arch, table)
+    return [result.us, result.spread_us]
+
+
+def require_fit(finalists: Sequence[Finalist], limits: Sequence[Limit]) -> None:
+    """Check that a finalist keeps all limits.
+
+    Raises:
+        RunError: none does; it names the nearest miss and every other.
+    """
+    if any(finalist.fits for finalist in finalists):
+        return
+
+    def excess(finalist: Finalist) -> float:
+        return max(limit.excess(used) for limit, used in zip(limits, finalist.used, strict=True))
+
+    nearest, *others = sorted(finalists, key=excess)
+    misfits = [limit.misfit(used) for limit, used in zip(limits, nearest.used, strict=True)]
+    listed = "".join(f"\n  {other}: {excess(other):+.1%}" for other in others)
+    raise RunError(
+        f"none of the {len(finalists)} finalists keeps its budget when measured. The nearest miss is {nearest}: "
+        f"{'; '.join(filter(None, misfits))} ({excess(nearest):+.1%}).{' The others:' if others else ''}{listed}\n"
+        "Raise `finalists` to measure more candidates, or start a run with a higher budget"
+    )
+
+
+def with_repeats(
+    finalists: Sequence[Finalist], study: optuna.Study, pool: Pool, repeats: int, on_done: Callable[[Outcome], None]
+) -> list[Finalist]:
+    """Train those that fit again with other seeds; each training is done once in the life of a study.
+
+    Args:
+        finalists: measured.
+        study: keeps the scores.
+        pool: trains.
+        repeats: further trainings of each, with the seeds after that of the search.
+        on_done: called with each training as it ends; one that fails is left out.
+    """
+    pairs = [
+        (finalist, finalist.record.seed + extra)
+        for extra in range(1, repeats + 1)
+        for finalist in finalists
+        if finalist.fits
+    ]
+    left = [pair for pair in pairs if _score_key(*pair) not in study.user_attrs]
+    tasks = (Task(number, finalist.arch.to_json(), seed) for number, (finalist, seed) in enumerate(left))
+    for outcome in pool.run(tasks):
+        if outcome.score is not None:
+            found = [outcome.score.val_loss, outcome.score.val_accuracy]
+            study.set_user_attr(_score_key(*left[outcome.key]), found)
+        on_done(outcome)
+    known = study.user_attrs
+    return [_with_scores(each, known, [seed for finalist, seed in pairs if finalist is each]) for each in finalists]
+
+
+def _score_key(finalist: Finalist, seed: int) -> str:
+    return f"score {finalist.arch.id} {seed}"
+
+
+def _with_scores(finalist: Finalist, known: Mapping[str, Any], seeds: Sequence[int]) -> Finalist:
+    record = finalist.record
+    scores = [(record.val_loss, record.val_accuracy)]
+    scores += [known[_score_key(finalist, seed)] for seed in seeds if _score_key(finalist, seed) in known]
+    losses, accuracies = zip(*scores, strict=True)
+    return replace(finalist, losses=losses, accuracies=accuracies)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How sure the order of the finalists is.
+
+    Attributes:
+        text: in words.
+        pairs_sure: share of the pairs of finalists whose order is beyond chance, 0..1; None where nothing says so.
+        noise_sigma: standard deviation of a validation loss between two trainings of one network; None as well.
+    """
+
+    text: str
+    pairs_sure: float | None
+    noise_sigma: float | None
+
+
+def rank(finalists: Sequence[Finalist]) -> Ranking:
+    """Judge the order of finalists by the noise that their repeated trainings show, pooled over all of them.
+
+    A pair counts as sure when its mean losses differ by more than twice the standard error of their difference.
+    """
+    if len(finalists) < 2:
+        return Ranking("There was one finalist, so there is nothing to rank.", None, None)
+    freedom = sum(len(finalist.losses) - 1 for finalist in finalists)
+    if freedom == 0:
+        return Ranking("Every finalist was trained once: how far chance decided their order is not known.", None, None)
+    squares = sum(float(np.var(finalist.losses) * len(finalist.losses)) for finalist in finalists)
+    sigma = math.sqrt(squares / freedom)
+    pairs = list(itertools.combinations(sorted(finalists, key=lambda finalist: finalist.mean_loss), 2))
+    sure = [pair for pair in pairs if _differ(*pair, sigma)]
+    best, second = pairs[0]
+    lead = "beyond chance" if pairs[0] in sure else "within what chance does"
+    text = (
+        f"Between two trainings of one network the validation loss varies by {sigma:.3g} (standard deviation). By "
+        f"that, the order of {len(sure)} of {len(pairs)} pairs of finalists is sure; the winner's lead of "
+        f"{second.mean_loss - best.mean_loss:.3g} over the second is {lead}."
+    )
+    return Ranking(text, len(sure) / len(pairs), sigma)
+
+
+def _differ(one: Finalist, other: Finalist, sigma: float) -> bool:
+    error = sigma * math.sqrt(1 / len(one.losses) + 1 / len(other.losses))
+    return abs(one.mean_loss - other.mean_loss) > SURE * error

@@ -1,0 +1,191 @@
+"""From a request to what a search works with: table, space, limits; everything is checked before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import latency_tables
+import search_spaces
+from nas.arch import Arch
+from nas.errors import InputError, RunError, TableError
+from nas.evaluation.data import load_data
+from nas.evaluation.devices import pick_device
+from nas.latency import Table
+from nas.request import Request
+from nas.search.budgets import Budget
+from nas.search.limits import Estimator, Survey, resolve, smallest
+from nas.space import Space
+
+ON_THE_SPOT = 16  # rows that a table may lack and that are measured before a search
+Log = Callable[[str], None]
+Progress = Callable[..., None]
+"""Called with (done, total, seconds left or None, text), as the profiler does."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A request with everything it names.
+
+    Attributes:
+        request: with its space, table, folder and device filled in.
+        space: with the classes of the data set.
+        estimator: the tables and the limits.
+        survey: the sample of the space behind quantiles.
+        smallest: the lowest predicted latency in ms, and an arch that reaches it.
+        here: the tables that were measured on this machine, by the name that limits have for them.
+    """
+
+    request: Request
+    space: Space
+    estimator: Estimator
+    survey: Survey
+    smallest: tuple[float, Arch]
+    here: tuple[str | None, ...]
+
+    @property
+    def not_this_machine(self) -> bool:
+        """Whether the request's table was measured elsewhere."""
+        return None not in self.here
+
+    def notes(self) -> list[str]:
+        """What the saved request says of the run, for people."""
+        limits = [f"{limit.asked} is {limit.metric}<={limit.limit:.6g}" for limit in self.estimator.limits]
+        return [*limits, f"table hash {self.estimator.table.hash}"]
+
+
+def resolve_request(request: Request, log: Log, progress: Progress) -> Resolved:
+    """Find and check everything a request names; profiles this machine where it names no table.
+
+    Raises:
+        InputError: a name or number is wrong, a budget cannot be met, a table does not fit; saying which and why.
+        MissingLatency: a table lacks rows of the space.
+        MeasureError: this machine cannot be profiled, or lacks the table's runtime.
+    """
+    device = str(pick_device(request.device))
+    given = None if request.table is None else Table.read(latency_tables.find(request.table))
+    space = _space(request, given, log)
+    table = _completed(given, space, request, progress)
+    budgets = [Budget.parse(text) for text in request.budgets]
+    names = [budget.table for budget in budgets if budget.table is not None]
+    tables = {name: Table.read(latency_tables.find(name)) for name in names}
+    for each in (table, *tables.values()):
+        _require_calibrated(each, request)
+        each.require(space)
+    survey = Survey(space, request.seed)
+    limits = resolve(budgets, survey, table, tables)
+    filled = request.with_(
+        space=space.name,
+        table=table.where,
+        out=str(request.run_dir),
+        device=device,
+        runtime=table.header.runtime,
+        threads=table.header.threads,
+    )
+    least = smallest(space, "latency_ms", table)
+    here = _measured_here([(None, table), *tables.items()])
+    found = Resolved(filled, space, Estimator(table, limits, tables), survey, least, here)
+    _tell(found, log)
+    return found
+
+
+def _space(request: Request, table: Table | None, log: Log) -> Space:
+    """The space asked for, or the table's, with the classes of the data set."""
+    name = request.space or (table.header.space if table is not None else None)
+    if name is None:
+        raise InputError("space: neither a space nor a table is named; name one of them (nas spaces, nas tables)")
+    space = search_spaces.load(name)
+    classes = load_data(request.dataset, space.input_shape, seed=request.seed).classes
+    if classes == space.classes:
+        return space
+    log(f"{request.dataset} has {classes} classes, space {space.name} has {space.classes}: searching it with {classes}")
+    return dataclasses.replace(space, classes=classes)
+
+
+def _completed(table: Table | None, space: Space, request: Request, progress: Progress) -> Table:
+    """The table, or one that this machine is profiled into; a few rows that it lacks are measured on the spot.
+
+    Only on the table's own machine, and into a copy: a classifier for another number of classes is one row.
+    """
+    from nas.profiling import profiler
+    from nas.profiling.device import this_machine
+
+    path = request.run_dir / "table.csv"
+    if table is None:
+        return profiler.profile(
+            space, path=path, runtime=request.runtime, threads=request.threads, seed=request.seed, progress=progress
+        )
+    header = table.header
+    lacking = table.missing(space.rows() if header.level == "block" else space.op_rows())
+    if not 0 < len(lacking) <= ON_THE_SPOT or not this_machine().measured(header):
+        return table
+    if not path.is_file():
+        table.write(path)
+    return profiler.profile(
+        space,
+        path=path,
+        runtime=header.runtime,
+        threads=header.threads,
+        level=header.level,
+        precision=header.precision,
+        seed=request.seed,
+        rows=lacking,
+        progress=progress,
+    )
+
+
+def _require_calibrated(table: Table, request: Request) -> None:
+    if table.calibration is None and not request.allow_uncalibrated:
+        raise TableError(
+            f"{table.where} is not calibrated: no whole networks were measured with it, so nobody knows how far its "
+            f"predictions are off. Measure them with: nas profile --table {table.where}; or set allow_uncalibrated"
+        )
+
+
+def _measured_here(tables: Sequence[tuple[str | None, Table]]) -> tuple[str | None, ...]:
+    """The tables of this machine; their runtimes must be installed, since finalists will be measured with them."""
+    from nas.profiling.backends import load_backend
+    from nas.profiling.device import this_machine
+
+    here = [(name, table) for name, table in tables if this_machine().measured(table.header)]
+    for _, table in here:
+        load_backend(table.header.runtime).require()
+    return tuple(name for name, _ in here)
+
+
+def _tell(found: Resolved, log: Log) -> None:
+    table, limits = found.estimator.table, found.estimator.limits
+    if found.not_this_machine:
+        log(
+            f"NOT THIS MACHINE: {table.where} was measured on {table.header.cpu}. Its predictions steer the search, "
+            "nothing is measured here, and whether a network fits is decided by prediction alone"
+        )
+    for limit in limits:
+        unit = " ms" if limit.metric == "latency_ms" else ""
+        log(f"budget {limit.asked}: at most {limit.limit:.4g}{unit}")
+    share = found.survey.share_that_fits(found.estimator)
+    log(
+        f"the smallest architecture takes {found.smallest[0]:.4g} ms; {share:.1%} of {found.survey} fit"
+        + ("; the sampler may not find any" if share == 0 else "")
+    )
+
+
+def require_same_run(found: Resolved, stored: Request, table_hash: str | None) -> None:
+    """Check that a run can go on with this request and this table.
+
+    Args:
+        found: what was asked for now.
+        stored: the request that the run was begun with.
+        table_hash: of the table it was begun with, None where it did not come so far.
+
+    Raises:
+        RunError: naming what differs.
+    """
+    found.request.require_same(stored)
+    now = found.estimator.table.hash
+    if table_hash not in (None, now):
+        raise RunError(
+            f"table {found.request.table} is not the one this run was begun with (its hash was {table_hash}, "
+            f"now {now}), so predictions would not compare. Put it back, or give the new request another name"
+        )

@@ -1,0 +1,126 @@
+"""What a finished search leaves in its run directory, as data: `result.json` and the tables beside it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+
+from nas import __version__, facts
+from nas.arch import Arch, calls_of
+from nas.building import cost_of
+from nas.evaluation.training import TrainResult
+from nas.search.finalists import Finalist, Ranking
+from nas.search.resolved import Resolved
+from nas.units import to_ms
+
+SCHEMA = 1
+
+
+def result_data(
+    found: Resolved,
+    study: optuna.Study,
+    trials: pd.DataFrame,
+    finalists: Sequence[Finalist],
+    winner: Finalist,
+    ranking: Ranking,
+    training: TrainResult,
+) -> dict[str, Any]:
+    """The content of `result.json`; latencies in ms, times of blocks in microseconds, accuracies as fractions."""
+    counts = trials["state"].value_counts().to_dict()
+    states = ("evaluated", "infeasible", "duplicate", "failed")
+    return {
+        "schema": SCHEMA,
+        "name": found.request.name,
+        "space": found.space.name,
+        "objective": found.request.objective,
+        "budgets": [
+            limit.as_data() | {"used": used} for limit, used in zip(found.estimator.limits, winner.used, strict=True)
+        ],
+        "counts": {"proposed": len(trials)} | {state: int(counts.get(state, 0)) for state in states},
+        "finalists": [finalist_data(finalist) for finalist in finalists],
+        "winner": finalist_data(winner)
+        | {
+            "training": {
+                "epochs": training.epochs,
+                "val_accuracy": training.val_accuracy,
+                "val_loss": training.val_loss,
+                "test_accuracy": training.test_accuracy,
+                "seconds": training.seconds,
+            },
+            "blocks": facts.estimate(winner.arch, found.estimator.table)["blocks"],
+            "architecture": facts.architecture(winner.arch),
+        },
+        "reference": _reference(found),
+        "ranking": {"text": ranking.text, "pairs_sure": ranking.pairs_sure, "noise_sigma": ranking.noise_sigma},
+        "smallest": {"predicted_ms": found.smallest[0], "arch": found.smallest[1].id},
+        "provenance": _provenance(found, study),
+    }
+
+
+def finalist_data(finalist: Finalist) -> dict[str, Any]:
+    """A finalist as `result.json` holds it."""
+    record = finalist.record
+
+    def ms(us: float | None) -> float | None:
+        return None if us is None else to_ms(us)
+
+    return {
+        "arch": finalist.arch.id,
+        "number": finalist.number,
+        "predicted_ms": ms(record.predicted_us),
+        "measured_ms": ms(finalist.measured_us),
+        "measured_spread_ms": ms(finalist.spread_us),
+        "params": record.params,
+        "macs": record.macs,
+        "val_losses": list(finalist.losses),
+        "val_accuracies": list(finalist.accuracies),
+        "fits": finalist.fits,
+    }
+
+
+def _reference(found: Resolved) -> dict[str, Any]:
+    """The network of median latency, to see the winner beside."""
+    arch: Arch = found.survey.median(found.estimator.table)
+    cost = cost_of(arch)
+    predicted = found.estimator.table.price(calls_of(arch)).total_us
+    return {"name": "median of the space", "predicted_ms": to_ms(predicted), "params": cost.params, "macs": cost.macs}
+
+
+def _provenance(found: Resolved, study: optuna.Study) -> dict[str, Any]:
+    table = found.estimator.table
+    header = table.header
+    started = min(trial.datetime_start for trial in study.get_trials(deepcopy=False) if trial.datetime_start)
+    packages = ("torch", "optuna", "timm", "numpy")
+    return {
+        "table": found.request.table,
+        "table_hash": table.hash,
+        "device": header.device,
+        "cpu": header.cpu,
+        "runtime": f"{header.runtime} {header.runtime_version}",
+        "threads": header.threads,
+        "precision": header.precision,
+        "calibration": str(table.calibration) if table.calibration else None,
+        "table_mape_percent": table.mape_percent,
+        "not_this_machine": found.not_this_machine,
+        "seed": found.request.seed,
+        "versions": {"nas": __version__} | {name: importlib.metadata.version(name) for name in packages},
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": time.time() - started.timestamp(),  # from the first trial on, interruptions included
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file at once: whoever reads it sees the old content or the new, never half."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,255 @@
+"""A whole search: from a request to a run directory with a trained, measured, exported network and a report.
+
+Every step is done once in the life of a run. Whatever kills the process, the same command continues after the last step
+that was finished: trials and scores are in the study, training has its checkpoint, files appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+import torch
+
+from nas.arch import Arch
+from nas.building import build, input_shape_of
+from nas.errors import RunError
+from nas.evaluation.data import load_data
+from nas.evaluation.evaluators import load_evaluator
+from nas.evaluation.recipe import Recipe
+from nas.evaluation.recipe import Recipe
+from nas.evaluation.runs import write_history
+from nas.evaluation.training import TrainResult, train
+from nas.export import export_onnx
+from nas.front import front_data
+from nas.latency import Table
+from nas.report import write_report
+from nas.request import Request
+from nas.search import engine
+from nas.search.finalists import Finalist, Measured, rank, require_fit, with_measurements, with_repeats
+from nas.search.ledger import Ledger
+from nas.search.lock import RunLock
+from nas.search.resolved import Log, Progress, Resolved, require_same_run, resolve_request
+from nas.search.results import result_data, write_text
+from nas.search.samplers import load_sampler
+from nas.search.scoring import TrainingScorer
+from nas.search.study import JOURNAL, distributions_of, open_study
+from nas.search.trials import record_of, trials_frame
+from nas.search.workers import Outcome, Pool
+from nas.units import show_seconds
+
+FINISHED_BY = ("trials", "finalists", "repeats", "final_epochs")  # what decides whether a run has anything left to do
+
+
+def run_search(request: Request, *, log: Log = print, progress: Progress | None = None) -> Path:
+    """Carry out a request, or continue it; a finished run only gets its report again.
+
+    Args:
+        request: what is asked for.
+        log: called with every line worth telling.
+        progress: called with (done, total, seconds left or None, text) while something takes long.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        InputError: the request cannot be met; nothing was trained.
+        RunError: another process has the run, it was begun with another request, evaluations fail one after the
+            other, or no finalist keeps its budget when measured.
+    """
+    show = progress or _silent
+    run_dir = request.run_dir
+    with RunLock(run_dir):
+        found = resolve_request(request, log, show)
+        study = _study(found)
+        if _is_finished(study, found.request, run_dir):
+            log(f"the run in {run_dir} is finished; raise `trials` to go on. Writing its report again")
+        else:
+            _search(found, study, log, show)
+            _finish(found, study, log, show)
+        log(f"report: {write_report(run_dir)}")
+    return run_dir
+
+
+def _silent(done: float, total: float, seconds_left: float | None = None, text: str = "") -> None:
+    pass
+
+
+def _study(found: Resolved) -> optuna.Study:
+    """The run's study, made now or found; the request is saved before the study exists."""
+    request, path = found.request, found.request.run_dir / "request.yaml"
+    is_new = not path.exists()
+    if not is_new:
+        require_same_run(found, Request.read(path), None)
+    else:
+        write_text(path, request.to_yaml(found.notes()))
+    distributions = distributions_of(found.space.choices)
+    study = open_study(
+        request.name,
+        request.storage or request.run_dir / JOURNAL,
+        load_sampler(request.sampler, request.seed, distributions),
+        objectives=2 if request.objective == "front" else 1,
+    )
+    if is_new and study.get_trials(deepcopy=False):
+        path.unlink()
+        raise RunError(
+            f"study {request.name!r} has trials already, but {request.run_dir} is no run of it: give the request "
+            "another name, or name the folder of that run as `out`"
+        )
+    facts = study.user_attrs
+    require_same_run(found, Request.read(path), facts.get("table_hash"))
+    new = {"table_hash": found.estimator.table.hash, "budgets": [limit.as_data() for limit in found.estimator.limits]}
+    for key, value in new.items():
+        if key not in facts:
+            study.set_user_attr(key, value)
+    write_text(path, request.to_yaml(found.notes()))
+    return study
+
+
+def _is_finished(study: optuna.Study, request: Request, run_dir: Path) -> bool:
+    wanted = {name: getattr(request, name) for name in FINISHED_BY}
+    return study.user_attrs.get("finished") == wanted and (run_dir / "result.json").is_file()
+
+
+def _scorer(found: Resolved) -> TrainingScorer:
+    request = found.request
+    evaluator = load_evaluator(request.evaluator, epochs=request.epochs)
+    return TrainingScorer(evaluator, request.dataset, found.space.input_shape, request.seed, request.device)
+
+
+def _search(found: Resolved, study: optuna.Study, log: Log, progress: Progress) -> None:
+    """Run the study until enough candidates are evaluated, and write what it found."""
+    request, begun = found.request, time.monotonic()
+    ledger = Ledger(study, distributions_of(found.space.choices))
+    before = sum(record.state == "evaluated" for _, record in ledger.past())
+    if before:
+        log(f"continuing after {before} of {request.trials} evaluated candidates")
+
+    def show(now: engine.Progress) -> None:
+        done = now.counts["evaluated"]
+        each = (time.monotonic() - begun) / max(done - before, 1)
+        best = f", best loss {now.best_loss:.4f}" if now.best_loss is not None else ""
+        progress(done, request.trials, each * (request.trials - done), f"{done} candidates evaluated{best}")
+        if now.record.state == "failed":
+            log(f"trial {now.number} failed: {now.record.reason}")
+
+    try:
+        with Pool(_scorer(found), request.workers) as pool:
+            search = engine.Engine(
+                ledger, found.space, found.estimator, pool, trials=request.trials, seed=request.seed, on_trial=show
+            )
+            short = search.run()
+    finally:
+        trials = trials_frame(study, found.estimator.table.hash)
+        write_text(request.run_dir / "trials.csv", trials.to_csv(index=False))
+    if short:
+        log(short)
+    if not (trials["state"] == "evaluated").any():
+        raise RunError(short)
+    write_text(request.run_dir / "front.csv", front_data(trials).to_csv(index=False))
+
+
+def _finish(found: Resolved, study: optuna.Study, log: Log, progress: Progress) -> None:
+    """Measure the best, train them again, train the winner longer, and write everything."""
+    request, run_dir = found.request, found.request.run_dir
+    trials = trials_frame(study, found.estimator.table.hash)
+    finalists = []
+    for number, finalist in enumerate(chosen := _finalists(found, study, trials)):
+        progress(number, len(chosen), None, f"measuring {finalist.arch.id}")
+        finalists.append(with_measurements(finalist, study, found.estimator, found.here, _measure))
+        log(str(finalists[-1]))
+    require_fit(finalists, found.estimator.limits)
+    finalists = _repeated(found, study, finalists, log, progress)
+    ranking = rank([finalist for finalist in finalists if finalist.fits])
+    winner = min((finalist for finalist in finalists if finalist.fits), key=lambda finalist: finalist.mean_loss)
+    log(f"the winner is {winner}; {ranking.text}")
+    write_text(run_dir / "best.json", winner.arch.to_json() + "\n")
+    training = _train_winner(found, winner.arch, progress)
+    result = result_data(found, study, trials, finalists, winner, ranking, training)
+    write_text(run_dir / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
+    study.set_user_attr("finished", {name: getattr(request, name) for name in FINISHED_BY})
+    _checkpoint(found, winner.arch).unlink(missing_ok=True)
+
+
+def _finalists(found: Resolved, study: optuna.Study, trials: pd.DataFrame) -> list[Finalist]:
+    """The candidates of lowest loss, or as many spread evenly along the front, the most accurate one among them."""
+    count = found.request.finalists
+    if found.request.objective == "front":
+        front = front_data(trials)
+        places = len(front) - 1 - np.linspace(0, len(front) - 1, min(count, len(front))).round().astype(int)
+        chosen = front.iloc[sorted(set(places.tolist()))]
+    else:
+        chosen = trials[trials["state"] == "evaluated"].sort_values(["val_loss", "number"]).head(count)
+    by_number = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
+    picked = [by_number[number] for number in chosen["number"]]
+    records = [record_of(trial) for trial in picked]
+    return [
+        Finalist(trial.number, found.space.arch(trial.params), record)
+        for trial, record in zip(picked, records, strict=True)
+        if record is not None
+    ]
+
+
+def _measure(arch: Arch, table: Table) -> Measured:
+    from nas.profiling import profiler
+
+    return profiler.measure(arch, runtime=table.header.runtime, threads=table.header.threads)
+
+
+def _repeated(
+    found: Resolved, study: optuna.Study, finalists: list[Finalist], log: Log, progress: Progress
+) -> list[Finalist]:
+    request = found.request
+    total, done = request.repeats * sum(finalist.fits for finalist in finalists), 0
+
+    def show(outcome: Outcome) -> None:
+        nonlocal done
+        done += 1
+        progress(done, total, None, "training the finalists again")
+        if outcome.score is None:
+            log(f"a repeated training failed: {outcome.reason}")
+
+    with Pool(_scorer(found), request.workers) as pool:
+        return with_repeats(finalists, study, pool, request.repeats, show)
+
+
+def _checkpoint(found: Resolved, arch: Arch) -> Path:
+    return found.request.run_dir / f"checkpoint-{arch.id}-{found.request.final_epochs}.pt"
+
+
+def _train_winner(found: Resolved, arch: Arch, progress: Progress) -> TrainResult:
+    """Train the winner with a long schedule, on all threads; weights, ONNX file and history are written."""
+    request, run_dir = found.request, found.request.run_dir
+    data = load_data(request.dataset, found.space.input_shape, seed=request.seed)
+    recipe = Recipe(epochs=request.final_epochs)
+    model = build(arch, seed=request.seed, drop_path=recipe.drop_path)
+
+    def show(epoch: Mapping[str, Any]) -> None:
+        done = int(epoch["epoch"])
+        left = (recipe.epochs - done) * float(epoch["seconds"])
+        progress(done, recipe.epochs, left, f"training the winner, epoch {done}, loss {epoch['train_loss']:.3f}")
+
+    result = train(
+        model,
+        data,
+        recipe,
+        device=request.device,
+        seed=request.seed,
+        checkpoint=_checkpoint(found, arch),
+        on_epoch=show,
+        test=True,
+    )
+    model.cpu()
+    temporary = run_dir / ".best.pt.tmp"
+    torch.save(model.state_dict(), temporary)
+    temporary.replace(run_dir / "best.pt")
+    export_onnx(model, [input_shape_of(arch)], run_dir / "best.onnx")
+    write_history(result.history, run_dir / "training.csv")
+    progress(recipe.epochs, recipe.epochs, 0, f"trained the winner in {show_seconds(result.seconds)}")
+    return result

@@ -1,0 +1,118 @@
+"""The Optuna study behind a run: its parameters, its storage, and what a killed process may have left there."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from nas.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from nas.ops import Choice
+
+JOURNAL = "study.journal"
+
+
+def distributions_of(choices: Mapping[str, Choice]) -> dict[str, BaseDistribution]:
+    """The fixed, unconditional Optuna parameters of a space: evenly spaced numbers as such, the rest as categories."""
+    return {name: _distribution(choice.values) for name, choice in choices.items()}
+
+
+def _distribution(values: Sequence[Any]) -> BaseDistribution:
+    if all(type(value) is int for value in values):
+        steps = {after - before for before, after in itertools.pairwise(values)}
+        if len(steps) == 1 and min(steps) > 0:
+            return IntDistribution(values[0], values[-1], step=min(steps))
+    return CategoricalDistribution(tuple(values))
+
+
+def open_study(name: str, storage: str | Path | BaseStorage, sampler: BaseSampler, objectives: int) -> optuna.Study:
+    """The study of a run, made where it does not exist; every objective is minimized.
+
+    Args:
+        name: of the study in its storage.
+        storage: path of a journal file, URL of a database that Optuna knows, or a storage.
+        sampler: proposes the candidates.
+        objectives: 1 (loss), or 2 (loss and latency).
+
+    Raises:
+        RunError: the journal is damaged in the middle; a torn last line is cut off instead.
+        InputError: Optuna cannot use the storage.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        study_name=name,
+        storage=_storage(storage),
+        sampler=sampler,
+        directions=["minimize"] * objectives,
+        load_if_exists=True,
+    )
+    if len(study.directions) != objectives:
+        raise RunError(f"study {name!r} has {len(study.directions)} objectives, this run has {objectives}")
+    return study
+
+
+def _storage(storage: str | Path | BaseStorage) -> BaseStorage:
+    if isinstance(storage, BaseStorage):
+        return storage
+    if isinstance(storage, str) and "://" in storage:
+        try:
+            return optuna.storages.get_storage(storage)
+        except Exception as error:  # of any database driver
+            raise InputError(f"storage: Optuna cannot use {storage!r}: {error}") from error
+    path = Path(storage)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mend_journal(path)
+    try:
+        return JournalStorage(JournalFileBackend(str(path)))
+    except (ValueError, KeyError) as error:
+        raise RunError(
+            f"{path} is damaged and cannot be read as an Optuna journal: {error}. Put a copy of it back, or delete the "
+            "run directory to start over"
+        ) from error
+
+
+def mend_journal(path: Path) -> int:
+    """Remove what a killed writer left in a journal nobody else has open: a torn last line, and Optuna's own lock.
+
+    Returns:
+        The number of bytes cut off.
+    """
+    Path(f"{path}.lock").unlink(missing_ok=True)  # Optuna would wait half a minute for its dead holder
+    if not path.exists():
+        return 0
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    last = whole[whole.rfind(b"\n", 0, -1) + 1 :]
+    if last and not _is_json(last):
+        whole = whole[: -len(last)]
+    if len(whole) != len(content):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    return len(content) - len(whole)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def remembered(study: optuna.Study, key: str, make: Callable[[], Any]) -> Any:
+    """What the study keeps under `key`, made and kept there the first time; plain data."""
+    known = study.user_attrs
+    if key not in known:
+        study.set_user_attr(key, make())
+        known = study.user_attrs
+    return known[key]

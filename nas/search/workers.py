@@ -1,0 +1,199 @@
+"""Processes that score candidates: spawned, one candidate at a time each, and none outlives its coordinator.
+
+This module is what a worker imports first, so it loads nothing heavy; what a scorer needs, the scorer imports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol
+
+from nas.errors import NasError
+from nas.evaluation.evaluators import Score
+
+_SPAWN = multiprocessing.get_context("spawn")  # forked children of a process with threads can deadlock
+_PR_SET_PDEATHSIG = 1
+_EXIT_SECONDS = 10.0
+
+
+class Scorer(Protocol):
+    """Gives an arch its score; pickled into every worker, so it holds plain data and loads the rest on first use."""
+
+    def __call__(self, arch: str, seed: int) -> Score:
+        """Score an arch, given as JSON, with everything random drawn from `seed`."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One candidate to score.
+
+    Attributes:
+        key: number that the outcome comes back under.
+        arch: the arch as JSON.
+        seed: of everything random.
+    """
+
+    key: int
+    arch: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task: a score, or the reason why there is none."""
+
+    key: int
+    score: Score | None
+    reason: str = ""
+
+
+class _Worker:
+    """One process, its pipe, and the task it works on."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.pipe, theirs = _SPAWN.Pipe()
+        self.process = _SPAWN.Process(target=_serve, args=(theirs, scorer, os.getpid()), daemon=True)
+        self.process.start()
+        theirs.close()  # so that the pipe ends when the process does
+        self.task: Task | None = None
+
+    def start(self, task: Task) -> None:
+        self.task = task
+        with contextlib.suppress(OSError):  # a dead process is noticed when its outcome is awaited
+            self.pipe.send(task)
+
+    def outcome(self) -> Outcome:
+        """The outcome of its task, once the pipe has something; a dead process is one too."""
+        assert self.task is not None
+        task, self.task = self.task, None
+        try:
+            outcome: Outcome = self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join(_EXIT_SECONDS)
+            return Outcome(task.key, None, _cause_of_death(self.process.exitcode))
+        return outcome
+
+    def stop(self) -> None:
+        self.pipe.close()
+        self.process.kill()
+        self.process.join(_EXIT_SECONDS)
+
+
+def _cause_of_death(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        name = signal.Signals(-exitcode).name
+        hint = ", as the system does when memory runs out: use fewer workers" if exitcode == -signal.SIGKILL else ""
+        return f"the worker process was ended by {name}{hint}"
+    return f"the worker process ended by itself with exit code {exitcode}"
+
+
+class Pool:
+    """A number of workers; use it as a context, which ends them.
+
+    Args:
+        scorer: what each of them runs.
+        workers: how many; they start when there is work for them.
+    """
+
+    def __init__(self, scorer: Scorer, workers: int) -> None:
+        self.size = workers
+        self._scorer = scorer
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def idle(self) -> int:
+        """How many tasks could start at once."""
+        return self.size - sum(worker.task is not None for worker in self._workers)
+
+    def submit(self, task: Task) -> None:
+        """Start a task; there must be an idle worker."""
+        worker = next((worker for worker in self._workers if worker.task is None), None)
+        if worker is None:
+            assert len(self._workers) < self.size, "no idle worker"
+            worker = _Worker(self._scorer)
+            self._workers.append(worker)
+        worker.start(task)
+
+    def wait(self) -> Outcome:
+        """The next outcome, of whichever task is done first; a worker that died is replaced by a fresh one."""
+        busy = {worker.pipe: worker for worker in self._workers if worker.task is not None}
+        assert busy, "nothing to wait for"
+        ready = wait(list(busy))
+        worker = next(worker for pipe, worker in busy.items() if pipe in ready)
+        outcome = worker.outcome()
+        if not worker.process.is_alive():
+            self._workers.remove(worker)
+            worker.stop()
+        return outcome
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        """Run all tasks, as many at once as there are workers; outcomes come as they are done."""
+        left = deque(tasks)
+        while left or self.idle < self.size:
+            while left and self.idle:
+                self.submit(left.popleft())
+            yield self.wait()
+
+    def close(self) -> None:
+        """End all workers, also those at work."""
+        for worker in self._workers:
+            worker.stop()
+        self._workers.clear()
+
+
+def _serve(pipe: Connection, scorer: Scorer, parent: int) -> None:
+    """The life of a worker: score what comes until the pipe ends or the parent dies."""
+    _die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the coordinator decides
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            task: Task = pipe.recv()
+            pipe.send(_outcome(scorer, task))
+
+
+def _outcome(scorer: Scorer, task: Task) -> Outcome:
+    try:
+        score = scorer(task.arch, task.seed)
+    except MemoryError as error:
+        return Outcome(task.key, None, f"out of memory: {error}".rstrip(": "))
+    except Exception as error:
+        named = str(error) if isinstance(error, NasError) else f"{type(error).__name__}: {error}"
+        return Outcome(task.key, None, named)
+    if not math.isfinite(score.val_loss):
+        return Outcome(task.key, None, f"the validation loss is {score.val_loss}")
+    return Outcome(task.key, score)
+
+
+def _die_with(parent: int) -> None:
+    """End this process when its parent ends, however it ends."""
+    if sys.platform == "linux":
+        libc: Any = ctypes.CDLL(None)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:  # it died before we could ask
+        os._exit(1)
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
