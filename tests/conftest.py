@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,3 +15,27 @@ torch.set_num_threads(1)
 def rng() -> random.Random:
     """A fresh, seeded source of randomness."""
     return random.Random(0)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small but real search: profiled on the fake runtime, trained on digits, reported."""
+    from nas.request import Request
+    from nas.search.run import run_search
+
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    request = Request(
+        name="small",
+        out=str(folder),
+        space="efficientformer-32",
+        runtime="fake",
+        budgets=("latency_ms<=p40",),
+        epochs=1,
+        trials=4,
+        workers=2,
+        finalists=2,
+        repeats=1,
+        final_epochs=1,
+        device="cpu",
+    )
+    return run_search(request, log=lambda line: None)

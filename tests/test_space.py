@@ -51,7 +51,7 @@ def test_the_extreme_is_that_of_brute_force(space, largest):
 
 
 def test_the_number_of_archs_by_hand():
-    # stage 2: 2 ratios x 2 depths; widths 2 and 3 together: (16, 16), (16, 32), (32, 32); stage 3: 2 depths; stage 4: 2 x 2
+    # stage 2: 2 ratios x 2 depths; widths of 2 and 3: (16, 16), (16, 32), (32, 32); stage 3: 2 depths; stage 4: 2 x 2
     assert replace(TINY, tail=0).count() == 4 * 3 * 2 * 4
 
 
