@@ -17,7 +17,17 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 
 #: what may differ when a run is continued; other fields decide what its scores mean (a table is compared by content)
-MAY_CHANGE = ("out", "table", "trials", "workers", "finalists", "repeats", "final_epochs", "allow_uncalibrated")
+MAY_CHANGE = (
+    "out",
+    "table",
+    "trials",
+    "workers",
+    "finalists",
+    "repeats",
+    "final_epochs",
+    "final_threads",
+    "allow_uncalibrated",
+)
 
 
 def _cpus() -> int:
@@ -64,6 +74,10 @@ class Request(BaseModel):
     finalists: Positive = Field(default=3, description="How many of the best candidates are measured.")
     repeats: Count = Field(default=2, description="Further trainings of each finalist, with other seeds.")
     final_epochs: Positive = Field(default=40, description="Epochs of the winner's longer training.")
+    final_threads: Positive = Field(
+        default=1,
+        description="CPU threads of that training: more are faster only on idle cores, and one repeats exactly.",
+    )
     allow_uncalibrated: bool = Field(default=False, description="Accept a table without measured networks.")
 
     def __init__(self, **values: Any) -> None:

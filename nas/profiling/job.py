@@ -22,7 +22,7 @@ from nas.profiling.probes import Formula, Probe, formulas
 from nas.profiling.process import Engine
 from nas.profiling.protocol import Settings, Times
 from nas.profiling.samples import Journal
-from nas.profiling.selection import rough_cost, spread
+from nas.profiling.selection import rough_cost, spread, typical_bytes
 from nas.space import Space
 from nas.tracing import calls_of_unit
 
@@ -59,6 +59,7 @@ class Job:
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
             raise InputError(f"level: expected {' or '.join(LEVELS)}, got {self.level!r}")
+        load_backend(self.engine.runtime)(self.engine.threads, self.engine.precision)  # raises where it cannot run
         if self.table is not None:
             self._check(asdict(self.table.header), self.path)
 
@@ -85,7 +86,7 @@ class Job:
     def formulas(self) -> tuple[Formula, ...]:
         """How to time each row that the table lacks; neighbours in a network stand near each other."""
         lacking = self.wanted if self.table is None else self.table.missing(self.wanted)
-        found = formulas(lacking, self._space_rows, self.space.input_shape)
+        found = formulas(lacking, self._space_rows, self.space.input_shape, typical_bytes(self.space))
         return tuple(sorted(found, key=lambda formula: (-_positions(formula.row), str(formula.row))))
 
     @property
@@ -101,10 +102,12 @@ class Job:
         """Whether the table lacks nothing."""
         return self.table is not None and not self.formulas and not self.wants_networks
 
-    def choose_networks(self) -> tuple[Arch, ...]:
-        """The networks to measure with the rows, the same for the same seed."""
+    def networks(self, journal: Journal | None = None) -> tuple[Arch, ...]:
+        """The networks to measure with the rows: those that a journal has begun with, else as the seed has it."""
         if not self.wants_networks:
             return ()
+        if journal is not None and journal.networks:
+            return tuple(map(Arch.from_json, journal.networks))
         return spread(self.space, self.settings.networks, random.Random(self.seed), rough_cost)
 
     def items(self, networks: Sequence[Arch]) -> list[Item]:
@@ -135,20 +138,18 @@ class Job:
             sentinel_us=0.0,
         )
 
-    def begin(self, journal: Journal, networks: Sequence[Arch], variant: str) -> None:
+    def begin(self, journal: Journal, variant: str) -> None:
         """Write the first line of a new journal."""
-        header = asdict(self.header()) | {"variant": variant, "networks": [arch.to_json() for arch in networks]}
-        journal.begin(header)
+        journal.begin(asdict(self.header()) | {"variant": variant})
 
-    def resume(self, journal: Journal) -> tuple[tuple[Arch, ...], str]:
-        """The networks and the backend's variant of a journal that was begun before.
+    def check(self, journal: Journal) -> None:
+        """Raise where a journal that was begun before does not fit.
 
         Raises:
             InputError: where its samples come from another device, runtime version or settings, naming both.
         """
-        assert journal.header is not None
-        self._check(journal.header, journal.path)
-        return tuple(map(Arch.from_json, journal.header["networks"])), str(journal.header["variant"])
+        if journal.header is not None:
+            self._check(journal.header, journal.path)
 
     def _check(self, found: Mapping[str, Any], where: Path) -> None:
         mine = asdict(self.header())
@@ -169,7 +170,7 @@ class Job:
             header = replace(header, sentinel_us=round(times.reference_us, 2), protocol=protocol)
         scale = header.sentinel_us / times.reference_us  # of a table that gets new rows in another state of the machine
         entries = [] if self.table is None else list(self.table.entries)
-        measured = [] if self.table is None else list(self.table.networks)
+        measured = {} if self.table is None else {network.arch: network for network in self.table.networks}
         for formula in self.formulas:
             if self._finished(journal, formula.probes):
                 timing = times.row(formula)
@@ -177,10 +178,11 @@ class Job:
         rows = {entry.row for entry in entries}
         for arch in networks:
             probe = Probe(arch=arch)
-            if self._finished(journal, (probe,)) and rows.issuperset(rows_of_arch(arch, self.level)):
+            fits = arch not in measured and rows.issuperset(rows_of_arch(arch, self.level))
+            if fits and self._finished(journal, (probe,)):
                 timing = times.timing(probe.key)
-                measured.append(Network(arch, timing.us * scale, timing.spread_us * scale, timing.count))
-        return Table(header, entries, measured, self.path)
+                measured[arch] = Network(arch, timing.us * scale, timing.spread_us * scale, timing.count)
+        return Table(header, entries, measured.values(), self.path)
 
     @property
     def _has_variants(self) -> bool:

@@ -4,6 +4,8 @@ A block alone pays for the call, and for bringing its input and output into the 
 is timed inside a graph and the rest is subtracted. With T(...) the time of rows in sequence:
 
 - a row whose outputs fit its own inputs: the slope of a chain, (T(r^k) - T(r)) / (k - 1);
+- such a row with many weights: (T(r^k) - T(nothing)) / k, where the chain has about the weights of a whole network, so
+  that caches hold as much of them as they do there; a single r would be served from a nearer cache than in a network;
 - another row between two such rows p and q, on either side: T(p r q) - (T(p p) + T(q q)) / 2, where the call, the
   input side of p and the output side of q cancel to first order;
 - the last row of a network: T(p p r) - T(p p);
@@ -14,6 +16,7 @@ is timed inside a graph and the rest is subtracted. With T(...) the time of rows
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +29,7 @@ from nas.building import build
 from nas.ops import Block, Leaf, Row, Scale, Shape, parse_unit
 from nas.tracing import BYTES_PER_VALUE, calls_of_unit, fuse_in_place, macs_of_unit, params_of_unit
 
-LONG_CHAIN, CHAIN = 8, 4
+LONG_CHAIN, CHAIN, SHORT_CHAIN = 8, 4, 2
 SHORT_MACS = 5_000_000  # rows below this are over in some 0.2 ms: a longer chain lifts them above the clock's noise
 
 
@@ -144,23 +147,30 @@ class Formula:
         return sum(weight * times[probe.key] for probe, weight in self.terms)
 
 
-def formulas(rows: Iterable[Row], context: Iterable[Row], image: tuple[int, int, int]) -> tuple[Formula, ...]:
+def formulas(
+    rows: Iterable[Row], context: Iterable[Row], image: tuple[int, int, int], network_bytes: float = math.inf
+) -> tuple[Formula, ...]:
     """How to time each of `rows`.
 
     Args:
         rows: to be timed.
         context: rows that may stand beside them, usually all rows of the space.
         image: (C, H, W) of what the first row of a network reads.
+        network_bytes: weights of a typical network.
     """
     wanted = tuple(rows)
-    around = _Context([*context, *wanted])
-    return tuple(_formula(row, around, Shape(1, *image)) for row in wanted)
+    around = _Context([*context, *wanted], Shape(1, *image), network_bytes)
+    return tuple(_formula(row, around) for row in wanted)
 
 
 class _Context:
-    """Who can stand before and behind a row: of several the cheapest, so that a difference is not lost in its noise."""
+    """What surrounds a row in a network.
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    Before and behind it of several rows the cheapest, so that a difference is not lost in its noise.
+    """
+
+    def __init__(self, rows: Iterable[Row], image: Shape, network_bytes: float) -> None:
+        self.image, self.network_bytes = image, network_bytes
         self.rows = sorted(dict.fromkeys(rows), key=lambda row: (not chains(row), macs_of_unit(row), str(row)))
 
     def before(self, row: Row, *after: Row) -> tuple[Row, ...]:
@@ -185,9 +195,9 @@ def _fits(first: Row, second: Row) -> bool:
     return second.inputs[: len(outputs)] == outputs
 
 
-def _formula(row: Row, around: _Context, image: Shape) -> Formula:
+def _formula(row: Row, around: _Context) -> Formula:
     if chains(row):
-        return Formula(row, _slope(row))
+        return Formula(row, _chain(row, around.network_bytes))
     path, behind = around.before(row), around.behind(row)
     if path and behind is not None and chains(path[-1]):
         terms = [((path[-1], row, behind), 1.0), ((path[-1],) * 2, -0.5), ((behind,) * 2, -0.5)]
@@ -196,18 +206,23 @@ def _formula(row: Row, around: _Context, image: Shape) -> Formula:
         terms = [((*lead, row), 1.0), (lead, -1.0)]
     elif behind is not None:
         terms = [((row, behind), 1.0)]
-        if row.inputs != (image,):
+        if row.inputs != (around.image,):
             return Formula(row, (*_probes(terms), (Probe((behind,)), -1.0)))
-        return Formula(row, (*_probes(terms), *((probe, -weight) for probe, weight in _slope(behind))))
+        slope = _chain(behind, around.network_bytes)
+        return Formula(row, (*_probes(terms), *((probe, -weight) for probe, weight in slope)))
     else:
         return Formula(row, ((Probe((row,)), 1.0), (Probe(idle=row.inputs[:1]), -1.0)))
     return Formula(row, tuple(_probes(terms)))
 
 
-def _slope(row: Row) -> tuple[tuple[Probe, float], ...]:
+def _chain(row: Row, network_bytes: float) -> tuple[tuple[Probe, float], ...]:
     length = LONG_CHAIN if macs_of_unit(row) < SHORT_MACS else CHAIN
-    share = 1.0 / (length - 1)
-    return (Probe((row,) * length), share), (Probe((row,)), -share)
+    fits = network_bytes / max(BYTES_PER_VALUE * params_of_unit(row), 1)
+    if fits >= length:
+        share = 1.0 / (length - 1)
+        return (Probe((row,) * length), share), (Probe((row,)), -share)
+    length = max(int(fits), SHORT_CHAIN)
+    return (Probe((row,) * length), 1.0 / length), (Probe(idle=row.inputs[:1]), -1.0 / length)
 
 
 def _probes(terms: Iterable[tuple[tuple[Row, ...], float]]) -> Iterator[tuple[Probe, float]]:

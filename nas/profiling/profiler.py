@@ -87,7 +87,7 @@ def profile(
     precision: str = "fp32",
     passes: int = 2,
     rounds: int = 25,
-    networks: int = 8,
+    networks: int = 12,
     seed: int = 0,
     rows: Iterable[Row] | None = None,
     progress: Progress = silent,
@@ -120,10 +120,14 @@ def profile(
         progress(1, 1, 0.0, "complete, nothing to measure")
         return job.table
     with Journal(job.journal_path) as journal:
+        job.check(journal)
         if journal.header is None:
-            chosen = job.choose_networks()
-            job.begin(journal, chosen, _variant(job, seed, progress))
-        archs, variant = job.resume(journal)
+            job.begin(journal, _variant(job, seed, progress))
+        archs = job.networks(journal)
+        if archs and not journal.networks:
+            journal.choose([arch.to_json() for arch in archs])
+        assert journal.header is not None
+        variant = str(journal.header["variant"])
         bench = Bench(replace(job.engine, variant=variant), job.settings, journal, seed, (space.name,), progress)
         failures = bench.run(job.items(archs))
         table = job.result(journal, archs, variant)
@@ -143,18 +147,17 @@ def plan(
     precision: str = "fp32",
     passes: int = 2,
     rounds: int = 25,
-    networks: int = 8,
+    networks: int = 12,
     seed: int = 0,
     rows: Iterable[Row] | None = None,
 ) -> Plan:
     """What `profile` with the same arguments would do, and for how long; it measures nothing. Raises as `profile`."""
     job = _job(space, path, runtime, threads, level, precision, Settings(rounds, passes, networks), seed, rows)
-    archs, log = job.choose_networks(), Log()
+    archs, log = job.networks(), Log()
     if job.journal_path.exists():
         with Journal(job.journal_path) as journal:
-            log.samples = journal.samples
-            if journal.header is not None:
-                archs = job.resume(journal)[0] if job.wants_networks else ()
+            job.check(journal)
+            archs, log.samples = job.networks(journal), journal.samples
     bench = Bench(job.engine, job.settings, log, seed)
     items = job.items(archs)
     open_items = {item for number in range(passes) for item in bench.missing(number, items)}

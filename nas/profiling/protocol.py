@@ -40,7 +40,7 @@ class Settings:
 
     rounds: int = 25
     passes: int = 2
-    networks: int = 8
+    networks: int = 12
     sample_us: float = 2500.0
     least: int = 3
     most: int = 24

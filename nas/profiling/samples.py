@@ -1,6 +1,6 @@
 """The journal of a profile: raw samples beside the table, a line a round, so that a kill at any moment loses one round.
 
-The first line names the device, runtime and settings, and the networks; other lines hold samples or failures. A torn
+The first line names the device, the runtime and its settings; others hold samples, one the networks to measure. A torn
 last line, what a kill leaves, is cut when the journal is opened again.
 """
 
@@ -72,6 +72,7 @@ class Journal(Log):
         super().__init__()
         self.path = path
         self.header: dict[str, Any] | None = None
+        self.networks: tuple[str, ...] = ()  # archs as JSON
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab+")
         try:
@@ -79,7 +80,11 @@ class Journal(Log):
         except OSError as error:
             self._file.close()
             raise RunError(f"{path}: another process is profiling into this table; wait for it or stop it") from error
-        self._read()
+        try:
+            self._read()
+        except InputError:
+            self._file.close()
+            raise
 
     def __enter__(self) -> Journal:
         return self
@@ -91,6 +96,11 @@ class Journal(Log):
         """Write the first line."""
         self.header = dict(header)
         self._append({"format": FORMAT, "header": self.header})
+
+    def choose(self, networks: Sequence[str]) -> None:
+        """Write down which networks are measured, so that a later run measures the same."""
+        self.networks = tuple(networks)
+        self._append({"networks": self.networks})
 
     def add(self, number: int, samples: Mapping[str, Sample]) -> None:
         """Append the samples of one round of pass `number`; they are on disk when this returns."""
@@ -123,6 +133,8 @@ class Journal(Log):
             if line["format"] != FORMAT:
                 raise ValueError(f"format {line['format']}, this version of nas reads {FORMAT}")
             self.header = dict(line["header"])
+        elif "networks" in line:
+            self.networks = tuple(map(str, line["networks"]))
         else:
             taken = line["samples"].items()
             super().add(

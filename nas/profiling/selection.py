@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
+import statistics
 from collections.abc import Callable, Collection, Iterator
 
 from nas.arch import Arch, calls_of
 from nas.errors import InputError
 from nas.ops import Row
 from nas.space import Space
-from nas.tracing import macs_of_unit
+from nas.tracing import BYTES_PER_VALUE, macs_of_unit, params_of_unit
 
 SAMPLES = 2000
 WALKS = 60  # from either end of the space, which random samples hardly reach
 STEPS = 8
+TYPICAL = 201
 BLOCK_MACS = 3e5  # what a block costs besides its multiply-adds, for choosing networks before anything is measured
 
 
@@ -50,6 +53,15 @@ def spread(
         chosen.append(nearest)
         del logs[nearest]
     return tuple(chosen)
+
+
+@functools.lru_cache(maxsize=16)
+def typical_bytes(space: Space) -> float:
+    """Weights of a network of a space: the median over random ones, in bytes, fp32."""
+    rng = random.Random(0)
+    archs = (space.sample(rng) for _ in range(TYPICAL))
+    sizes = [BYTES_PER_VALUE * sum(params_of_unit(call.row) for call in calls_of(arch)) for arch in archs]
+    return statistics.median(sizes)
 
 
 def _walk(space: Space, arch: Arch, rng: random.Random) -> Iterator[Arch]:

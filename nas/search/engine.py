@@ -108,11 +108,11 @@ class Engine:
         """Take up the state that earlier processes left. Failures that ended one of them are given another chance."""
         last: list[str] = []
         for number, record in past:
+            is_new = record.arch not in self._failures
             self._remember(number, record)
             if record.state == "evaluated":
                 last.clear()
-            elif record.state == "failed" and record.arch not in self._failures:
-                self._failures[record.arch] = number, record.reason
+            elif is_new and record.arch in self._failures:
                 last.append(record.arch)
         for arch_id in last if len(last) >= FIRST_FAILURES else ():
             del self._failures[arch_id]
@@ -206,7 +206,6 @@ class Engine:
         arch_id = next(key for key, waiting in self._in_flight.items() if waiting[0].proposal.number == outcome.key)
         first, *followers = self._in_flight.pop(arch_id)
         if outcome.score is None:
-            self._failures[arch_id] = outcome.key, outcome.reason
             self._finish(first.proposal, replace(first.record, state="failed", reason=outcome.reason))
             for candidate in followers:
                 self._finish(candidate.proposal, self._failed_again(candidate.record))
@@ -243,6 +242,8 @@ class Engine:
         if record.state == "evaluated" and record.val_loss is not None:
             self._scores[record.arch] = number, record
             self._best = record.val_loss if self._best is None else min(self._best, record.val_loss)
+        elif record.state == "failed" and record.arch:
+            self._failures.setdefault(record.arch, (number, record.reason))
 
     def _count(self, state: str) -> None:
         self._counts[state] += 1

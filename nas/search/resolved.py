@@ -13,9 +13,12 @@ from nas.errors import InputError, RunError, TableError
 from nas.evaluation.data import load_data
 from nas.evaluation.devices import pick_device
 from nas.latency import Table
+from nas.profiling import profiler
+from nas.profiling.backends import load_backend
+from nas.profiling.device import this_machine
 from nas.request import Request
 from nas.search.budgets import Budget
-from nas.search.limits import Estimator, Survey, resolve, smallest
+from nas.search.limits import Estimator, Limit, Survey, resolve, smallest
 from nas.space import Space
 
 ON_THE_SPOT = 16  # rows that a table may lack and that are measured before a search
@@ -48,6 +51,10 @@ class Resolved:
     def not_this_machine(self) -> bool:
         """Whether the request's table was measured elsewhere."""
         return None not in self.here
+
+    def with_limits(self, limits: tuple[Limit, ...]) -> Resolved:
+        """The same with these limits."""
+        return dataclasses.replace(self, estimator=dataclasses.replace(self.estimator, limits=limits))
 
     def notes(self) -> list[str]:
         """What the saved request says of the run, for people."""
@@ -108,9 +115,6 @@ def _completed(table: Table | None, space: Space, request: Request, progress: Pr
 
     Only on the table's own machine, and into a copy: a classifier for another number of classes is one row.
     """
-    from nas.profiling import profiler
-    from nas.profiling.device import this_machine
-
     path = request.run_dir / "table.csv"
     if table is None:
         return profiler.profile(
@@ -145,9 +149,6 @@ def _require_calibrated(table: Table, request: Request) -> None:
 
 def _measured_here(tables: Sequence[tuple[str | None, Table]]) -> tuple[str | None, ...]:
     """The tables of this machine; their runtimes must be installed, since finalists will be measured with them."""
-    from nas.profiling.backends import load_backend
-    from nas.profiling.device import this_machine
-
     here = [(name, table) for name, table in tables if this_machine().measured(table.header)]
     for _, table in here:
         load_backend(table.header.runtime).require()
@@ -161,6 +162,11 @@ def _tell(found: Resolved, log: Log) -> None:
             f"NOT THIS MACHINE: {table.where} was measured on {table.header.cpu}. Its predictions steer the search, "
             "nothing is measured here, and whether a network fits is decided by prediction alone"
         )
+    elif (version := load_backend(table.header.runtime).version()) != table.header.runtime_version:
+        log(
+            f"{table.where} was measured with {table.header.runtime} {table.header.runtime_version}, finalists will be "
+            f"with {version}"
+        )
     for limit in limits:
         unit = " ms" if limit.metric == "latency_ms" else ""
         log(f"budget {limit.asked}: at most {limit.limit:.4g}{unit}")
@@ -171,21 +177,15 @@ def _tell(found: Resolved, log: Log) -> None:
     )
 
 
-def require_same_run(found: Resolved, stored: Request, table_hash: str | None) -> None:
-    """Check that a run can go on with this request and this table.
-
-    Args:
-        found: what was asked for now.
-        stored: the request that the run was begun with.
-        table_hash: of the table it was begun with, None where it did not come so far.
+def require_same_table(found: Resolved, begun_with: str) -> None:
+    """Check that a run goes on with the table it was begun with, whose hash is given.
 
     Raises:
-        RunError: naming what differs.
+        RunError: the table's content is another.
     """
-    found.request.require_same(stored)
     now = found.estimator.table.hash
-    if table_hash not in (None, now):
+    if begun_with != now:
         raise RunError(
-            f"table {found.request.table} is not the one this run was begun with (its hash was {table_hash}, "
-            f"now {now}), so predictions would not compare. Put it back, or give the new request another name"
+            f"table {found.request.table} is not the one this run was begun with (its hash was {begun_with}, now "
+            f"{now}), so predictions would not compare. Put it back, or give the new request another name"
         )

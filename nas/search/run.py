@@ -6,9 +6,10 @@ that was finished: trials and scores are in the study, training has its checkpoi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,25 @@ from nas.errors import RunError
 from nas.evaluation.data import load_data
 from nas.evaluation.evaluators import load_evaluator
 from nas.evaluation.recipe import Recipe
-from nas.evaluation.recipe import Recipe
 from nas.evaluation.runs import write_history
 from nas.evaluation.training import TrainResult, train
 from nas.export import export_onnx
 from nas.front import front_data
 from nas.latency import Table
+from nas.profiling import profiler
+from nas.profiling.job import variant_of
 from nas.report import write_report
 from nas.request import Request
 from nas.search import engine
 from nas.search.finalists import Finalist, Measured, rank, require_fit, with_measurements, with_repeats
 from nas.search.ledger import Ledger
+from nas.search.limits import Limit
 from nas.search.lock import RunLock
-from nas.search.resolved import Log, Progress, Resolved, require_same_run, resolve_request
+from nas.search.resolved import Log, Progress, Resolved, require_same_table, resolve_request
 from nas.search.results import result_data, write_text
 from nas.search.samplers import load_sampler
 from nas.search.scoring import TrainingScorer
-from nas.search.study import JOURNAL, distributions_of, open_study
+from nas.search.study import JOURNAL, distributions_of, open_study, remembered
 from nas.search.trials import record_of, trials_frame
 from nas.search.workers import Outcome, Pool
 from nas.units import show_seconds
@@ -65,9 +68,8 @@ def run_search(request: Request, *, log: Log = print, progress: Progress | None 
     """
     show = progress or _silent
     run_dir = request.run_dir
-    with RunLock(run_dir):
-        found = resolve_request(request, log, show)
-        study = _study(found)
+    with RunLock(run_dir), _threads(1):  # the cores belong to the workers
+        found, study = _begin(resolve_request(request, log, show))
         if _is_finished(study, found.request, run_dir):
             log(f"the run in {run_dir} is finished; raise `trials` to go on. Writing its report again")
         else:
@@ -77,39 +79,43 @@ def run_search(request: Request, *, log: Log = print, progress: Progress | None 
     return run_dir
 
 
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads. Several on cores that others use wait for each other: up to 100 times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _silent(done: float, total: float, seconds_left: float | None = None, text: str = "") -> None:
     pass
 
 
-def _study(found: Resolved) -> optuna.Study:
-    """The run's study, made now or found; the request is saved before the study exists."""
+def _begin(found: Resolved) -> tuple[Resolved, optuna.Study]:
+    """Make the run's study or find it, and save the request; a run that goes on keeps the limits it was begun with."""
     request, path = found.request, found.request.run_dir / "request.yaml"
-    is_new = not path.exists()
-    if not is_new:
-        require_same_run(found, Request.read(path), None)
-    else:
-        write_text(path, request.to_yaml(found.notes()))
-    distributions = distributions_of(found.space.choices)
+    stored = Request.read(path) if path.exists() else None
+    if stored is not None:
+        request.require_same(stored)
     study = open_study(
         request.name,
         request.storage or request.run_dir / JOURNAL,
-        load_sampler(request.sampler, request.seed, distributions),
+        load_sampler(request.sampler, request.seed, distributions_of(found.space.choices)),
         objectives=2 if request.objective == "front" else 1,
     )
-    if is_new and study.get_trials(deepcopy=False):
-        path.unlink()
+    if stored is None and study.get_trials(deepcopy=False):
         raise RunError(
             f"study {request.name!r} has trials already, but {request.run_dir} is no run of it: give the request "
             "another name, or name the folder of that run as `out`"
         )
-    facts = study.user_attrs
-    require_same_run(found, Request.read(path), facts.get("table_hash"))
-    new = {"table_hash": found.estimator.table.hash, "budgets": [limit.as_data() for limit in found.estimator.limits]}
-    for key, value in new.items():
-        if key not in facts:
-            study.set_user_attr(key, value)
+    require_same_table(found, remembered(study, "table_hash", lambda: found.estimator.table.hash))
+    limits = remembered(study, "budgets", lambda: [limit.as_data() for limit in found.estimator.limits])
+    found = found.with_limits(tuple(Limit(**limit) for limit in limits))
     write_text(path, request.to_yaml(found.notes()))
-    return study
+    return found, study
 
 
 def _is_finished(study: optuna.Study, request: Request, run_dir: Path) -> bool:
@@ -133,9 +139,10 @@ def _search(found: Resolved, study: optuna.Study, log: Log, progress: Progress) 
 
     def show(now: engine.Progress) -> None:
         done = now.counts["evaluated"]
-        each = (time.monotonic() - begun) / max(done - before, 1)
+        each = (time.monotonic() - begun) / (done - before) if done > before else None
+        left = None if each is None else each * (request.trials - done)
         best = f", best loss {now.best_loss:.4f}" if now.best_loss is not None else ""
-        progress(done, request.trials, each * (request.trials - done), f"{done} candidates evaluated{best}")
+        progress(done, request.trials, left, f"{done} candidates evaluated{best}")
         if now.record.state == "failed":
             log(f"trial {now.number} failed: {now.record.reason}")
 
@@ -197,9 +204,15 @@ def _finalists(found: Resolved, study: optuna.Study, trials: pd.DataFrame) -> li
 
 
 def _measure(arch: Arch, table: Table) -> Measured:
-    from nas.profiling import profiler
-
-    return profiler.measure(arch, runtime=table.header.runtime, threads=table.header.threads)
+    """Time an arch the way the table's networks were timed."""
+    header = table.header
+    return profiler.measure(
+        arch,
+        runtime=header.runtime,
+        threads=header.threads,
+        precision=header.precision,
+        variant=variant_of(header),
+    )
 
 
 def _repeated(
@@ -224,7 +237,7 @@ def _checkpoint(found: Resolved, arch: Arch) -> Path:
 
 
 def _train_winner(found: Resolved, arch: Arch, progress: Progress) -> TrainResult:
-    """Train the winner with a long schedule, on all threads; weights, ONNX file and history are written."""
+    """Train the winner with a long schedule; weights, ONNX file and history are written."""
     request, run_dir = found.request, found.request.run_dir
     data = load_data(request.dataset, found.space.input_shape, seed=request.seed)
     recipe = Recipe(epochs=request.final_epochs)
@@ -235,16 +248,17 @@ def _train_winner(found: Resolved, arch: Arch, progress: Progress) -> TrainResul
         left = (recipe.epochs - done) * float(epoch["seconds"])
         progress(done, recipe.epochs, left, f"training the winner, epoch {done}, loss {epoch['train_loss']:.3f}")
 
-    result = train(
-        model,
-        data,
-        recipe,
-        device=request.device,
-        seed=request.seed,
-        checkpoint=_checkpoint(found, arch),
-        on_epoch=show,
-        test=True,
-    )
+    with _threads(request.final_threads):
+        result = train(
+            model,
+            data,
+            recipe,
+            device=request.device,
+            seed=request.seed,
+            checkpoint=_checkpoint(found, arch),
+            on_epoch=show,
+            test=True,
+        )
     model.cpu()
     temporary = run_dir / ".best.pt.tmp"
     torch.save(model.state_dict(), temporary)

@@ -1,0 +1,134 @@
+"""What a search costs for each trial besides training: the engine alone, Optuna's samplers and its journal.
+
+Candidates take no time to score here. "Engine" is all time outside the sampler, the storage and the scoring: our own
+code, and Optuna's between its sampler and its storage. Run: python benchmarks/engine.py [SPACE] [TRIALS]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+import search_spaces
+from nas.evaluation.evaluators import Score
+from nas.latency import Entry, Header, Table
+from nas.search import samplers
+from nas.search.budgets import Budget
+from nas.search.engine import Engine, Progress
+from nas.search.ledger import Ledger
+from nas.search.limits import Estimator, Survey, resolve
+from nas.search.study import distributions_of, open_study
+from nas.search.workers import Outcome, Task
+from nas.space import Space
+
+WINDOW = 100  # trials that a figure is the mean of
+
+
+class Stopwatch:
+    """Adds up the time inside methods, by owner; of a method that calls another, only the outer counts."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.inside = False
+
+    def watch(self, owner: Any, names: list[str], label: str) -> None:
+        """Replace methods by ones that are timed under a label."""
+        self.seconds[label] = 0.0
+        for name in names:
+            setattr(owner, name, self._timed(getattr(owner, name), label))
+
+    def _timed(self, method: Callable[..., Any], label: str) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if self.inside:
+                return method(*args, **kwargs)
+            self.inside, start = True, time.perf_counter()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self.inside = False
+                self.seconds[label] += time.perf_counter() - start
+
+        return timed
+
+
+class Instantly:
+    """A worker that knows every score: the digest of the arch."""
+
+    size = 1
+
+    def __init__(self) -> None:
+        self.task: Task | None = None
+
+    @property
+    def idle(self) -> int:
+        return int(self.task is None)
+
+    def submit(self, task: Task) -> None:
+        self.task = task
+
+    def wait(self) -> Outcome:
+        assert self.task is not None
+        task, self.task = self.task, None
+        loss = int(hashlib.sha256(task.arch.encode()).hexdigest()[:6], 16) / 16**6
+        return Outcome(task.key, Score(loss, 1 - loss, 0.0, "free"))
+
+
+def public_methods(kind: type) -> list[str]:
+    """Names of the methods that a base class declares."""
+    return [name for name, value in vars(kind).items() if callable(value) and not name.startswith("_")]
+
+
+def run(space: Space, estimator: Estimator, sampler_name: str, trials: int) -> None:
+    """Search, and print the cost of a trial in the last `WINDOW` trials before the end."""
+    distributions = distributions_of(space.choices)
+    sampler = samplers.load_sampler(sampler_name, 0, distributions)
+    watch = Stopwatch()
+    watch.watch(sampler, public_methods(BaseSampler), "sampler")
+    with tempfile.TemporaryDirectory() as folder:
+        storage = JournalStorage(JournalFileBackend(str(Path(folder) / "study.journal")))
+        watch.watch(storage, public_methods(BaseStorage), "journal")
+        study: optuna.Study = open_study("benchmark", storage, sampler, 1)
+        marks: list[tuple[float, ...]] = []
+
+        def mark(progress: Progress) -> None:
+            marks.append((time.perf_counter(), *watch.seconds.values()))
+
+        engine = Engine(
+            Ledger(study, distributions), space, estimator, Instantly(), trials=trials, seed=0, on_trial=mark
+        )
+        engine.run()
+    for end in sorted({min(500, len(marks)), len(marks)}):
+        total, draw, keep = (
+            1000 * (after - before) / WINDOW
+            for before, after in zip(marks[end - WINDOW - 1], marks[end - 1], strict=True)
+        )
+        print(
+            f"{sampler_name}, trial {end}: engine {total - draw - keep:.2f} ms (goal under 5), "
+            f"sampler {draw:.1f} ms, journal {keep:.1f} ms"
+        )
+
+
+def main(name: str, trials: int) -> None:
+    """Measure and print, for every sampler."""
+    space = search_spaces.load(name)
+    header = Header(
+        "none", "none", 1, "none", "0", "fp32", 1, "block", name, space.input_shape, space.classes, "", "", 1.0
+    )
+    table = Table(header, [Entry(row, 1.0 + len(str(row)) % 7, 0.0, 1) for row in space.rows()])
+    limits = resolve([Budget.parse("latency_ms<=p40")], Survey(space, 0, 1000), table, {})
+    for sampler in samplers.names():
+        run(space, Estimator(table, limits), sampler, trials)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "efficientformer", int(sys.argv[2]) if len(sys.argv) > 2 else 300)

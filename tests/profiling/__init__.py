@@ -1,0 +1,67 @@
+"""Tests of profiling, nearly all on the fake runtime; a worker that starts no process, and what the tests share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nas.latency import Table
+from nas.ops import Row, Shape
+from nas.profiling.backends import load_backend
+from nas.profiling.backends.fake import CALL_US, row_us
+from nas.profiling.probes import Probe
+from nas.profiling.process import Engine, Worker
+from nas.profiling.profiler import profile
+from nas.profiling.protocol import Settings
+from nas.profiling.samples import Sample
+from nas.profiling.worker import Bench
+from tests.small import TINY
+
+LOGITS = "Logits classes=10 heads=2 @ 1x48"
+NAMES = ("MB4D ratio=2 @ 1x16x16x16", LOGITS, "Stem cout=16 convs=1 @ 1x3x32x32")
+#: a chain, the end and the start of a network
+FEW = tuple(row for row in TINY.rows() if str(row) in NAMES)
+IMAGE = Shape(1, *TINY.input_shape)
+SHORT: dict[str, Any] = {"runtime": "fake", "passes": 2, "rounds": 3, "networks": 6}
+
+
+class LocalWorker(Worker):
+    """A worker in this process: a real one takes seconds to import PyTorch. It cannot survive a crash."""
+
+    def __init__(
+        self, engine: Engine, probes: Sequence[Probe], settings: Settings, seed: int, spaces: Sequence[str] = ()
+    ) -> None:
+        self._busy = Path("busy")
+        job = json.loads(json.dumps(self._job(engine, probes, settings, seed, spaces)))
+        backend = load_backend(engine.runtime)(engine.threads, engine.precision, engine.variant)
+        self._bench = Bench(backend, job, bytearray(8))  # type: ignore[arg-type]
+        self.failures = self._bench.prepare()
+
+    def round(self, keys: Sequence[str]) -> dict[str, Sample]:
+        samples = json.loads(json.dumps(self._bench.round(list(keys))))
+        return {key: Sample(sentinel, tuple(calls)) for key, (sentinel, *calls) in samples.items()}
+
+    def stop(self) -> None:
+        pass
+
+
+def true_us(row: Row) -> float:
+    """What the fake runtime's table should say of a row: the first row has what a call costs."""
+    return row_us(row) + (CALL_US if row.inputs == (IMAGE,) else 0.0)
+
+
+def few(path: Path, **changes: Any) -> Table:
+    """Profile the few rows."""
+    return profile(TINY, path=path, rows=FEW, **(SHORT | changes))
+
+
+def samples_of(path: Path) -> Path:
+    """The side file of a table."""
+    return path.with_name(path.name + ".samples.jsonl")
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file that end; none where there is no file yet."""
+    return path.read_bytes().splitlines(keepends=True) if path.exists() else []

@@ -1,0 +1,366 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nas.arch import calls_of
+from nas.errors import InputError, MeasureError, RunError
+from nas.latency import Table
+from nas.profiling import bench
+from nas.profiling.backends.fake import CALL_US, row_us
+from nas.profiling.device import Machine, this_machine
+from nas.profiling.profiler import measure, plan, profile
+from nas.profiling.protocol import GATE, Settings, reference_of
+from nas.profiling.samples import Journal, Sample
+from tests.profiling import FEW, LOGITS, SHORT, LocalWorker, few, samples_of, true_us, whole_lines
+from tests.small import TINY
+
+NOISE = 0.02  # of a row: some graphs take ten times as long as the row between them, and are off by 0.2 %
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete table of the small space; only for copying."""
+    path = tmp_path_factory.mktemp("complete") / "table.csv"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nas.profiling.bench.Worker", LocalWorker)
+        profile(TINY, path=path, **SHORT)
+    return path
+
+
+@pytest.fixture
+def copied(complete: Path, path: Path) -> Path:
+    """A complete table with its samples, at `path`."""
+    shutil.copytree(complete.parent, path.parent)
+    return path
+
+
+def misbehave(monkeypatch: pytest.MonkeyPatch, **behaviour: object) -> None:
+    monkeypatch.setenv("NAS_FAKE", json.dumps(behaviour))
+
+
+def no_worker(*args: object) -> None:
+    raise AssertionError("something is measured")
+
+
+def rows_of(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines() if line.startswith("row,")]
+
+
+def test_a_profile_recovers_the_true_times(complete):
+    table = Table.read(complete)
+    assert {entry.row for entry in table.entries} == set(TINY.rows())
+    for entry in table.entries:
+        assert entry.us == pytest.approx(true_us(entry.row), rel=NOISE, abs=0.1), entry.row
+        assert entry.count == SHORT["passes"] * SHORT["rounds"]
+        assert 0 <= entry.spread_us < 1
+
+
+def test_networks_are_measured_with_the_rows_and_calibrate_them(complete):
+    table = Table.read(complete)
+    assert len(table.networks) == SHORT["networks"]
+    for network in table.networks:
+        true = CALL_US + sum(row_us(call.row) for call in calls_of(network.arch))
+        assert network.us == pytest.approx(true, rel=0.005)
+    assert table.calibration.scale == pytest.approx(1.0, abs=0.01)
+    assert table.mape_percent < 1
+
+
+def test_the_header_says_where_and_how_it_was_measured(complete):
+    header, machine = Table.read(complete).header, this_machine()
+    assert (header.device, header.cpu, header.cores) == (machine.slug, machine.cpu, os.cpu_count())
+    assert (header.runtime, header.runtime_version, header.threads, header.precision) == ("fake", "1", 1, "fp32")
+    assert (header.level, header.form, header.units) == ("block", "deployed", "us")
+    assert (header.space, header.input_shape, header.classes) == (TINY.name, (3, 32, 32), 10)
+    assert "2 processes x 3 interleaved rounds" in header.protocol
+    assert header.sentinel_us > 0
+
+
+def test_the_same_command_again_measures_nothing(copied, monkeypatch):
+    monkeypatch.setattr("nas.profiling.bench.Worker", no_worker)
+    before = {file: file.read_bytes() for file in copied.parent.iterdir()}
+    profile(TINY, path=copied, **SHORT)
+    assert {file: file.read_bytes() for file in copied.parent.iterdir()} == before
+
+
+def test_a_table_without_its_samples_is_complete_too(copied, monkeypatch):
+    monkeypatch.setattr("nas.profiling.bench.Worker", no_worker)
+    samples_of(copied).unlink()
+    assert profile(TINY, path=copied, **SHORT).calibration is not None
+
+
+def test_a_plan_says_what_is_left_and_measures_nothing(local, path, copied):
+    done = plan(TINY, path=copied, **SHORT)
+    assert (done.done, done.total, done.networks, done.seconds) == (len(TINY.rows()), len(TINY.rows()), 0, 0)
+    fresh = path.with_name("fresh.csv")
+    before = plan(TINY, path=fresh, **SHORT)
+    assert (before.done, before.total, before.networks) == (0, len(TINY.rows()), SHORT["networks"])
+    assert before.seconds > 0
+    assert not fresh.exists()
+    assert not samples_of(fresh).exists()
+    few(fresh)
+    after = plan(TINY, path=fresh, **SHORT)
+    assert (after.done, after.networks) == (len(FEW), SHORT["networks"])
+    assert 0 < after.seconds < before.seconds
+
+
+def test_a_few_rows_first_and_the_rest_later_end_in_a_calibrated_table(local, path, complete):
+    before = rows_of(few(path).path)
+    assert Table.read(path).networks == ()
+    table = profile(TINY, path=path, **(SHORT | {"rounds": 1}))
+    assert {entry.row for entry in table.entries} == set(TINY.rows())
+    assert set(before) <= set(rows_of(path))
+    assert len(table.networks) == SHORT["networks"]
+    left = plan(TINY, path=path, **(SHORT | {"rounds": 1}))
+    assert (left.networks, left.seconds) == (0, 0)
+
+
+def test_rows_that_a_table_lacks_are_added_without_touching_the_others(local, copied):
+    before, networks = rows_of(copied), Table.read(copied).networks
+    wider = replace(TINY, classes=20)
+    table = profile(wider, path=copied, **SHORT)
+    new = set(rows_of(copied)) - set(before)
+    assert set(before) < set(rows_of(copied))
+    assert len(new) == 2
+    assert all("classes=20" in line for line in new)
+    assert [network.arch for network in table.networks] == [network.arch for network in networks]
+    table.require(wider)
+
+
+def test_rows_are_never_added_on_another_device(local, copied, monkeypatch):
+    before = copied.read_bytes()
+    other = Machine("other cpu", 2, "other-box")
+    monkeypatch.setattr("nas.profiling.job.this_machine", lambda: other)
+    with pytest.raises(InputError, match=rf"device '{this_machine().slug}', this profile has 'other-box'"):
+        profile(replace(TINY, classes=20), path=copied, **SHORT)
+    assert copied.read_bytes() == before
+
+
+CHANGES = [
+    ("runtime_version", "'1'", "'2'", {}),
+    ("device", f"'{this_machine().slug}'", "'other-box'", {}),
+    ("threads", "1", "2", {"threads": 2}),
+    ("level", "'block'", "'op'", {"level": "op"}),
+    ("space", f"'{TINY.name}'", "'other'", {}),
+    ("runtime", "'fake'", "'torch'", {"runtime": "torch"}),
+]
+
+
+@pytest.mark.parametrize("found_in", ["table", "samples"])
+@pytest.mark.parametrize(("name", "old", "new", "changes"), CHANGES, ids=[change[0] for change in CHANGES])
+def test_measurements_of_another_kind_are_not_mixed(local, copied, monkeypatch, found_in, name, old, new, changes):
+    if found_in == "table":
+        samples_of(copied).unlink()
+    else:
+        copied.unlink()
+    if name == "runtime_version":
+        misbehave(monkeypatch, version="2")
+    if name == "device":
+        machine = replace(this_machine(), slug="other-box")
+        monkeypatch.setattr("nas.profiling.job.this_machine", lambda: machine)
+    space = replace(TINY, name="other") if name == "space" else TINY
+    before = {file: file.read_bytes() for file in copied.parent.iterdir()}
+    with pytest.raises(InputError, match=f"with {name} {old}, this profile has {new}; .* Write to another one"):
+        profile(space, path=copied, **(SHORT | changes))
+    with pytest.raises(InputError, match=f"with {name} {old}"):
+        plan(space, path=copied, **(SHORT | changes))
+    assert {file: file.read_bytes() for file in copied.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"runtime": "fak"}, "unknown runtime 'fak', did you mean 'fake'"),
+        ({"threads": 0}, "threads: expected at least 1, got 0"),
+        ({"precision": "fp23"}, "unknown precision 'fp23'"),
+        ({"level": "blok"}, "level: expected block or op, got 'blok'"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_any_file_is_made(local, path, changes, message):
+    with pytest.raises(InputError, match=message):
+        few(path, **changes)
+    assert not path.parent.exists()
+
+
+def profile_and_count(path: Path, rounds: Any) -> None:
+    """Profile the few rows; count the rounds that are over where another process sees it."""
+
+    class Counting(LocalWorker):
+        def round(self, keys: Sequence[str]) -> dict[str, Sample]:
+            samples = super().round(keys)
+            rounds.value += 1
+            return samples
+
+    bench.Worker = Counting  # in a process of its own
+    few(path, rounds=6)
+
+
+def profile_in_a_process(path: Path) -> tuple[multiprocessing.process.BaseProcess, Any]:
+    """Start to profile for some tenths of a second, in a process to be killed, and the count of its rounds."""
+    context = multiprocessing.get_context("fork")
+    rounds = context.Value("i", 0, lock=False)
+    process = context.Process(target=profile_and_count, args=[path, rounds])
+    process.start()
+    return process, rounds
+
+
+def kill_at(process: multiprocessing.process.BaseProcess, path: Path, lines: int) -> None:
+    """`kill -9` as soon as the side file has so many whole lines."""
+    while len(whole_lines(samples_of(path))) < lines:
+        assert process.is_alive(), "it ended before it could be killed"
+        time.sleep(0.001)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def test_a_killed_profile_goes_on_and_loses_at_most_a_round(local, path, monkeypatch):
+    misbehave(monkeypatch, sleep_us=300)
+    before: list[bytes] = []
+    for count in (0, 1, 3, 2, 3):  # rounds before each kill, of 2 passes x 6
+        process, rounds = profile_in_a_process(path)
+        while rounds.value < count:
+            assert process.is_alive()
+            time.sleep(0.001)
+        kill_at(process, path, 0)
+        after = whole_lines(samples_of(path))
+        assert after[: len(before)] == before
+        assert len(after) - max(len(before), 1) >= rounds.value - 1
+        before = after
+        assert not path.exists()
+    misbehave(monkeypatch)
+    table = few(path, rounds=6)
+    after = whole_lines(samples_of(path))
+    assert after[: len(before)] == before
+    assert len(after) == 1 + 2 * 6  # no round was measured twice
+    assert {entry.row for entry in table.entries} == set(FEW)
+    assert all(entry.us == pytest.approx(true_us(entry.row), rel=NOISE, abs=0.1) for entry in table.entries)
+
+
+def test_a_torn_last_line_is_cut(local, path):
+    few(path)
+    path.unlink()
+    lines = whole_lines(samples_of(path))
+    samples_of(path).write_bytes(b"".join(lines[:4]) + lines[4][:-20])
+    few(path)
+    after = whole_lines(samples_of(path))
+    assert after[:4] == lines[:4]
+    assert len(after) == len(lines)
+    assert all(json.loads(line) for line in after)
+
+
+def test_a_side_file_that_is_none_is_named_by_line(local, path):
+    few(path)
+    path.unlink()
+    lines = whole_lines(samples_of(path))
+    samples_of(path).write_bytes(lines[0] + b"{}\n" + b"".join(lines[2:]))
+    with pytest.raises(InputError, match=r"table\.csv\.samples\.jsonl:2: cannot be read as a journal"):
+        few(path)
+
+
+def test_a_second_process_on_one_table_is_refused(local, path, monkeypatch):
+    misbehave(monkeypatch, sleep_us=5000)
+    first, _ = profile_in_a_process(path)
+    while len(whole_lines(samples_of(path))) < 2:
+        assert first.is_alive()
+        time.sleep(0.001)
+    with pytest.raises(RunError, match="another process is profiling into this table"):
+        few(path, rounds=6)
+    kill_at(first, path, 2)
+    misbehave(monkeypatch)
+    assert len(few(path, rounds=6).entries) == len(FEW)
+
+
+def test_a_crash_names_the_row_and_saves_the_others(path, monkeypatch):
+    misbehave(monkeypatch, crash=LOGITS)
+    with pytest.raises(MeasureError) as caught:
+        few(path, passes=1)  # in a real process
+    message = str(caught.value)
+    assert "1 of 3 could not be measured with fake; the others are saved" in message
+    assert f"{LOGITS}: the process ended with exit code 77" in message
+    assert [str(entry.row) for entry in Table.read(path).entries] == [str(row) for row in FEW if str(row) != LOGITS]
+
+
+def test_once_the_cause_of_a_failure_is_gone_only_the_failed_is_measured(local, path, monkeypatch):
+    misbehave(monkeypatch, fail=LOGITS)
+    with pytest.raises(MeasureError, match=f"1 of 3 .*\n  {LOGITS}: RuntimeError: fake failure at {LOGITS}"):
+        few(path)
+    before = rows_of(path)
+    assert len(before) == 2
+    misbehave(monkeypatch)
+    lines = len(whole_lines(samples_of(path)))
+    few(path)
+    rounds = [json.loads(line) for line in whole_lines(samples_of(path))[1:]]
+    assert any(LOGITS in key for line in rounds[lines - 1 :] for key in line["samples"])
+    taken = Counter((line["pass"], key) for line in rounds for key in line["samples"])
+    assert set(taken.values()) == {SHORT["rounds"]}  # no graph was measured twice
+    assert set(before) < set(rows_of(path))
+    assert len(rows_of(path)) == 3
+
+
+def test_networks_that_failed_are_measured_once_the_cause_is_gone(local, copied, monkeypatch):
+    text = copied.read_text().splitlines()
+    networks = [line for line in text if line.startswith("network,")]
+    copied.write_text("\n".join(line for line in text if line not in networks[3:]) + "\n")
+    table = profile(TINY, path=copied, **SHORT)
+    assert sorted(line for line in copied.read_text().splitlines() if line.startswith("network,")) == sorted(networks)
+    assert table.calibration is not None
+
+
+def test_slow_spells_do_not_move_the_values(local, path, monkeypatch):
+    misbehave(monkeypatch, slow=[700, 1100])
+    table = few(path, passes=1, rounds=6)
+    with Journal(samples_of(path)) as journal:
+        reference = reference_of(journal.samples)
+        sentinels = [s.sentinel_us for taken in journal.samples[0].values() for s in taken]
+    slow = sum(sentinel > GATE * reference for sentinel in sentinels)
+    assert 0.1 < slow / len(sentinels) < 0.6  # it was there
+    for entry in table.entries:
+        assert entry.us == pytest.approx(true_us(entry.row), rel=NOISE, abs=0.1)
+
+
+def test_ops_are_rows_at_op_level(local, path):
+    rows = tuple(row for row in TINY.op_rows() if row.inputs[0].is_map)[:8]
+    table = profile(TINY, path=path, level="op", rows=rows, **SHORT)
+    assert table.header.level == "op"
+    assert {entry.row for entry in table.entries} == set(rows)
+    for entry in table.entries:
+        assert entry.us == pytest.approx(true_us(entry.row), rel=NOISE, abs=0.1), entry.row
+
+
+def test_a_network_is_measured_whole(local, rng):
+    arch = TINY.sample(rng)
+    found = measure(arch, runtime="fake", settings=Settings(rounds=3, passes=2))
+    assert found.us == pytest.approx(CALL_US + sum(row_us(call.row) for call in calls_of(arch)), rel=0.005)
+    assert (found.runtime, found.runtime_version, found.variant) == ("fake", "1", "default")
+    assert (found.device, found.count) == (this_machine().slug, 6)
+    with pytest.raises(InputError, match="did you mean 'fake'"):
+        measure(arch, runtime="fak")
+
+
+def test_a_network_that_cannot_be_measured_is_named(local, rng, monkeypatch):
+    misbehave(monkeypatch, fail="Logits")
+    arch = TINY.sample(rng)
+    with pytest.raises(MeasureError, match=f"network {arch.id}: RuntimeError: fake failure at Logits"):
+        measure(arch, runtime="fake", settings=Settings(rounds=1, passes=1))
+
+
+def test_progress_ends_where_it_said_it_would(local, path):
+    seen: list[tuple[float, float, float | None, str]] = []
+    few(path, progress=lambda *values: seen.append(values))
+    shares = [done / total for done, total, _, _ in seen]
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1, abs=0.1)
+    assert any("pass 2 of 2: round 3" in text for *_, text in seen)

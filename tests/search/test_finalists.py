@@ -1,0 +1,147 @@
+"""From the best few to a winner: measurements, repeats, and how sure the ranking is."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from optuna.storages import InMemoryStorage
+
+from nas.errors import RunError
+from nas.search.finalists import Finalist, rank, require_fit, with_measurements, with_repeats
+from nas.search.limits import Estimator, Limit
+from nas.search.trials import Record
+from nas.search.workers import Pool
+from tests.search.fakes import FakeScorer, ToySpace, digits, fake_table, make_study, tiny_space
+
+SPACE = tiny_space()
+ARCHS = list(SPACE.archs())[:3]
+
+
+@pytest.fixture(scope="module")
+def table():
+    return fake_table(SPACE)
+
+
+@pytest.fixture
+def study():
+    return make_study(InMemoryStorage(), ToySpace())
+
+
+def finalist(number=0, losses=(), **more):
+    record = Record("evaluated", arch=ARCHS[number].id, predicted_us=500.0, val_loss=1.0, val_accuracy=0.9)
+    accuracies = tuple(0.5 for _ in losses)
+    return Finalist(number, ARCHS[number], record, losses=tuple(losses), accuracies=accuracies, **more)
+
+
+class Stopwatch:
+    """Measures 700 us on the request's table and 300 us on any other, and counts."""
+
+    def __init__(self, table):
+        self.table, self.calls = table, []
+
+    def __call__(self, arch, table):
+        self.calls.append(arch.id)
+        return SimpleNamespace(us=700.0 if table is self.table else 300.0, spread_us=5.0)
+
+
+def limits(*bounds, table=None):
+    return tuple(Limit("latency_ms", bound, f"latency_ms<={bound}", table, None) for bound in bounds)
+
+
+def test_a_finalist_fits_by_what_was_measured(table, study):
+    for bound, fits in ((0.699, False), (0.701, True)):
+        measured = with_measurements(finalist(), study, Estimator(table, limits(bound)), [None], Stopwatch(table))
+        assert (measured.measured_us, measured.spread_us) == (700.0, 5.0)
+        assert measured.used == (0.7,)
+        assert measured.fits is fits
+
+
+def test_what_cannot_be_measured_here_fits_by_its_prediction(table, study):
+    predicted = Estimator(table, ()).estimate(ARCHS[0]).latency.total_us / 1000
+    for bound, fits in ((0.99 * predicted, False), (1.01 * predicted, True)):
+        measured = with_measurements(finalist(), study, Estimator(table, limits(bound)), [], Stopwatch(table))
+        assert measured.measured_us is None
+        assert measured.used == (pytest.approx(predicted),)
+        assert measured.fits is fits
+
+
+def test_each_table_of_this_machine_is_measured_with(table, study):
+    other = fake_table(SPACE, sentinel_us=2.0)
+    estimator = Estimator(
+        table, limits(0.8) + limits(0.31, table="o.csv") + limits(0.29, table="o.csv"), {"o.csv": other}
+    )
+    measured = with_measurements(finalist(), study, estimator, [None, "o.csv"], Stopwatch(table))
+    assert measured.used == (0.7, 0.3, 0.3)
+    assert not measured.fits
+
+
+def test_a_measurement_is_taken_once_in_the_life_of_a_study(table, study):
+    watch = Stopwatch(table)
+    for _ in range(2):
+        with_measurements(finalist(), study, Estimator(table), [None], watch)
+    assert watch.calls == [ARCHS[0].id]
+
+
+def test_when_nothing_fits_the_nearest_miss_is_named():
+    missed = [finalist(n, used=(used,), fits=False, measured_us=1000 * used) for n, used in enumerate((0.6, 0.52, 0.8))]
+    with pytest.raises(RunError) as caught:
+        require_fit(missed, limits(0.5))
+    text = str(caught.value)
+    assert f"nearest miss is trial 1 (arch {ARCHS[1].id}), 0.52 ms measured, 0.5 ms predicted" in text
+    assert "0.52 ms > 0.5 ms (+4.0%)" in text
+    assert f"trial 0 (arch {ARCHS[0].id})" in text
+    require_fit([*missed, finalist(fits=True)], limits(0.5))
+
+
+def test_finalists_that_fit_are_trained_again_with_other_seeds_and_once(study, tmp_path):
+    calls = tmp_path / "calls"
+    both = [finalist(0), finalist(1), finalist(2, fits=False)]
+    done = []
+    for _ in range(2):
+        with Pool(FakeScorer(calls=str(calls)), 2) as pool:
+            found = with_repeats(both, study, pool, 2, done.append)
+    assert len(calls.read_text().splitlines()) == len(done) == 4
+    for each in found[:2]:
+        assert each.losses == (1.0, *(digits(f"{each.arch.to_json()} {seed}") for seed in (1, 2)))
+        assert each.accuracies[0] == 0.9
+    assert found[2].losses == (1.0,)
+
+
+def test_a_repeat_that_fails_is_left_out_and_told(study):
+    done = []
+    with Pool(FakeScorer(fail="error", failing=1.0), 1) as pool:
+        (found,) = with_repeats([finalist()], study, pool, 2, done.append)
+    assert found.losses == (1.0,)
+    assert [outcome.score for outcome in done] == [None, None]
+
+
+def test_noise_is_pooled_over_the_finalists():
+    ranking = rank([finalist(0, (1.0, 1.2)), finalist(1, (2.0, 2.2, 2.4)), finalist(2, (3.0,))])
+    squares = 2 * 0.1**2 + 2 * 0.2**2  # (2 - 1) + (3 - 1) + (1 - 1) degrees of freedom
+    assert ranking.noise_sigma == pytest.approx(math.sqrt(squares / 3))
+    assert ranking.pairs_sure == 1.0
+    assert "3 of 3 pairs" in ranking.text
+    assert "beyond chance" in ranking.text
+
+
+def test_an_order_within_the_noise_is_not_called_sure():
+    def lead(distance):
+        return rank([finalist(0, (0.9, 1.1)), finalist(1, (0.9 + distance, 1.1 + distance))])
+
+    sigma = math.sqrt(2 * 2 * 0.1**2 / 2)  # the error of a difference of two means of two is sigma itself
+    assert lead(0.0).noise_sigma == pytest.approx(sigma)
+    assert lead(2.05 * sigma).pairs_sure == 1.0
+    assert lead(1.95 * sigma).pairs_sure == 0.0
+    assert "within what chance does" in lead(1.95 * sigma).text
+
+
+def test_without_repeats_nothing_is_said_about_noise():
+    ranking = rank([finalist(0, (1.0,)), finalist(1, (2.0,))])
+    assert (ranking.noise_sigma, ranking.pairs_sure) == (None, None)
+    assert "trained once" in ranking.text
+    assert "nothing to rank" in rank([finalist(0, (1.0, 2.0))]).text
+
+
+def test_the_mean_of_all_trainings_decides():
+    assert replace(finalist(), losses=(1.0, 2.0, 6.0)).mean_loss == 3.0

@@ -1,0 +1,306 @@
+"""Whole runs on the made-up runtime: what they leave, how they go on, what they refuse.
+
+What is slow is made up: scores, measurements, and but for one test the training of the winner.
+"""
+
+import json
+from types import SimpleNamespace
+
+import onnxruntime
+import pytest
+import torch
+
+import search_spaces
+from nas.arch import Arch, calls_of
+from nas.building import build
+from nas.errors import BudgetError, InputError, MissingLatency, RunError, TableError
+from nas.evaluation.training import TrainResult
+from nas.front import front_data, read_trials
+from nas.latency import Entry, Table
+from nas.profiling.device import this_machine
+from nas.request import Request
+from nas.search import run
+from nas.search.limits import Survey
+from nas.search.lock import RunLock
+from tests.search.fakes import FakeScorer, HereWorkers, fake_table
+
+SPACE = search_spaces.load("efficientformer-32")
+REAL = {"train": run.train, "Pool": run.Pool}
+
+
+@pytest.fixture(scope="module")
+def table_path(tmp_path_factory):
+    machine = this_machine()
+    table = fake_table(SPACE, device=machine.slug, cpu=machine.cpu, runtime_version="1")
+    return table.write(tmp_path_factory.mktemp("tables") / "t.csv")
+
+
+class World:
+    """How much longer networks take than predicted, what was measured, and what was said."""
+
+    def __init__(self):
+        self.slower, self.measured, self.lines = 1.0, [], []
+
+    def measure(self, arch, table):
+        self.measured.append(arch.id)
+        return SimpleNamespace(us=self.slower * table.price(calls_of(arch)).total_us, spread_us=1.0)
+
+
+def untrained(model, data, recipe, *, checkpoint, **settings):
+    """Stands for a training of one epoch; leaves a checkpoint as that does."""
+    checkpoint.touch()
+    model.eval()
+    epoch = {"epoch": 1, "lr": 0.1, "train_loss": 1.0, "val_loss": 1.0, "val_accuracy": 0.5, "seconds": 0.1}
+    return TrainResult(1.0, 0.5, 1.0, 0.5, 0.1, 1, 1.0, (epoch,), "cpu", "fp32")
+
+
+@pytest.fixture
+def world(monkeypatch, tmp_path):
+    made = World()
+    monkeypatch.setattr(run, "_scorer", lambda found: FakeScorer(calls=str(tmp_path / "calls")))
+    monkeypatch.setattr(run, "_measure", made.measure)
+    monkeypatch.setattr(run, "train", untrained)
+    monkeypatch.setattr(run, "Pool", HereWorkers)
+    monkeypatch.setattr(Survey.__init__, "__defaults__", (200,))
+    return made
+
+
+def request(tmp_path, table_path, **changes):
+    given = {"name": "r", "out": str(tmp_path / "r"), "table": str(table_path), "budgets": ["latency_ms<=p40"]}
+    small = {"trials": 5, "workers": 1, "finalists": 2, "repeats": 1, "final_epochs": 1, "device": "cpu"}
+    return Request(**given | small | changes)
+
+
+def carry_out(asked, world):
+    world.lines.clear()
+    folder = run.run_search(asked, log=world.lines.append)
+    return folder, json.loads((folder / "result.json").read_text())
+
+
+def evaluations(tmp_path):
+    path = tmp_path / "calls"
+    return [line.split()[0] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_run_leaves_everything_that_its_report_and_its_user_need(tmp_path, table_path, world, monkeypatch):
+    for name, real in REAL.items():
+        monkeypatch.setattr(run, name, real)
+    folder, result = carry_out(request(tmp_path, table_path), world)
+    trials = read_trials(folder / "trials.csv")
+    counts = trials["state"].value_counts()
+    assert result["counts"]["evaluated"] == counts["evaluated"] == 5
+    assert result["counts"]["proposed"] == len(trials)
+    (budget,) = result["budgets"]
+    evaluated = trials[trials["state"] == "evaluated"]
+    assert (evaluated["predicted_ms"] <= budget["limit"]).all()
+    assert (trials[trials["state"] == "infeasible"]["predicted_ms"] > budget["limit"]).all()
+    assert set(trials["table_hash"]) == {Table.read(table_path).hash} == {result["provenance"]["table_hash"]}
+    best = evaluated.nsmallest(2, "val_loss")["arch"].tolist()
+    assert [finalist["arch"] for finalist in result["finalists"]] == best == world.measured
+    means = {item["arch"]: sum(item["val_losses"]) / 2 for item in result["finalists"]}
+    assert result["winner"]["arch"] == min(means, key=means.get)
+    arch = Arch.from_json((folder / "best.json").read_text())
+    assert arch.id == result["winner"]["arch"]
+    assert result["winner"]["predicted_ms"] == pytest.approx(
+        Table.read(table_path).price(calls_of(arch)).total_us / 1000
+    )
+    assert sum(block["us"] for block in result["winner"]["blocks"]) / 1000 <= 1.0001 * result["winner"]["predicted_ms"]
+    assert len(front_data(trials)) == len((folder / "front.csv").read_text().splitlines()) - 1
+    assert (folder / "report.html").stat().st_size > 1e6
+    assert not list(folder.glob("checkpoint*"))
+    assert Request.read(folder / "request.yaml").trials == 5
+
+
+def test_the_exported_network_computes_what_the_trained_one_does(tmp_path, table_path, world):
+    folder, _ = carry_out(request(tmp_path, table_path, finalists=1, repeats=0), world)
+    model = build(Arch.from_json((folder / "best.json").read_text()))
+    model.load_state_dict(torch.load(folder / "best.pt", weights_only=True))
+    x = torch.randn(1, 3, 32, 32)
+    session = onnxruntime.InferenceSession(folder / "best.onnx", providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {"input0": x.numpy()})
+    with torch.no_grad():
+        expected = model.eval()(x).numpy()
+    assert abs(got - expected).max() <= 1e-4 * abs(expected).max()
+
+
+def test_a_finished_run_only_gets_its_report_again(tmp_path, table_path, world):
+    asked = request(tmp_path, table_path)
+    folder, before = carry_out(asked, world)
+    begun = evaluations(tmp_path)
+    (folder / "report.html").unlink()
+    _, after = carry_out(asked, world)
+    assert after == before
+    assert "is finished" in "".join(world.lines)
+    assert evaluations(tmp_path) == begun
+    assert len(world.measured) == 2
+    assert (folder / "report.html").exists()
+
+
+def test_a_run_with_more_trials_goes_on_after_the_last(tmp_path, table_path, world):
+    carry_out(request(tmp_path, table_path), world)
+    folder, result = carry_out(request(tmp_path, table_path, trials=8), world)
+    assert result["counts"]["evaluated"] == 8
+    searched = read_trials(folder / "trials.csv").query("state == 'evaluated'")
+    assert searched["arch"].is_unique
+    assert len(evaluations(tmp_path)) <= 8 + 4  # with one repeat of each finalist of either time
+    assert Request.read(folder / "request.yaml").trials == 8
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["with_measurements", "with_repeats", "train", "export_onnx", "write_history", "result_data", "write_report"],
+)
+def test_a_run_that_ends_in_the_middle_of_finishing_does_no_step_twice(
+    tmp_path, table_path, world, monkeypatch, broken
+):
+    asked = request(tmp_path, table_path)
+
+    def die(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, broken, die)
+        with pytest.raises(KeyboardInterrupt):
+            carry_out(asked, world)
+    _, result = carry_out(asked, world)
+    assert result["counts"]["evaluated"] == 5
+    assert len(evaluations(tmp_path)) == 5 + 2
+    assert len(world.measured) == len(set(world.measured)) == 2
+
+
+def test_a_front_is_searched_and_its_finalists_lie_along_it(tmp_path, table_path, world):
+    asked = request(tmp_path, table_path, objective="front", trials=8, finalists=3, budgets=[], sampler="nsga2")
+    folder, result = carry_out(asked, world)
+    front = front_data(read_trials(folder / "trials.csv"))
+    chosen = [finalist["arch"] for finalist in result["finalists"]]
+    assert set(chosen) <= set(front["arch"])
+    assert front["arch"].iloc[-1] in chosen
+    assert len(chosen) == min(3, len(front))
+
+
+def test_over_the_measured_budget_nobody_wins_and_the_nearest_miss_is_named(tmp_path, table_path, world):
+    world.slower = 3.0
+    asked = request(tmp_path, table_path)
+    with pytest.raises(RunError, match=r"none of the 2 finalists keeps its budget when measured\. The nearest miss"):
+        carry_out(asked, world)
+    folder = asked.run_dir
+    assert (folder / "trials.csv").exists()
+    assert (folder / "front.csv").exists()
+    assert not (folder / "result.json").exists()
+    world.slower = 0.9
+    _, result = carry_out(request(tmp_path, table_path, finalists=4), world)  # further candidates are measured
+    assert [finalist["fits"] for finalist in result["finalists"]] == [False, False, True, True]
+    assert result["winner"]["arch"] in [finalist["arch"] for finalist in result["finalists"][2:]]
+
+
+def test_on_another_machine_nothing_is_measured_and_that_is_said(tmp_path, world, monkeypatch):
+    monkeypatch.setattr(run, "write_report", lambda folder: folder / "report.html")
+    path = fake_table(SPACE, device="a-phone", cpu="a phone's").write(tmp_path / "phone.csv")
+    _, result = carry_out(request(tmp_path, path), world)
+    assert world.measured == []
+    assert "NOT THIS MACHINE" in world.lines[0]
+    assert "a phone's" in world.lines[0]
+    assert result["provenance"]["not_this_machine"] is True
+    assert result["winner"]["measured_ms"] is None
+    assert result["winner"]["fits"] is True
+
+
+def test_a_contradicting_request_is_refused_and_changes_nothing(tmp_path, table_path, world):
+    folder, _ = carry_out(request(tmp_path, table_path), world)
+    stored = (folder / "request.yaml").read_text()
+    with pytest.raises(RunError, match=r"seed: 0 there, 1 now"):
+        carry_out(request(tmp_path, table_path, seed=1), world)
+    assert (folder / "request.yaml").read_text() == stored
+
+
+def test_a_changed_table_is_refused(tmp_path, table_path, world):
+    mine = tmp_path / "mine.csv"
+    mine.write_text(table_path.read_text())
+    carry_out(request(tmp_path, mine), world)
+    table = Table.read(mine)
+    Table(table.header, table.entries, table.networks[1:]).write(mine)
+    with pytest.raises(RunError, match="is not the one this run was begun with"):
+        carry_out(request(tmp_path, mine), world)
+
+
+def test_a_study_of_another_folder_is_refused(tmp_path, table_path, world):
+    storage = f"sqlite:///{tmp_path}/s.db"
+    carry_out(request(tmp_path, table_path, storage=storage, trials=2, repeats=0), world)
+    with pytest.raises(RunError, match="has trials already"):
+        carry_out(request(tmp_path, table_path, storage=storage, out=str(tmp_path / "other")), world)
+
+
+def test_a_run_in_use_is_refused(tmp_path, table_path, world):
+    asked = request(tmp_path, table_path)
+    with RunLock(asked.run_dir), pytest.raises(RunError, match="is in use by process"):
+        carry_out(asked, world)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"budgets": ["latency_ms<=0.0001"]}, BudgetError, "smallest architecture"),
+        ({"space": "efficientformer"}, TableError, "3x32x32"),
+        ({"space": "efficientformr"}, InputError, "did you mean 'efficientformer'"),
+        ({"table": "no/such.csv"}, InputError, "no/such.csv"),
+        ({"table": None}, InputError, "neither a space nor a table"),
+        ({"device": "cudda"}, InputError, "cudda"),
+        ({"budgets": ["latency_ms[no/such.csv]<=5"]}, InputError, "no/such.csv"),
+    ],
+)
+def test_what_cannot_be_met_is_refused_before_anything_is_trained(tmp_path, table_path, world, changes, error, says):
+    asked = request(tmp_path, table_path, **changes)
+    with pytest.raises(error, match=says):
+        carry_out(asked, world)
+    assert evaluations(tmp_path) == []
+    assert not (asked.run_dir / "request.yaml").exists()  # so that a corrected request contradicts nothing
+
+
+def test_an_uncalibrated_table_is_refused_unless_asked_for(tmp_path, table_path, world):
+    table = Table.read(table_path)
+    path = Table(table.header, table.entries).write(tmp_path / "raw.csv")
+    with pytest.raises(TableError, match=r"is not calibrated.*allow_uncalibrated"):
+        carry_out(request(tmp_path, path), world)
+    _, result = carry_out(request(tmp_path, path, allow_uncalibrated=True, repeats=0, finalists=1), world)
+    assert result["provenance"]["calibration"] is None
+
+
+def test_a_classifier_that_the_table_lacks_is_measured_on_the_spot_into_a_copy(
+    tmp_path, table_path, world, monkeypatch
+):
+    asked = []
+
+    def profile(space, *, path, rows, **settings):
+        asked.append((space.classes, {type(row.unit).__name__ for row in rows}, len(rows), settings["runtime"]))
+        table = Table.read(path)
+        return Table(table.header, [*table.entries, *(Entry(row, 1.0, 0.0, 1) for row in rows)], table.networks, path)
+
+    seven = SimpleNamespace(classes=7)
+    monkeypatch.setattr("nas.search.resolved.load_data", lambda *args, **settings: seven)
+    monkeypatch.setattr("nas.search.resolved.profiler.profile", profile)
+    before = table_path.read_text()
+    folder, result = carry_out(request(tmp_path, table_path), world)
+    assert asked == [(7, {"Logits"}, 2, "fake")]
+    assert table_path.read_text() == before
+    assert result["provenance"]["table"] == str(folder / "table.csv")
+    assert Arch.from_json((folder / "best.json").read_text()).classes == 7
+    assert "searching it with 7" in world.lines[0]
+
+
+def test_a_table_that_lacks_many_rows_is_refused_naming_them(tmp_path, table_path, world):
+    table = Table.read(table_path)
+    path = Table(table.header, table.entries[:10], table.networks[:0]).write(tmp_path / "few.csv")
+    with pytest.raises(MissingLatency, match="lacks 46 of 56 block rows"):
+        carry_out(request(tmp_path, path, allow_uncalibrated=True), world)
+
+
+def test_the_real_scorer_trains_and_repeats_itself(table_path):
+    from nas.evaluation.evaluators import load_evaluator
+    from nas.search.limits import smallest
+    from nas.search.scoring import TrainingScorer
+
+    _, arch = smallest(SPACE, "macs", Table.read(table_path))
+    scorer = TrainingScorer(load_evaluator("short", epochs=1), "digits", (3, 32, 32), 0, "cpu")
+    first, again, other = (scorer(arch.to_json(), seed) for seed in (0, 0, 1))
+    assert first.val_loss == again.val_loss != other.val_loss
+    assert 0.1 < first.val_accuracy <= 1

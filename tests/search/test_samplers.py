@@ -1,0 +1,77 @@
+"""What holds for every sampler: one contract, parametrized over the files there are."""
+
+import optuna
+import pytest
+from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState
+
+from nas.errors import InputError
+from nas.search import samplers
+from tests.search.fakes import ToySpace, make_study
+
+SPACE = ToySpace()
+
+
+def draw(trial, names=("dead", "depth", "width")):
+    params = {}
+    for name in names:
+        values = SPACE.choices[name].values
+        if name == "depth":
+            params[name] = trial.suggest_int(name, values[0], values[-1])
+        else:
+            params[name] = trial.suggest_categorical(name, values)
+    return params
+
+
+def study_after(sampler, told, seed=0, objectives=1):
+    """A study in which `told` trials are finished, with losses that grow with depth."""
+    study = make_study(InMemoryStorage(), SPACE, sampler, seed=seed, objectives=objectives)
+    for _ in range(told):
+        trial = study.ask()
+        params = draw(trial)
+        trial.set_constraint("budget", params["depth"] - 10)
+        study.tell(trial, [float(params["depth"] + objective) for objective in range(objectives)])
+    return study
+
+
+def params_of(study):
+    return [trial.params for trial in study.get_trials()]
+
+
+@pytest.mark.parametrize("objectives", [1, 2])
+@pytest.mark.parametrize("sampler", samplers.names())
+def test_draws_are_legal_and_follow_from_the_seed(sampler, objectives):
+    first, again, other = (params_of(study_after(sampler, 40, seed, objectives)) for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+    assert all(params[name] in SPACE.choices[name].values for params in first for name in SPACE.choices)
+
+
+@pytest.mark.parametrize("told", [0, 12, 70])
+@pytest.mark.parametrize("sampler", samplers.names())
+def test_a_draw_cut_off_between_two_parameters_goes_on_as_it_would_have(sampler, told):
+    whole = draw(study_after(sampler, told).ask())
+    study = study_after(sampler, told)
+    draw(study.ask(), ["dead", "depth"])
+    (frozen,) = study.get_trials(states=[TrialState.RUNNING])
+    assert draw(optuna.Trial(study, frozen._trial_id)) == whole
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_a_sampler_that_learns_beats_random_search(sampler):
+    def mean_late_depth(name):
+        late = [params["depth"] for seed in range(3) for params in params_of(study_after(name, 130, seed))[90:]]
+        return sum(late) / len(late)
+
+    assert mean_late_depth(sampler) < 0.7 * mean_late_depth("random")
+
+
+def test_an_unknown_sampler_is_named_with_the_closest():
+    with pytest.raises(InputError, match="did you mean 'random'"):
+        samplers.load_sampler("randm", 0, {})
+
+
+def test_random_draws_cover_every_value_evenly():
+    params = params_of(study_after("random", 600))
+    counts = [sum(item["depth"] == value for item in params) for value in SPACE.choices["depth"].values]
+    assert sum((count - 25) ** 2 / 25 for count in counts) < 49.7  # chi-square with 23 degrees of freedom, 99.9 %

@@ -1,0 +1,103 @@
+"""Real worker processes: what they do when a candidate ends badly, and when their coordinator does."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from optuna.storages import InMemoryStorage
+
+from nas.search.trials import record_of
+from nas.search.workers import Pool, Task
+from tests.search.fakes import FakeScorer, ToyEstimator, ToySpace, digits, make_engine, make_study
+
+ROOT = Path(__file__).parents[2]
+
+
+def pids(calls):
+    return [int(line.split()[1]) for line in calls.read_text().splitlines()]
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_workers_score_as_the_scorer_does_in_processes_of_their_own(tmp_path):
+    calls = tmp_path / "calls"
+    with Pool(FakeScorer(calls=str(calls)), 2) as pool:
+        assert pool.idle == 2
+        outcomes = list(pool.run([Task(number, f"arch {number}", 7) for number in range(6)]))
+        assert pool.idle == 2
+    assert sorted(outcome.key for outcome in outcomes) == list(range(6))
+    assert all(outcome.score.val_loss == digits(f"arch {outcome.key} 7") for outcome in outcomes)
+    assert len(set(pids(calls)) - {os.getpid()}) == 2
+    assert not any(map(is_alive, pids(calls)))
+
+
+@pytest.mark.parametrize(
+    ("fail", "reason"),
+    [
+        ("nan", "the validation loss is nan"),
+        ("error", "ValueError: a shape does not fit"),
+        ("memory", "out of memory: no room"),
+        ("kill", "ended by SIGKILL, as the system does when memory runs out"),
+    ],
+)
+def test_a_candidate_that_ends_badly_costs_only_itself(fail, reason):
+    study = make_study(InMemoryStorage(), ToySpace())
+    with Pool(FakeScorer(fail=fail, failing=0.4), 1) as pool:
+        make_engine(study, ToySpace(), ToyEstimator(), pool, 8).run()
+    records = [record_of(trial) for trial in study.trials]
+    assert sum(record.state == "evaluated" for record in records) == 8
+    failed = [record for record in records if record.state == "failed"]
+    assert failed
+    assert all(reason in record.reason for record in failed)
+
+
+def test_a_worker_that_cannot_even_start_is_a_failure():
+    class Local:  # no other process can import it from here
+        def __reduce__(self):
+            return (os._exit, (3,))
+
+    with Pool(Local(), 1) as pool:
+        (outcome,) = pool.run([Task(0, "arch", 0)])
+    assert outcome.score is None
+    assert "exit code 3" in outcome.reason
+
+
+def start(tmp_path, **settings):
+    """A search in a process of its own, once it has begun to search."""
+    import json
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.search.fakes", json.dumps({"run_dir": str(tmp_path), **settings})],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "searching\n"
+    return process
+
+
+def wait_for(condition):
+    while not condition():
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_worker_outlives_a_coordinator_that_is_killed(tmp_path):
+    calls = tmp_path / "calls"
+    process = start(tmp_path, workers=2, scorer={"seconds": 600, "calls": str(calls)})
+    wait_for(lambda: calls.exists() and len(calls.read_text().splitlines()) == 2)
+    workers = pids(calls)
+    assert all(map(is_alive, workers))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    wait_for(lambda: not any(map(is_alive, workers)))
