@@ -361,6 +361,9 @@ def train(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other field of the recipe.")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads; 1 where others compute.")
+    ] = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -375,7 +378,7 @@ def train(
     network = _arch(arch)
     folder = out or Path("runs") / f"train-{Path(arch).stem}-{data.split(':')[0]}"
     with _progress() as report:
-        found = train_arch(network, data, folder, fields, device=device, seed=seed, progress=report)
+        found = train_arch(network, data, folder, fields, device=device, threads=threads, seed=seed, progress=report)
     if as_json:
         return _print_json(found)
     _say(f"test accuracy [bold]{found['test_accuracy']:.2%}[/bold]")

@@ -194,7 +194,7 @@ def plot_agreement(data: pd.DataFrame, budget_ms: float | None = None, winner: s
     data = data.dropna(subset="measured_ms")
     figure = _figure(420)
     if data.empty:
-        return figure
+        return figure.add_annotation(text="no finalist was measured", showarrow=False, font_size=14)
     shown = data[["predicted_ms", "predicted_low_ms", "predicted_high_ms", "measured_ms"]].to_numpy(dtype=float)
     near = [budget_ms] if budget_ms is not None and budget_ms < 1.25 * np.nanmax(shown) else []  # else points squeeze
     ends = _ends(np.append(shown, near))
@@ -379,7 +379,8 @@ def _uses(
     if budget["metric"] != "latency_ms":
         return [("counted", winner[budget["metric"]])]
     if budget["table"] in (None, table):
-        return [("predicted", winner["predicted_ms"]), ("measured", winner["measured_ms"])]
+        measured = [] if winner["measured_ms"] is None else [("measured", winner["measured_ms"])]
+        return [("predicted", winner["predicted_ms"]), *measured]
     if budget.get("used") is None:
         raise InputError(
             f"{where}.used: a budget on {budget['table']}, not on {table}, needs the winner's latency there"

@@ -103,7 +103,7 @@ class StageRow(TypedDict):
 class Winner(Candidate):
     """The finalist that was trained to the end; always measured."""
 
-    measured_ms: PositiveFloat
+    measured_ms: PositiveFloat | None
     training: Training
     blocks: Annotated[list[Block], Field(min_length=1)]
     architecture: Annotated[list[StageRow], Field(min_length=1)]
@@ -301,7 +301,7 @@ def render(run: Run) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        ms=plots.show_ms,
+        ms=lambda ms: "not measured" if ms is None else plots.show_ms(ms),
         us=lambda us: plots.show_ms(to_ms(us)),
         count=show_count,
         seconds=show_seconds,

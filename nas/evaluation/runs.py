@@ -45,6 +45,7 @@ def train_arch(
     fields: Mapping[str, Any] | None = None,
     *,
     device: str = "auto",
+    threads: int | None = None,
     seed: int = 0,
     progress: Callable[..., None] | None = None,
 ) -> dict[str, Any]:
@@ -56,6 +57,7 @@ def train_arch(
         folder: a `checkpoint.pt` in it is continued.
         fields: of the recipe, where they differ from its defaults.
         device: auto, cpu, cuda or mps.
+        threads: of torch on the CPU; None leaves them as they are.
         seed: of weights, order and augmentation.
         progress: called with (epochs done, epochs, seconds left, text).
 
@@ -63,6 +65,8 @@ def train_arch(
         The figures written to `result.json`, and the paths.
     """
     recipe = read_recipe(fields or {})
+    if threads is not None:
+        torch.set_num_threads(threads)
     data = load_data(data_name, arch.input_shape, seed=seed)
     fitted = with_classes(arch, data.classes)
     model = build(fitted, seed=seed, drop_path=recipe.drop_path)

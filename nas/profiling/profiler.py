@@ -210,16 +210,13 @@ def time_networks(
     settings: Settings = MEASURE,
     seed: int = 0,
     progress: Progress = silent,
-    log: Log | None = None,
 ) -> Times:
     """Time whole networks in interleaved rounds, in fresh processes; look them up with `Probe(arch=arch).key`.
-
-    Samples that `log` holds already are not taken again.
 
     Raises:
         MeasureError: where one cannot be run, with the reason.
     """
-    log = log or Log()
+    log = Log()
     spaces = tuple(sorted({arch.family for arch in archs}))
     failures = Bench(engine, settings, log, seed, spaces, progress).run([(Probe(arch=arch),) for arch in archs])
     if failures:

@@ -21,7 +21,6 @@ from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.profiler import MEASURE, time_networks
 from nas.profiling.protocol import Settings
-from nas.profiling.samples import Log
 from nas.profiling.selection import spread
 from nas.units import show_us
 
@@ -204,8 +203,8 @@ def validate(
 ) -> Validation:
     """Predict and measure networks that the table has not seen, evenly spread in log latency over its space.
 
-    On another machine, or where the sentinel says that this one is in another state, one scale is also fitted on five
-    further networks and the errors after it are given.
+    On another machine, or where the sentinel says that this one is in another state, the errors are also given after
+    one scale, fitted on five further networks that are measured in the same rounds.
 
     Raises:
         InputError: for fewer than 12 networks, or a space that has no more.
@@ -225,13 +224,11 @@ def validate(
     if len(unseen) < archs:
         raise InputError(f"space {space.name} has {len(unseen)} networks that {table.where} has not seen, not {archs}")
     engine = Engine(header.runtime, header.threads, header.precision, variant_of(header))
-    log = Log()
-    times = time_networks(unseen, engine, settings, seed, progress, log)
+    others = spread(space, REFIT, rng, table.row_us, seen.union(unseen))
+    times = time_networks((*unseen, *others), engine, settings, seed, progress)
     here, drift = this_machine().measured(header), times.reference_us / header.sentinel_us - 1
     scale = None
-    if not here or abs(drift) > DRIFT:
-        others = spread(space, REFIT, rng, table.row_us, seen.union(unseen))
-        times = time_networks((*unseen, *others), engine, settings, seed, progress, log)
+    if others and (not here or abs(drift) > DRIFT):
         pairs = [(times.us(Probe(arch=arch).key), _predict(table, arch)) for arch in others]
         scale = float(np.median([measured / predicted for measured, predicted in pairs]))
     checked = []

@@ -122,9 +122,9 @@ def require_fit(finalists: Sequence[Finalist], limits: Sequence[Limit]) -> None:
     misfits = [limit.misfit(used) for limit, used in zip(limits, nearest.used, strict=True)]
     listed = "".join(f"\n  {other}: {excess(other):+.1%}" for other in others)
     raise RunError(
-        f"none of the {len(finalists)} finalists keeps its budget when measured. The nearest miss is {nearest}: "
+        f"none of the {len(finalists)} candidates measured keeps its budget. The nearest miss is {nearest}: "
         f"{'; '.join(filter(None, misfits))} ({excess(nearest):+.1%}).{' The others:' if others else ''}{listed}\n"
-        "Raise `finalists` to measure more candidates, or start a run with a higher budget"
+        "Raise `trials` or `finalists` to measure more candidates, or start a run with a higher budget"
     )
 
 

@@ -47,6 +47,7 @@ from nas.search.trials import record_of, trials_frame
 from nas.search.workers import Outcome, Pool
 from nas.units import show_seconds
 
+MEASURED = 4  # candidates measured at most for each finalist wanted: a prediction may fit where its network does not
 FINISHED_BY = ("trials", "finalists", "repeats", "final_epochs")  # what decides whether a run has anything left to do
 
 
@@ -166,11 +167,14 @@ def _finish(found: Resolved, study: optuna.Study, log: Log, progress: Progress) 
     """Measure the best, train them again, train the winner longer, and write everything."""
     request, run_dir = found.request, found.request.run_dir
     trials = trials_frame(study, found.estimator.table.hash)
-    finalists = []
-    for number, finalist in enumerate(chosen := _finalists(found, study, trials)):
-        progress(number, len(chosen), None, f"measuring {finalist.arch.id}")
+    finalists: list[Finalist] = []
+    for finalist in _finalists(found, study, trials):
+        fitting = sum(each.fits for each in finalists)
+        if fitting == request.finalists:
+            break
+        progress(fitting, request.finalists, None, f"measuring {finalist.arch.id}")
         finalists.append(with_measurements(finalist, study, found.estimator, found.here, _measure))
-        log(str(finalists[-1]))
+        log(f"{finalists[-1]}{'' if finalists[-1].fits else ': over the budget when measured'}")
     require_fit(finalists, found.estimator.limits)
     finalists = _repeated(found, study, finalists, log, progress)
     ranking = rank([finalist for finalist in finalists if finalist.fits])
@@ -185,14 +189,17 @@ def _finish(found: Resolved, study: optuna.Study, log: Log, progress: Progress) 
 
 
 def _finalists(found: Resolved, study: optuna.Study, trials: pd.DataFrame) -> list[Finalist]:
-    """The candidates of lowest loss, or as many spread evenly along the front, the most accurate one among them."""
+    """Whom to measure, in this order, until enough of them fit.
+
+    The candidates of lowest loss; or as many as are wanted spread evenly along the front, the most accurate among them.
+    """
     count = found.request.finalists
     if found.request.objective == "front":
         front = front_data(trials)
         places = len(front) - 1 - np.linspace(0, len(front) - 1, min(count, len(front))).round().astype(int)
         chosen = front.iloc[sorted(set(places.tolist()))]
     else:
-        chosen = trials[trials["state"] == "evaluated"].sort_values(["val_loss", "number"]).head(count)
+        chosen = trials[trials["state"] == "evaluated"].sort_values(["val_loss", "number"]).head(MEASURED * count)
     by_number = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
     picked = [by_number[number] for number in chosen["number"]]
     records = [record_of(trial) for trial in picked]

@@ -18,6 +18,7 @@ from nas.evaluation.training import TrainResult
 from nas.front import front_data, read_trials
 from nas.latency import Entry, Table
 from nas.profiling.device import this_machine
+from nas.report import write_report
 from nas.request import Request
 from nas.search import run
 from nas.search.limits import Survey
@@ -181,7 +182,7 @@ def test_a_front_is_searched_and_its_finalists_lie_along_it(tmp_path, table_path
 def test_over_the_measured_budget_nobody_wins_and_the_nearest_miss_is_named(tmp_path, table_path, world):
     world.slower = 3.0
     asked = request(tmp_path, table_path)
-    with pytest.raises(RunError, match=r"none of the 2 finalists keeps its budget when measured\. The nearest miss"):
+    with pytest.raises(RunError, match=r"none of the 5 candidates measured keeps its budget\. The nearest miss"):
         carry_out(asked, world)
     folder = asked.run_dir
     assert (folder / "trials.csv").exists()
@@ -194,9 +195,12 @@ def test_over_the_measured_budget_nobody_wins_and_the_nearest_miss_is_named(tmp_
 
 
 def test_on_another_machine_nothing_is_measured_and_that_is_said(tmp_path, world, monkeypatch):
-    monkeypatch.setattr(run, "write_report", lambda folder: folder / "report.html")
+    monkeypatch.setattr(run, "write_report", write_report)
     path = fake_table(SPACE, device="a-phone", cpu="a phone's").write(tmp_path / "phone.csv")
-    _, result = carry_out(request(tmp_path, path), world)
+    folder, result = carry_out(request(tmp_path, path), world)
+    report = (folder / "report.html").read_text()
+    assert "Not this machine" in report
+    assert "was not measured" in report
     assert world.measured == []
     assert "NOT THIS MACHINE" in world.lines[0]
     assert "a phone's" in world.lines[0]
