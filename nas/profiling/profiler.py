@@ -26,7 +26,7 @@ from nas.space import Space
 
 __all__ = ["Measurement", "Plan", "measure", "plan", "profile", "rows_of_arch", "table_name", "time_networks"]
 
-MEASURE = Settings(rounds=15, passes=3)
+MEASURE = Settings(rounds=10, passes=3)
 CHOOSE = Settings(rounds=5, passes=1)
 
 

@@ -189,9 +189,10 @@ def test_over_the_measured_budget_nobody_wins_and_the_nearest_miss_is_named(tmp_
     assert (folder / "front.csv").exists()
     assert not (folder / "result.json").exists()
     world.slower = 0.9
-    _, result = carry_out(request(tmp_path, table_path, finalists=4), world)  # further candidates are measured
-    assert [finalist["fits"] for finalist in result["finalists"]] == [False, False, True, True]
-    assert result["winner"]["arch"] in [finalist["arch"] for finalist in result["finalists"][2:]]
+    _, result = carry_out(request(tmp_path, table_path, trials=8), world)  # new candidates are measured
+    fitting = [finalist["arch"] for finalist in result["finalists"] if finalist["fits"]]
+    assert len(fitting) == asked.finalists < len(result["finalists"])  # measured until enough of them fit
+    assert result["winner"]["arch"] in fitting
 
 
 def test_on_another_machine_nothing_is_measured_and_that_is_said(tmp_path, world, monkeypatch):
