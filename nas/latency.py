@@ -1,8 +1,8 @@
 """Latency tables: what was measured on one device with one runtime, and what an arch is predicted to take from it.
 
 A table is text: a commented header, rows of ops or blocks in microseconds, and whole networks measured with them. From
-the networks come the calibration (one scale, or scale and offset, whichever predicts networks it was not fitted on
-better) and the error of the table. Both are computed when a table is read; the file repeats them for the reader.
+the networks come the calibration (a scale, with an offset or a power where those clearly predict networks better that
+it was not fitted on) and the error of the table. Both are computed when a table is read; the file repeats them for the reader.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -33,7 +33,9 @@ COLUMNS = ("kind", "name", "fields", "inputs", "us", "spread_us", "count")
 LEVELS = ("block", "op")
 MIN_NETWORKS = 5  # fewer give no calibration that could be checked
 CHUNK = 2048  # archs priced at once, so that their costs stay in the cache
-AFFINE_GAIN = 0.8  # an offset must lower the held-out error to this share: it can mislead far from the networks
+GAIN = 0.8  # a second parameter must lower the held-out error to this share: it can mislead far from the networks
+MOST_POWER = 1.5
+T = TypeVar("T", float, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -106,15 +108,19 @@ class Network:
 
 @dataclass(frozen=True)
 class Calibration:
-    """From a sum of rows to a latency: `scale * sum + offset_us`.
+    """From a sum of rows to a latency: `scale * sum ** power + offset_us`, which grows with the sum.
+
+    A power above one says that large networks take longer than their rows: small ones stay in a cache that large ones
+    overflow, above all where the cache is about as large as a network's weights.
 
     Attributes:
         scale: factor on every row.
-        offset_us: time of a network outside its blocks, in microseconds; 0 where one scale predicts better.
+        offset_us: time of a network outside its blocks, in microseconds; 0 where another form predicts better.
         networks: how many measured networks it was fitted on.
         mape_percent: mean absolute error on each network of a fit on the others.
         interval: a prediction is off by at most this fraction with about 90 % confidence: the matching order
             statistic of those held-out errors (the largest, below nine networks).
+        power: exponent of the sum; 1 where another form predicts better.
     """
 
     scale: float
@@ -122,10 +128,18 @@ class Calibration:
     networks: int
     mape_percent: float
     interval: float
+    power: float = 1.0
+
+    def us(self, total: T) -> T:
+        """The latency for a sum of rows, both in microseconds; numbers or arrays."""
+        latency: T = self.scale * total**self.power + self.offset_us
+        return latency
 
     def __str__(self) -> str:
+        power = f" ^ {self.power:.4f}" if self.power != 1 else ""
         offset = f" + {self.offset_us:.1f} us" if self.offset_us else ""
-        return f"{self.scale:.4f} x sum{offset}, held-out error {self.mape_percent:.1f} % on {self.networks} networks"
+        line = f"{self.scale:.4f} x sum{power}{offset}"
+        return f"{line}, held-out error {self.mape_percent:.1f} % on {self.networks} networks"
 
 
 @dataclass(frozen=True)
@@ -226,22 +240,24 @@ class Table:
         Raises:
             MissingLatency: naming every row the table lacks, and the command that measures them.
         """
-        scale, offset, interval = self._line
-        known = self._us
+        fit, known = self.calibration, self._us
         try:
             if self.header.level == "block":
-                blocks = [(call, scale * known[call.row]) for call in calls]
+                blocks = [(call, known[call.row]) for call in calls]
             else:
-                blocks = [(call, scale * sum([known[op.row] for op in call.ops or (call,)])) for call in calls]
+                blocks = [(call, sum([known[op.row] for op in call.ops or (call,)])) for call in calls]
         except KeyError:
             raise self._missing(self._rows_of(calls)) from None
-        total = offset + sum([us for _, us in blocks])
-        if interval is None:
-            return Latency(total, None, None, offset, tuple(blocks), False)
-        return Latency(total, total * (1 - interval), total * (1 + interval), offset, tuple(blocks), True)
+        raw = sum([us for _, us in blocks])
+        if fit is None:
+            return Latency(raw, None, None, 0.0, tuple(blocks), False)
+        total, interval = fit.us(raw), fit.interval
+        share = (total - fit.offset_us) / raw if raw else 0.0
+        shares = tuple([(call, share * us) for call, us in blocks])
+        return Latency(total, total * (1 - interval), total * (1 + interval), fit.offset_us, shares, True)
 
     def row_us(self, row: Row) -> float:
-        """What one block adds to a prediction, calibrated; for `space.extreme`, which needs costs that sum.
+        """What one block adds to the sum that is then calibrated; for `space.extreme`, which needs costs that sum.
 
         Raises:
             MissingLatency: where the table lacks it.
@@ -254,12 +270,11 @@ class Table:
             rows = tuple(call.row for call in calls_of_unit(row).ops)
         if self.missing(rows):
             raise self._missing(rows)
-        return self._line[0] * sum(self._us[item] for item in rows)
+        return sum(self._us[item] for item in rows)
 
-    @property
-    def offset_us(self) -> float:
-        """The part of every prediction that belongs to no block."""
-        return self._line[1]
+    def total_us(self, total: T) -> T:
+        """The prediction for a sum of `row_us`, or for many; it grows with the sum, so extremes stay extremes."""
+        return total if self.calibration is None else self.calibration.us(total)
 
     def extremes(self, space: Space) -> tuple[tuple[float, Arch], tuple[float, Arch]]:
         """The smallest and the largest predicted latency of a space in microseconds, each with its arch; exact.
@@ -269,7 +284,7 @@ class Table:
         """
         self.require(space)
         (low, smallest), (high, largest) = space.extreme(self.row_us), space.extreme(self.row_us, largest=True)
-        return (low + self.offset_us, smallest), (high + self.offset_us, largest)
+        return (self.total_us(low), smallest), (self.total_us(high), largest)
 
     def require(self, space: Space) -> None:
         """Raise where this table lacks rows that an arch of the space can need.
@@ -304,7 +319,7 @@ class Table:
         for start in range(0, len(matrix), CHUNK):
             part = slice(start, start + CHUNK)
             totals[part] = np.take(costs, matrix[part], mode="clip") @ ones  # checked above; clip skips a second check
-        return totals + self.offset_us
+        return self.total_us(totals)
 
     def _costs(self, space: Space) -> np.ndarray:
         cached: dict[Space, np.ndarray] = self.__dict__.setdefault("_costs_of", {})
@@ -312,11 +327,6 @@ class Table:
             self.require(space)
             cached[space] = np.array([*(self.row_us(row) for row in space.rows()), 0.0])  # the last: an empty slot
         return cached[space]
-
-    @functools.cached_property
-    def _line(self) -> tuple[float, float, float | None]:
-        fit = self.calibration
-        return (fit.scale, fit.offset_us, fit.interval) if fit else (1.0, 0.0, None)
 
     def _rows_of(self, calls: Sequence[Call]) -> list[Row]:
         if self.header.level == "block":
@@ -404,39 +414,55 @@ class Table:
 
 
 def calibrate(sums: np.ndarray, measured: np.ndarray) -> Calibration:
-    """Fit measured latencies by sums of rows, in relative error; scale alone or with offset, by held-out error.
+    """Fit measured latencies by sums of rows, in relative error, in the form of the lowest held-out error.
+
+    The forms: a scale; a scale and an offset; a scale and a power. One of two parameters has to be clearly better.
 
     Args:
         sums: (n,) predictions before calibration, in microseconds.
         measured: (n,) truths.
     """
-    fits = {}
-    for affine in (False, True):
-        everything = np.arange(len(sums))
-        held_out = np.array(
-            [
-                _off(_fit(sums[everything != i], measured[everything != i], affine), sums[i], measured[i])
-                for i in everything
-            ]
-        )
-        fits[affine] = (float(held_out.mean()), held_out)
-    affine = fits[True][0] < AFFINE_GAIN * fits[False][0]
-    error, held_out = fits[affine]
-    scale, offset = _fit(sums, measured, affine)
+    everything = np.arange(len(sums))
+    held_out = {}
+    for fit in (_scale, _affine, _power):
+        lines = [fit(sums[everything != i], measured[everything != i]) for i in everything]
+        held_out[fit] = np.array([_off(line, sums[i], measured[i]) for i, line in enumerate(lines)])
+    handicap = {_scale: GAIN, _affine: 1.0, _power: 1.0}
+    best = min(held_out, key=lambda fit: handicap[fit] * float(held_out[fit].mean()))
+    scale, offset, power = best(sums, measured)
+    errors = np.sort(held_out[best])
     rank = min(int(np.ceil(0.9 * (len(sums) + 1))), len(sums)) - 1
-    return Calibration(scale, offset, len(sums), 100 * error, float(np.sort(held_out)[rank]))
+    return Calibration(scale, offset, len(sums), 100 * float(errors.mean()), float(errors[rank]), power)
 
 
-def _fit(sums: np.ndarray, measured: np.ndarray, affine: bool) -> tuple[float, float]:
-    columns = np.stack([sums / measured, 1 / measured], 1) if affine else (sums / measured)[:, None]
-    solution = np.linalg.lstsq(columns, np.ones(len(sums)), rcond=None)[0]
-    if affine and (solution[0] <= 0 or solution[1] < 0):  # a network cannot take less than its blocks allow
-        return _fit(sums, measured, False)
-    return float(solution[0]), float(solution[1]) if affine else 0.0
+_Line = tuple[float, float, float]  # scale, offset, power
 
 
-def _off(line: tuple[float, float], total: float, measured: float) -> float:
-    return float(abs(line[0] * total + line[1] - measured) / measured)
+def _scale(sums: np.ndarray, measured: np.ndarray) -> _Line:
+    relative = sums / measured
+    return float(relative.sum() / (relative @ relative)), 0.0, 1.0
+
+
+def _affine(sums: np.ndarray, measured: np.ndarray) -> _Line:
+    columns = np.stack([sums / measured, 1 / measured], 1)
+    scale, offset = np.linalg.lstsq(columns, np.ones(len(sums)), rcond=None)[0]
+    if scale <= 0 or offset < 0:  # a network cannot take less than its blocks allow
+        return _scale(sums, measured)
+    return float(scale), float(offset), 1.0
+
+
+def _power(sums: np.ndarray, measured: np.ndarray) -> _Line:
+    if np.ptp(sums) == 0 or (sums <= 0).any():
+        return _scale(sums, measured)
+    power, logarithm = np.polyfit(np.log(sums), np.log(measured), 1)
+    if not 1.0 <= power <= MOST_POWER:
+        return _scale(sums, measured)
+    return float(np.exp(logarithm)), 0.0, float(power)
+
+
+def _off(line: _Line, total: float, measured: float) -> float:
+    scale, offset, power = line
+    return float(abs(scale * total**power + offset - measured) / measured)
 
 
 def _numbers(item: Entry | Network) -> list[str]:

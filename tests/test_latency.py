@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from nas.arch import calls_of
 from nas.errors import InputError, MissingLatency, TableError
-from nas.latency import Entry, Table, calibrate
+from nas.latency import Entry, Network, Table, calibrate
 from tests.small import TINY, fake_table, fake_us
 
 
@@ -185,3 +186,30 @@ def test_the_hash_follows_the_content():
     table = fake_table(TINY)
     other = Table(table.header, [replace(table.entries[0], us=1.0), *table.entries[1:]])
     assert table.hash == fake_table(TINY).hash != other.hash
+
+
+def power_table(space):
+    """A table whose networks take 0.7 times their sum to the power of 1.1."""
+    rows = fake_table(space, networks=0)
+    archs = [space.sample(random.Random(seed)) for seed in range(12)]
+    measured = {arch: 0.7 * rows.raw_us(calls_of(arch)) ** 1.1 for arch in archs}
+    return Table(rows.header, rows.entries, [Network(arch, us, 0.1, 3) for arch, us in measured.items()])
+
+
+def test_a_power_is_found_where_large_networks_take_longer_than_their_rows(rng):
+    table = power_table(TINY)
+    assert table.calibration.power == pytest.approx(1.1)
+    assert table.calibration.scale == pytest.approx(0.7)
+    calls = calls_of(TINY.sample(rng))
+    latency = table.price(calls)
+    assert latency.total_us == pytest.approx(0.7 * sum(fake_us(call.row) for call in calls) ** 1.1)
+    assert sum(us for _, us in latency.blocks) == pytest.approx(latency.total_us)
+
+
+def test_extremes_and_matrices_follow_a_power(rng):
+    table = power_table(TINY)
+    archs = list(TINY.archs())
+    prices = [table.price(calls_of(arch)).total_us for arch in archs]
+    np.testing.assert_allclose(table.price_matrix(TINY, TINY.encode(archs)), prices)
+    (low, _), (high, _) = table.extremes(TINY)
+    assert (low, high) == pytest.approx((min(prices), max(prices)))

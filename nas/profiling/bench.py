@@ -13,7 +13,7 @@ from nas.profiling.protocol import Settings, good, reference_of
 from nas.profiling.samples import Log
 from nas.tracing import macs_of_unit
 
-MACS_PER_US = 2e4  # for estimates before anything is measured
+MACS_PER_US = 3e4  # for estimates before anything is measured
 PROBE_SECONDS = 0.07  # to build, export, load and warm a probe
 WORKER_SECONDS = 3.0  # to start a process
 SENTINEL_US = 1200.0

@@ -177,7 +177,7 @@ def _table_of(path: str | None, table: Table, tables: Mapping[str, Table]) -> Ta
 def smallest(space: Space, metric: str, table: Table) -> tuple[float, Arch]:
     """The smallest cost that the space can reach, in the unit of the metric, and an arch that reaches it; exact."""
     least, arch = space.extreme(_row_cost(metric, table))
-    return (to_ms(least + table.offset_us) if metric == "latency_ms" else least), arch
+    return (to_ms(table.total_us(least)) if metric == "latency_ms" else least), arch
 
 
 def resolve(budgets: Sequence[Budget], survey: Survey, table: Table, tables: Mapping[str, Table]) -> tuple[Limit, ...]:
