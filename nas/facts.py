@@ -18,7 +18,7 @@ from nas.space import Space
 from nas.tracing import macs_of_unit, params_of_unit
 from nas.units import to_ms
 
-SECONDS_PER_ROW = 1.1  # both passes of a block row with ONNX Runtime, export included; measured on two x86 cores
+ROW_SECONDS, ROW_SECONDS_224 = 0.75, 3.0  # of a block row: fixed, and in proportion to pixels; from the shipped tables
 
 
 def describe(arch: Arch) -> dict[str, Any]:
@@ -94,9 +94,18 @@ def space_facts(space: Space) -> dict[str, Any]:
         "archs": space.count(),
         "rows": len(rows),
         "op_rows": len(space.op_rows()),
-        "minutes_to_profile": round(len(rows) * SECONDS_PER_ROW / 60, 1),
+        "minutes_to_profile": round(profiling_seconds(space) / 60, 1),
         "choices": {name: list(choice.values) for name, choice in space.choices.items()},
     }
+
+
+def profiling_seconds(space: Space) -> float:
+    """About how long profiling a space at block level takes with ONNX Runtime on a machine like the shipped tables'.
+
+    From its rows and resolution alone; `nas profile SPACE --dry-run` counts multiply-adds, which takes a while itself.
+    """
+    pixels = space.input_shape[1] * space.input_shape[2]
+    return len(space.rows()) * (ROW_SECONDS + ROW_SECONDS_224 * pixels / 224**2)
 
 
 def spaces() -> list[dict[str, Any]]:
