@@ -13,39 +13,70 @@ if TYPE_CHECKING:
     from nas.arch import Arch, calls_of
     from nas.building import build, cost_of, fuse, load_arch
     from nas.errors import NasError
+    from nas.evaluation.runs import export_arch, train_arch
+    from nas.facts import describe, estimate
     from nas.latency import Table
+    from nas.profiling.profiler import measure, profile
+    from nas.profiling.validation import validate
+    from nas.report import write_report
+    from nas.request import Request
+    from nas.search.run import run_search
     from nas.space import Space
+    from search_spaces import load as load_space
 
 __version__ = "0.1.0"
 
 _WHERE = {
-    "Arch": "nas.arch",
-    "NasError": "nas.errors",
-    "Space": "nas.space",
-    "Table": "nas.latency",
-    "build": "nas.building",
-    "calls_of": "nas.arch",
-    "cost_of": "nas.building",
-    "fuse": "nas.building",
-    "load_arch": "nas.building",
+    "Arch": ("nas.arch", "Arch"),
+    "NasError": ("nas.errors", "NasError"),
+    "Request": ("nas.request", "Request"),
+    "Space": ("nas.space", "Space"),
+    "Table": ("nas.latency", "Table"),
+    "build": ("nas.building", "build"),
+    "calls_of": ("nas.arch", "calls_of"),
+    "cost_of": ("nas.building", "cost_of"),
+    "describe": ("nas.facts", "describe"),
+    "estimate": ("nas.facts", "estimate"),
+    "export_arch": ("nas.evaluation.runs", "export_arch"),
+    "fuse": ("nas.building", "fuse"),
+    "load_arch": ("nas.building", "load_arch"),
+    "load_space": ("search_spaces", "load"),
+    "measure": ("nas.profiling.profiler", "measure"),
+    "profile": ("nas.profiling.profiler", "profile"),
+    "run_search": ("nas.search.run", "run_search"),
+    "train_arch": ("nas.evaluation.runs", "train_arch"),
+    "validate": ("nas.profiling.validation", "validate"),
+    "write_report": ("nas.report", "write_report"),
 }
 __all__ = [
     "Arch",
     "NasError",
+    "Request",
     "Space",
     "Table",
     "build",
     "calls_of",
     "cost_of",
+    "describe",
+    "estimate",
+    "export_arch",
     "fuse",
     "load_arch",
+    "load_space",
+    "measure",
+    "profile",
+    "run_search",
+    "train_arch",
+    "validate",
+    "write_report",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'nas' has no attribute {name!r}")
-    return getattr(importlib.import_module(_WHERE[name]), name)
+    module, attribute = _WHERE[name]
+    return getattr(importlib.import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

@@ -66,3 +66,12 @@ def test_light_imports_load_no_heavy_library(code):
     check = f"import sys; {code}; print(*[name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout.strip() == ""
+
+
+def test_everything_the_package_offers_is_there():
+    import nas
+
+    assert [name for name in nas.__all__ if getattr(nas, name) is None] == []
+    assert nas.load_space("efficientformer-32").name == "efficientformer-32"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = nas.nothing
