@@ -131,6 +131,8 @@ def estimate(arch: ArchArgument, table: TableOption, as_json: JsonOption = False
     low, high = found["predicted_low_ms"], found["predicted_high_ms"]
     interval = f", 90 % between {low:.4g} and {high:.4g} ms" if low is not None else ""
     _say(f"[bold]{found['latency_ms']:.4g} ms[/bold] {found['source']}{interval}")
+    if not found["this_machine"]:
+        _say(f"NOT THIS MACHINE: {found['table']} was measured on {found['cpu']}", markup=False)
     rows = [(b["stage"], b["block"], b["inputs"], f"{b['us']:.1f}", f"{b['share']:.1%}") for b in found["blocks"]]
     rows.append(("", "outside the blocks", "", f"{found['outside_blocks_us']:.1f}", ""))
     _print_table(("stage", "block", "inputs", ">us", ">share"), rows)
@@ -517,7 +519,7 @@ def _print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> N
 
 def _note(line: str, progress: Callable[..., None]) -> None:
     """A line worth telling, above the bar on standard error."""
-    progress.console.print(line, markup=False, highlight=False)  # type: ignore[attr-defined]
+    progress.console.print(line, markup=False, highlight=False, soft_wrap=True)  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

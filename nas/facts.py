@@ -14,6 +14,7 @@ from nas.arch import Arch, calls_of, stage_runs
 from nas.building import cost_of
 from nas.errors import NasError
 from nas.latency import Table
+from nas.profiling.device import this_machine
 from nas.space import Space
 from nas.tracing import macs_of_unit, params_of_unit
 from nas.units import to_ms
@@ -80,6 +81,9 @@ def estimate(arch: Arch, table: Table) -> dict[str, Any]:
         "outside_blocks_us": latency.offset_us,
         "table": table.where,
         "table_hash": table.hash,
+        "device": table.header.device,
+        "cpu": table.header.cpu,
+        "this_machine": this_machine().measured(table.header),
         "blocks": blocks,
     }
 

@@ -15,9 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from nas.arch import Arch as Arch
-from nas.arch import Blocks
-from nas.arch import calls_of as calls_of
+from nas.arch import Arch, Blocks, calls_of
 from nas.errors import InputError, suggest
 from nas.ops import Block, Choice, Row, Shape, Unit
 from nas.tracing import calls_of_unit

@@ -64,6 +64,8 @@ def test_estimate_gives_the_latency_with_each_blocks_share(nas, table_path, arch
     assert sum(block["share"] for block in facts["blocks"]) == pytest.approx(1)
     code, out, _ = nas("estimate", arch_path, "--table", table_path)
     assert re.search(r"ms predicted, 90 % between", out)
+    assert "NOT THIS MACHINE" in out  # the made-up table's
+    assert facts["this_machine"] is False
 
 
 def test_spaces_counts_archs_and_rows(nas):

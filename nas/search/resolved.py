@@ -73,6 +73,8 @@ def resolve_request(request: Request, log: Log, progress: Progress) -> Resolved:
     device = str(pick_device(request.device))
     given = None if request.table is None else Table.read(latency_tables.find(request.table))
     space = _space(request, given, log)
+    if given is None and not (request.run_dir / "table.csv").is_file():
+        log(f"profiling this machine: the rows of {space.name} on {request.runtime}, {request.threads} thread(s)")
     table = _completed(given, space, request, progress)
     budgets = [Budget.parse(text) for text in request.budgets]
     names = [budget.table for budget in budgets if budget.table is not None]
