@@ -2,7 +2,8 @@
 
 A table is text: a commented header, rows of ops or blocks in microseconds, and whole networks measured with them. From
 the networks come the calibration (a scale, with an offset or a power where those clearly predict networks better that
-it was not fitted on) and the error of the table. Both are computed when a table is read; the file repeats them for the reader.
+it was not fitted on) and the error of the table. Both are computed when a table is read; the file repeats them for the
+reader.
 """
 
 from __future__ import annotations
