@@ -22,7 +22,6 @@ REFERENCE = 10.0  # percentile of all sentinels that is the reference
 QUANTILE = 25.0  # percentile of a probe's samples, and of the calls in a sample
 PROCESSES = 1 / 3  # quantile over fresh processes, at Weibull's plotting positions: of two the lower one
 WARM_UP = 1 / 3  # share of a sample's calls that only warm the caches
-AGREEMENT = 0.05  # two processes that differ by more than this are remarked on
 
 
 @dataclass(frozen=True)
@@ -77,11 +76,6 @@ class Timing:
     us: float
     spread_us: float
     count: int
-
-    @property
-    def agrees(self) -> bool:
-        """Whether fresh processes gave about the same."""
-        return self.spread_us <= AGREEMENT * self.us
 
 
 def reference_of(samples: Samples) -> float:
