@@ -151,15 +151,24 @@ def calls_of(arch: Arch) -> tuple[Call, ...]:
     Raises:
         InputError: where a block does not fit the shapes that reach it, naming stage and block.
     """
-    shapes: tuple[Shape, ...] = (Shape(1, *arch.input_shape),)
-    calls = []
-    for index, stage in enumerate(arch.stages):
-        name = arch.stage_name(index)
-        for block in stage:
-            call = _staged_call(Row(block, shapes), name)
-            calls.append(call)
-            shapes = call.outputs
-    return tuple(calls)
+    return tuple(call for call in steps_of(arch) if call.ops)
+
+
+def steps_of(arch: Arch) -> tuple[Call, ...]:
+    """One call for every block of an arch, those without any op among them."""
+    streams = {"x": Shape(1, *arch.input_shape)}
+    return tuple(
+        _advance(block, streams, arch.stage_name(index)) for index, stage in enumerate(arch.stages) for block in stage
+    )
+
+
+def _advance(block: Block, streams: dict[str, Shape], stage: str) -> Call:
+    if lacking := [name for name in block.takes if name not in streams]:
+        known = ", ".join(streams)
+        raise InputError(f"stage {stage}: {block} takes {lacking[0]!r}, but the blocks before it give only {known}")
+    call = _staged_call(Row(block, tuple(streams[name] for name in block.takes)), stage)
+    streams.update(zip(block.gives, call.outputs, strict=True))
+    return call
 
 
 @functools.cache

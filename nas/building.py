@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import search_spaces
-from nas.arch import Arch, calls_of
+from nas.arch import Arch, steps_of
 from nas.errors import InputError, suggest
 from nas.ops import Block, BlockModule, Residual, Shape
 from nas.tracing import fuse_in_place, macs_of_unit, params_of_unit
@@ -29,18 +29,18 @@ class Network(nn.Module):
     def __init__(self, arch: Arch) -> None:
         super().__init__()
         self.arch = arch
-        calls = iter(calls_of(arch))
+        calls = iter(steps_of(arch))
         self.stages = nn.ModuleList(
             nn.ModuleList(block.module(*next(calls).row.inputs) for block in stage) for stage in arch.stages
         )
 
     def forward(self, x: Tensor) -> Any:
-        """Run every block on what the one before it gave: one tensor or several."""
-        value: Any = x
+        """Run every block on the streams that it takes."""
+        streams: dict[str, Any] = {"x": x}
         for stage in self.stages:
             for block in cast(nn.ModuleList, stage):
-                value = block(*value) if isinstance(value, tuple) else block(value)
-        return value
+                cast(BlockModule, block).advance(streams)
+        return streams["x"]
 
 
 def build(arch: Arch, *, seed: int = 0, drop_path: float = 0.0) -> Network:
@@ -68,7 +68,7 @@ def set_drop_path(network: nn.Module, rate: float) -> None:
     groups = [residuals for residuals in inner if residuals]
     for number, residuals in enumerate(groups):
         for residual in residuals:
-            residual.drop_path = rate * number / max(len(groups) - 1, 1)
+            residual.drop_path = rate * number / max(len(groups) - 1, 1) * residual.share / 100
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -93,7 +93,7 @@ class Cost:
 
 def cost_of(arch: Arch) -> Cost:
     """Parameters, multiply-adds and peak activation bytes of an arch, from its memoized blocks."""
-    calls = calls_of(arch)
+    calls = steps_of(arch)
     return Cost(
         params=sum(params_of_unit(call.row) for call in calls),
         macs=sum(macs_of_unit(call.row) for call in calls),

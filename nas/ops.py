@@ -284,6 +284,11 @@ class BlockModule(nn.Module):
         self.block = block
         self.body = block.build(*shapes)
 
+    def advance(self, streams: dict[str, Any]) -> None:
+        """Take the block's tensors from these streams, by name, and put what it gives back among them."""
+        given = self(*(streams[name] for name in self.block.takes))
+        streams.update(zip(self.block.gives, given if len(self.block.gives) > 1 else (given,), strict=True))
+
     def forward(self, *inputs: Tensor) -> Any:
         """One or several tensors in, one or several out, as the block documents them."""
         if _recorders:
@@ -293,7 +298,15 @@ class BlockModule(nn.Module):
 
 @dataclass(frozen=True)
 class Block(Unit):
-    """Base of all blocks: a composition of ops; `build` gets one shape per input tensor."""
+    """Base of all blocks: a composition of ops; `build` gets one shape for each stream that the block takes.
+
+    A network carries its tensors in named streams: `x`, which begins as the image and ends as the logits, and whatever
+    else blocks give (Mobile-Former's tokens `z`). Streams that a block does not name pass it by untouched, and are no
+    part of its key. A block without any op (a learned table) costs no time and has no row.
+    """
+
+    takes: ClassVar[tuple[str, ...]] = ("x",)
+    gives: ClassVar[tuple[str, ...]] = ("x",)
 
     def module(self, *shapes: Shape) -> BlockModule:
         """The block's module, ready to be a part of a network."""
@@ -617,11 +630,13 @@ class Residual(nn.Module):
     Args:
         body: the branch; its output has the shape of its input.
         scale: channels of a layer scale behind the branch, None for none.
+        share: the part of its block's drop path rate that this branch takes, in percent.
     """
 
-    def __init__(self, body: nn.Module, scale: int | None = None) -> None:
+    def __init__(self, body: nn.Module, scale: int | None = None, share: int = 100) -> None:
         super().__init__()
         self.body = body
+        self.share = share
         self.scale: nn.Module | None = None if scale is None else Scale(scale).module()
         self.drop_path = 0.0  # probability of leaving the branch out for a sample, in training
         self.add = Add().module()

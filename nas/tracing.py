@@ -53,7 +53,7 @@ class Call:
     Attributes:
         row: the table key: the unit and the shapes of its inputs.
         outputs: shapes of the outputs.
-        ops: the calls inside a block, in order; empty for an op.
+        ops: the calls inside a block, in order; empty for an op, and for a block that computes nothing.
         peak_bytes: most bytes of activations alive at once inside the call, inputs and outputs included (fp32).
         stage: name of the stage it stands in, "" outside a network.
     """
@@ -67,6 +67,8 @@ class Call:
 
 def trace(model: nn.Module, *shapes: Shape) -> tuple[Call, ...]:
     """The block calls of a model, each with its op calls; ops outside any block stand in the list as they are.
+
+    Blocks that compute nothing stand in it as well.
 
     Args:
         model: on the meta device and in deployed form; it is put in eval mode.
@@ -228,7 +230,7 @@ def macs_of_op(row: Row) -> int:
 def macs_of_unit(row: Row) -> int:
     """Multiply-adds of one block or op: the sum over its op calls."""
     call = calls_of_unit(row)
-    return sum(macs_of_op(inner.row) for inner in call.ops or (call,))
+    return sum(macs_of_op(inner.row) for inner in (call.ops if isinstance(row.unit, ops.Block) else (call,)))
 
 
 def _count_macs(module: nn.Module, shapes: tuple[Shape, ...]) -> int:
