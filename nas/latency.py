@@ -30,6 +30,7 @@ from nas.tracing import Call
 from nas.units import show_us
 
 FORMAT = 1
+CALIBRATION_LINE = "# calibration (computed from the networks below):"
 COLUMNS = ("kind", "name", "fields", "inputs", "us", "spread_us", "count")
 LEVELS = ("block", "op")
 MIN_NETWORKS = 5  # fewer give no calibration that could be checked
@@ -210,8 +211,10 @@ class Table:
 
     @functools.cached_property
     def hash(self) -> str:
-        """SHA-256 of the content, in hex: names the table in every result."""
-        return hashlib.sha256(self.to_text().encode()).hexdigest()
+        """SHA-256 of what was measured, in hex: names the table in every result."""
+        lines = self.to_text().splitlines()
+        measured = (line for line in lines if not line.startswith(CALIBRATION_LINE))
+        return hashlib.sha256("\n".join(measured).encode()).hexdigest()
 
     def __contains__(self, row: object) -> bool:
         return row in self._us
@@ -350,7 +353,7 @@ class Table:
         head = dataclasses.asdict(self.header) | {"input_shape": _sizes(self.header.input_shape)}
         lines = [f"# millinas latency table, format {FORMAT}"]
         lines += [f"# {key}: {value}" for key, value in head.items()]
-        lines.append(f"# calibration (computed from the networks below): {self.calibration or 'none'}")
+        lines.append(f"{CALIBRATION_LINE} {self.calibration or 'none'}")
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)

@@ -8,6 +8,7 @@ times, all at once. Norms fold in the deployed form (`Op.fused`), which is what 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -139,6 +140,17 @@ class Unit:
 
     def __getstate__(self) -> dict[str, Any]:  # the hash of a text differs from process to process
         return {key: value for key, value in self.__dict__.items() if key != "_cached_hash"}
+
+    @classmethod
+    @functools.cache
+    def names(cls) -> frozenset[str]:
+        """The names of the fields."""
+        return frozenset(field.name for field in dataclasses.fields(cls))
+
+    def unfilled(self) -> tuple[str, ...]:
+        """The names of the fields without a value: choices, and those that the stage fills in."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return tuple(name for name, value in values.items() if isinstance(value, Choice) or value is _FROM_STAGE)
 
     def open_fields(self) -> dict[str, Choice]:
         """The fields that are still choices, by name."""

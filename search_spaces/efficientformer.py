@@ -31,7 +31,7 @@ from nas.ops import (
     one_of,
     trunc_normal,
 )
-from nas.space import Space, Stage
+from nas.space import Repeat, Space
 
 
 @dataclass(frozen=True)
@@ -129,10 +129,10 @@ SPACE = Space(
     input_shape=(3, 224, 224),
     classes=1000,
     stages=(
-        Stage(Stem(), MB4D(), width=one_of(32, 48, 64, 80, 96), depth=one_of(*range(1, 7))),
-        Stage(Embedding(), MB4D(), width=one_of(64, 96, 128, 160, 192), depth=one_of(*range(1, 7))),
-        Stage(Embedding(), MB4D(), width=one_of(128, 192, 224, 320, 384), depth=one_of(*range(2, 19)), tail=MB3D()),
-        Stage(Embedding(), MB4D(), width=one_of(256, 384, 448, 512, 768), depth=one_of(*range(2, 9)), tail=MB3D()),
+        Repeat(Stem(), MB4D(), width=one_of(32, 48, 64, 80, 96), depth=one_of(*range(1, 7))),
+        Repeat(Embedding(), MB4D(), width=one_of(64, 96, 128, 160, 192), depth=one_of(*range(1, 7))),
+        Repeat(Embedding(), MB4D(), width=one_of(128, 192, 224, 320, 384), depth=one_of(*range(2, 19)), tail=MB3D()),
+        Repeat(Embedding(), MB4D(), width=one_of(256, 384, 448, 512, 768), depth=one_of(*range(2, 9)), tail=MB3D()),
     ),
     head=HEAD,
     tail=one_of(*range(9)),
@@ -143,10 +143,10 @@ SMALL = Space(
     input_shape=(3, 32, 32),
     classes=10,
     stages=(
-        Stage(Stem(convs=1), MB4D(one_of(2, 4)), width=one_of(16, 32), depth=one_of(1, 2, 3)),
-        Stage(Embedding(), MB4D(one_of(2, 4)), width=one_of(32, 48, 64), depth=one_of(1, 2, 3)),
-        Stage(Embedding(), MB4D(one_of(2, 4)), width=one_of(48, 64, 96), depth=one_of(1, 2, 3, 4)),
-        Stage(Embedding(), MB4D(one_of(2, 4)), one_of(96, 128), one_of(1, 2, 3), tail=MB3D(one_of(2, 4))),
+        Repeat(Stem(convs=1), MB4D(one_of(2, 4)), width=one_of(16, 32), depth=one_of(1, 2, 3)),
+        Repeat(Embedding(), MB4D(one_of(2, 4)), width=one_of(32, 48, 64), depth=one_of(1, 2, 3)),
+        Repeat(Embedding(), MB4D(one_of(2, 4)), width=one_of(48, 64, 96), depth=one_of(1, 2, 3, 4)),
+        Repeat(Embedding(), MB4D(one_of(2, 4)), one_of(96, 128), one_of(1, 2, 3), tail=MB3D(one_of(2, 4))),
     ),
     head=HEAD,
     tail=one_of(0, 1, 2, 3),
@@ -179,7 +179,7 @@ def make(
     entries = (Stem(convs=stem_convs), Embedding(), Embedding(), Embedding())
     kinds = zip(entries, widths, depths, ratios, (None, None, MB3D(), MB3D()), strict=True)
     stages = tuple(
-        Stage(entry, MB4D(ratio), width, depth, last and MB3D(ratio)) for entry, width, depth, ratio, last in kinds
+        Repeat(entry, MB4D(ratio), width, depth, last and MB3D(ratio)) for entry, width, depth, ratio, last in kinds
     )
     one = Space("efficientformer", (3, side, side), classes, stages, HEAD, one_of(*range(tail + 1)), False)
     return one.arch({"tail": tail} if tail else {})

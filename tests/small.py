@@ -8,7 +8,7 @@ from torch import nn
 from nas.arch import calls_of
 from nas.latency import Entry, Header, Network, Table
 from nas.ops import one_of
-from nas.space import Space, Stage
+from nas.space import Repeat, Space
 from nas.tracing import macs_of_unit
 from search_spaces.efficientformer import HEAD, MB3D, MB4D, Embedding, Stem
 
@@ -17,10 +17,10 @@ TINY = Space(
     input_shape=(3, 32, 32),
     classes=10,
     stages=(
-        Stage(Stem(convs=1), MB4D(2), width=16, depth=1),
-        Stage(Embedding(), MB4D(one_of(2, 4)), width=one_of(16, 32), depth=one_of(1, 2)),
-        Stage(Embedding(), MB4D(2), width=one_of(16, 32), depth=one_of(1, 2), tail=MB3D(2)),
-        Stage(Embedding(), MB4D(2), width=one_of(32, 48), depth=one_of(1, 2), tail=MB3D(2)),
+        Repeat(Stem(convs=1), MB4D(2), width=16, depth=1),
+        Repeat(Embedding(), MB4D(one_of(2, 4)), width=one_of(16, 32), depth=one_of(1, 2)),
+        Repeat(Embedding(), MB4D(2), width=one_of(16, 32), depth=one_of(1, 2), tail=MB3D(2)),
+        Repeat(Embedding(), MB4D(2), width=one_of(32, 48), depth=one_of(1, 2), tail=MB3D(2)),
     ),
     head=HEAD,
     tail=one_of(0, 1, 2, 3),
