@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from nas.arch import Arch
+from nas.blocks import Logits
 from nas.ops import (
     BiasAttention,
     Block,
-    Classifier,
     Conv,
     LayerNorm,
     Linear,
@@ -106,20 +106,6 @@ class Pooled(Block):
     def build(self, x: Shape) -> nn.Module:
         flatten = [ToTokens().module()] if x.is_map else []
         return nn.Sequential(*flatten, LayerNorm(x.channels).module(), Mean().module())
-
-
-@dataclass(frozen=True)
-class Logits(Block):
-    """Two linear heads, one learning from the labels and one from a teacher, averaged at inference. (N, C) -> logits.
-
-    A block of its own, so that a table's other rows serve any number of classes.
-    """
-
-    classes: int = from_stage()
-    heads: int = 2
-
-    def build(self, x: Shape) -> nn.Module:
-        return Classifier(x.channels, self.classes, self.heads).module()
 
 
 HEAD = (Pooled(), Logits())
