@@ -653,9 +653,9 @@ class Residual(nn.Module):
         self.drop_path = 0.0  # probability of leaving the branch out for a sample, in training
         self.add = Add().module()
 
-    def forward(self, x: Tensor) -> Any:
-        """Map or tokens -> same shape."""
-        y = self.body(x)
+    def forward(self, x: Tensor, *others: Tensor) -> Any:
+        """Map or tokens -> same shape; the branch reads `others` as well."""
+        y = self.body(x, *others)
         if self.scale is not None:
             y = self.scale(y)
         if self.training and self.drop_path:  # arXiv:1603.09382

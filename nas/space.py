@@ -89,15 +89,17 @@ class Stage:
         Choices that no block shows take their first value.
         """
         known = self.hints(blocks)
-        tries: dict[str, tuple[Any, ...]] = {}
-        own = {item.name for item in dataclasses.fields(self)}
+        tries: dict[str, Sequence[Any]] = {}
         for name, choice in self.choices.items():
-            seen = [getattr(block, name) for block in blocks if name in block.names()]
-            values = choice.values if name in own else choice.values[:1]
-            tries[name] = (known.pop(name),) if name in known else (seen[0],) if seen else values
+            seen = (known[name],) if name in known else (getattr(b, name) for b in blocks if name in b.names())
+            shown = list(dict.fromkeys(seen))
+            own = name in {item.name for item in dataclasses.fields(self)}
+            legal = [value for value in shown if value in choice.values]
+            tries[name] = legal or (choice.values if own and not shown else choice.values[:1])
+        tail = {"tail": known["tail"]} if "tail" in known else {}
         first: dict[str, Any] = {}
         for values in itertools.product(*tries.values()):
-            found = dict(zip(tries, values, strict=True)) | known
+            found = dict(zip(tries, values, strict=True)) | tail
             first = first or found
             if self.lays({**shared, **found}, streams) == blocks:
                 return found
@@ -162,6 +164,11 @@ class Either(Stage):
     """
 
     kinds: tuple[tuple[str, Stage], ...]
+
+    @classmethod
+    def of(cls, **kinds: Stage) -> Either:
+        """A stage of one of these."""
+        return cls(tuple(kinds.items()))
 
     @functools.cached_property
     def choices(self) -> dict[str, Choice]:
@@ -375,7 +382,7 @@ class Space:
             params |= {f"stage{number}.{name}": value for name, value in values.items()}
             streams = _given(blocks, streams)
         params["tail"] = tails
-        params = {name: value for name, value in params.items() if name in self.choices}
+        params = {name: params[name] for name in self.choices if name in params}
         try:
             again = self.arch(params)
         except InputError as error:

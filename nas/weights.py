@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nas.arch import Arch
 from nas.building import Network
 from nas.errors import InputError
-from nas.ops import BlockModule, Leaf
+from nas.ops import BlockModule, Leaf, Op, Unit
 
 
 def slices(large: Network, arch: Arch) -> dict[str, Tensor]:
@@ -43,7 +43,11 @@ def slices(large: Network, arch: Arch) -> dict[str, Tensor]:
                 raise InputError(f"{prefix}{name}: {leaf.op} cannot take weights of {source.op}")
             for key, tensor in source.body.state_dict(keep_vars=True).items():
                 wanted = leaf.body.state_dict()[key].shape
-                found[f"{prefix}{name}.body.{key}"] = _cut(tensor, wanted, key, leaf, source)
+                found[f"{prefix}{name}.body.{key}"] = _cut(tensor, wanted, key, leaf.op, source.op)
+        learned = theirs.state_dict(keep_vars=True)
+        for key, tensor in mine.state_dict().items():  # what no op holds, such as a table of tokens
+            if prefix + key not in found:
+                found[prefix + key] = _cut(learned[key], tensor.shape, key, mine.block, theirs.block)
     return found
 
 
@@ -68,13 +72,17 @@ def _weighted_leaves(block: nn.Module) -> list[tuple[str, Leaf]]:
     return [(n, m) for n, m in block.named_modules() if isinstance(m, Leaf) and m.state_dict()]
 
 
-def _cut(tensor: Tensor, wanted: torch.Size, key: str, leaf: Leaf, source: Leaf) -> Tensor:
+def _cut(tensor: Tensor, wanted: torch.Size, key: str, small: Unit, large: Unit) -> Tensor:
     for axis, size in enumerate(wanted):
-        mine = leaf.op.parts().get(key, {}).get(axis, (size,))
-        theirs = source.op.parts().get(key, {}).get(axis, (tensor.shape[axis],))
+        mine = _parts(small, key).get(axis, (size,))
+        theirs = _parts(large, key).get(axis, (tensor.shape[axis],))
         if len(mine) > len(theirs) or any(want > have for want, have in zip(mine, theirs, strict=False)):
-            raise InputError(f"{leaf.op}: {key}, axis {axis}: parts {mine} do not fit into {theirs}")
+            raise InputError(f"{small}: {key}, axis {axis}: parts {mine} do not fit into {theirs}")
         pieces = torch.split(tensor, list(theirs), axis)[: len(mine)]
         cut = [piece.narrow(axis, 0, want) for piece, want in zip(pieces, mine, strict=True)]
         tensor = cut[0] if len(cut) == 1 else torch.cat(cut, axis)
     return tensor
+
+
+def _parts(unit: Unit, key: str) -> dict[int, tuple[int, ...]]:
+    return unit.parts().get(key, {}) if isinstance(unit, Op) else {}

@@ -52,7 +52,7 @@ class FusedQkv(Op):
 
 def test_a_slice_of_a_fused_matrix_keeps_its_parts():
     large, small = FusedQkv(4).module(), FusedQkv(2).module()
-    cut = _cut(large.body.weight, small.body.weight.shape, "weight", small, large)
+    cut = _cut(large.body.weight, small.body.weight.shape, "weight", small.op, large.op)
     rows = [0, 1, 4, 5, 8, 9]  # the first two of q, of k and of v
     assert torch.equal(cut, large.body.weight[rows][:, :2])
 
