@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 import search_spaces
-from nas.building import build, fuse
+from nas.building import build, fuse, load_arch
+from nas.timm_models import from_timm, timm_name
 
 ROUNDS = 30
+WARM_UP = 3
 
 
 def seconds(model: nn.Module, x: Tensor) -> float:
@@ -29,26 +31,30 @@ def seconds(model: nn.Module, x: Tensor) -> float:
 
 def compare(preset: str) -> None:
     """Time timm's model and both our forms in turn, and print the ratios."""
-    arch = search_spaces.presets()[preset]
-    theirs = timm.create_model(preset.replace("-", "_")).eval()
+    name = timm_name(preset)
+    if name is None:
+        print(f"{preset}: skipped, timm has no such model (its family has no from_timm)")
+        return
+    arch = load_arch(preset)
+    theirs = timm.create_model(name).eval()
     ours = build(arch).eval()
-    ours.load_state_dict(search_spaces.family(arch.family).from_timm(theirs.state_dict(), arch))
+    ours.load_state_dict(from_timm(preset, theirs.state_dict()))
     forms = {"training form": ours, "deployed form": fuse(ours)}
     x = torch.randn(1, *arch.input_shape)
-    ratios: dict[str, list[float]] = {name: [] for name in forms}
+    ratios: dict[str, list[float]] = {form: [] for form in forms}
     with torch.inference_mode():
-        for number in range(ROUNDS + 3):
+        for number in range(WARM_UP + ROUNDS):
             reference = seconds(theirs, x)
-            for name, model in forms.items():
+            for form, model in forms.items():
                 ratio = seconds(model, x) / reference
-                if number >= 3:  # the first rounds warm up
-                    ratios[name].append(ratio)
-    for name, values in ratios.items():
+                if number >= WARM_UP:
+                    ratios[form].append(ratio)
+    for form, values in ratios.items():
         low, _, high = statistics.quantiles(values, n=4)
-        print(f"{preset}, {name}: {statistics.median(values):.3f} of timm's time (quartiles {low:.3f} to {high:.3f})")
+        print(f"{preset}, {form}: {statistics.median(values):.3f} of timm's time (quartiles {low:.3f} to {high:.3f})")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in sys.argv[1:] or sorted(search_spaces.presets()):
-        compare(name)
+    for each in sys.argv[1:] or sorted(search_spaces.presets()):
+        compare(each)

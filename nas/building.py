@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import search_spaces
 from nas.arch import Arch, steps_of
 from nas.errors import InputError, suggest
+from nas.features import FeatureNetwork
 from nas.ops import Block, BlockModule, Residual, Shape
 from nas.tracing import fuse_in_place, macs_of_unit, params_of_unit
 
@@ -43,13 +44,20 @@ class Network(nn.Module):
         return streams["x"]
 
 
-def build(arch: Arch, *, seed: int = 0, drop_path: float = 0.0) -> Network:
+@overload
+def build(arch: Arch, *, seed: int = 0, drop_path: float = 0.0, features_only: Literal[False] = False) -> Network: ...
+@overload
+def build(arch: Arch, *, seed: int = 0, drop_path: float = 0.0, features_only: Literal[True]) -> FeatureNetwork: ...
+def build(
+    arch: Arch, *, seed: int = 0, drop_path: float = 0.0, features_only: bool = False
+) -> Network | FeatureNetwork:
     """The network of an arch in training form, with fresh weights drawn from `seed`.
 
     Args:
         arch: the architecture.
         seed: of the weights; the global random state is left as it was.
         drop_path: rate of the last block; it grows linearly from 0 at the first (arXiv:1603.09382, sec. 3).
+        features_only: no head; the network gives the list of its stages' maps, for detection and segmentation.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -58,7 +66,7 @@ def build(arch: Arch, *, seed: int = 0, drop_path: float = 0.0) -> Network:
             for block in cast(nn.ModuleList, stage):
                 cast(BlockModule, block).block.init(cast(BlockModule, block).body)
     set_drop_path(network, drop_path)
-    return network
+    return FeatureNetwork(arch, list(network.stages)) if features_only else network
 
 
 def set_drop_path(network: nn.Module, rate: float) -> None:
@@ -135,12 +143,13 @@ def input_shape_of(arch: Arch, batch: int = 1) -> Shape:
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load a state dict, every tensor by name and shape.
+    """Load a state dict, every tensor by name and shape; a feature network takes its part of the whole network's.
 
     Raises:
         InputError: naming what is missing, unexpected or of another shape.
     """
     own = network.state_dict()
+    state = network.own(state) if isinstance(network, FeatureNetwork) else state
     problems = [f"lacks {name}" for name in own if name not in state]
     problems += [f"has {name}, which the network does not" for name in state if name not in own]
     problems += [

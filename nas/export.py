@@ -89,7 +89,7 @@ def check_onnx(path: str | os.PathLike[str], model: nn.Module, tolerance: float 
     got = session.run(None, {entry.name: x.numpy() for entry, x in zip(session.get_inputs(), inputs, strict=True)})
     with torch.no_grad():
         expected = deployed(model)(*inputs)
-    pairs = zip(expected if isinstance(expected, tuple) else (expected,), map(torch.from_numpy, got), strict=True)
+    pairs = zip(expected if isinstance(expected, (tuple, list)) else (expected,), map(torch.from_numpy, got), strict=True)
     difference = max(float((y - x).abs().max() / y.abs().max().clamp_min(1e-12)) for y, x in pairs)
     if not difference <= tolerance:  # NaN is no pass
         raise MeasureError(
@@ -113,7 +113,7 @@ def example_inputs(shapes: Sequence[Shape], seed: int = 0) -> tuple[Tensor, ...]
 
 def _outputs_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     outputs = model(*inputs)
-    return len(outputs) if isinstance(outputs, tuple) else 1
+    return len(outputs) if isinstance(outputs, (tuple, list)) else 1
 
 
 FORMATS: dict[str, Callable[[nn.Module, Sequence[Shape], str | os.PathLike[str]], Path]] = {"onnx": export_onnx}

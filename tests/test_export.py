@@ -37,6 +37,14 @@ def test_a_file_computes_what_its_model_does(tmp_path, network):
     assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
 
 
+def test_a_backbone_gives_every_map(tmp_path, rng):
+    backbone = build(TINY.sample(rng), features_only=True).eval()
+    path = export(backbone, (Shape(1, 3, 32, 32),), tmp_path / "backbone.onnx")
+    names = [output.name for output in onnx.load(path).graph.output]
+    assert names == [f"output{number}" for number in range(len(backbone.feature_info.channels()))]
+    assert check_onnx(path, backbone) <= 1e-4
+
+
 def test_gelu_is_one_node_and_norms_are_folded(tmp_path):
     (row,) = (row for row in TINY.rows() if str(row) == "MB4D ratio=2 @ 1x16x16x16")
     path = export(Probe((row,)).module(0), row.inputs, tmp_path / "block.onnx")
