@@ -23,10 +23,11 @@ from nas.errors import InputError, suggest
 T = TypeVar("T")
 Tensors = Tensor | tuple[Tensor, ...]
 
+# ops apply these to what their own layer has just made, so those work in place that need only their result backward
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "none": nn.Identity,
-    "relu": nn.ReLU,
-    "relu6": nn.ReLU6,
+    "relu": functools.partial(nn.ReLU, inplace=True),
+    "relu6": functools.partial(nn.ReLU6, inplace=True),
     "gelu": nn.GELU,
     "hardswish": nn.Hardswish,
     "silu": nn.SiLU,
@@ -383,12 +384,13 @@ class Conv(Op):
         conv = nn.Conv2d(
             self.cin, self.cout, self.kernel, self.stride, self.kernel // 2, groups=self.groups, bias=self.bias
         )
-        return nn.Sequential(conv, nn.BatchNorm2d(self.cout) if self.norm else nn.Identity(), activation(self.act))
+        act = [activation(self.act)] if self.act != "none" else []
+        return nn.Sequential(conv, *([nn.BatchNorm2d(self.cout)] if self.norm else []), *act)
 
     def fused(self, body: nn.Module) -> nn.Module:
-        conv, norm, act = cast(nn.Sequential, body)
-        folded = fuse_conv_bn_eval(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm)) if self.norm else conv
-        return _chain(folded, act)
+        conv, *norm = list(cast(nn.Sequential, body))[: 2 if self.norm else 1]
+        folded = fuse_conv_bn_eval(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm[0])) if norm else conv
+        return _chain(folded, activation(self.act))
 
     def scaled(self, body: nn.Module, gamma: Tensor) -> nn.Module | None:
         return _scale_rows(body, gamma) if self.act == "none" else None
@@ -447,12 +449,13 @@ class _Heads(nn.Module):
 
 @dataclass(frozen=True)
 class LayerNorm(Op):
-    """Layer norm over the last axis. Shape: (N, T, dim) -> same."""
+    """Layer norm over the last axis; `eps` is added to the variance. Shape: (N, T, dim) -> same."""
 
     dim: int
+    eps: str = "1e-5"  # fields are no floats
 
     def body(self) -> nn.Module:
-        return nn.LayerNorm(self.dim)
+        return nn.LayerNorm(self.dim, float(self.eps))
 
 
 @dataclass(frozen=True)
@@ -661,7 +664,7 @@ class Residual(nn.Module):
         if self.training and self.drop_path:  # arXiv:1603.09382
             keep = x.new_ones(x.shape[0], *[1] * (x.ndim - 1))
             y = y * nn.functional.dropout(keep, self.drop_path)
-        return self.add(x, y)
+        return self.add(x, y) if _recorders else x + y  # a call less where nobody listens
 
     def fuse(self) -> None:
         """Fold the layer scale into the last op of the branch where that op is linear in its output."""

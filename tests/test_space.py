@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import random
@@ -10,17 +11,50 @@ import pytest
 from nas.arch import Arch, calls_of
 from nas.errors import InputError
 from nas.ops import one_of
+from nas.space import Either, Repeat, Space
 from search_spaces import efficientformer as ef
+from search_spaces import hybrid
+from search_spaces.hybrid import Split
+from search_spaces.mobileformer import Bridged, FirstBridged, Lite, Mobile, MobileDown, MobileStem
+from search_spaces.nextvit import Groups
 from tests.small import TINY
 
 
+@functools.cache
 def all_archs(space):
     """Every arch, by trying every combination of parameters: slow and obviously right."""
     values = itertools.product(*(choice.values for choice in space.choices.values()))
     return {space.arch(dict(zip(space.choices, item, strict=True))) for item in values}
 
 
+def mixed(**fields):
+    """Two stages of several kinds; tokens of three numbers and two widths, of which one pair is not legal."""
+    body = Mobile(expand=2, kernel=3)
+    first = Either.of(
+        mb4d=Repeat(ef.Stem(convs=1), ef.MB4D(2), one_of(16, 32), 1),
+        mobileformer=FirstBridged(body, body, one_of(16, 24), 1, one_of(True, False), starts=STARTS),
+    )
+    second = Either.of(
+        mb4d=Repeat(ef.Embedding(), ef.MB4D(2), one_of(32, 48), one_of(1, 2)),
+        mb3d=Split(ef.Embedding(), ef.MB4D(2), one_of(32, 48), one_of(1, 2), ef.MB3D(2), one_of(1, 2)),
+        nextvit=Groups(32, 1, 1, one_of("T", "H"), 50, 2, 2),
+        mobileformer=Bridged(MobileDown(), body, one_of(32, 48), one_of(1, 2), one_of(True, False)),
+    )
+    shared = {"tokens": one_of(1, 2, 3), "dim": one_of(16, 32)}
+    settings = {"monotone": False, "shared": shared, "settle": wide_when_many}
+    return Space("hybrid-32", (3, 16, 16), 5, (first, second), hybrid.head, **settings | fields)
+
+
+def wide_when_many(shared):
+    return shared | {"dim": 32 if shared["tokens"] == 3 else shared["dim"]}
+
+
+STARTS = tuple((width, (MobileStem(8), Lite(8))) for width in (16, 24))
+MIXED = mixed()
 SPACES = [
+    MIXED,
+    mixed(rise=1),
+    mixed(rise=0, settle=None),
     TINY,
     replace(TINY, tail=one_of(1, 2)),
     replace(TINY, tail=one_of(0, 1, 2, 3, 4)),
@@ -29,7 +63,11 @@ SPACES = [
 ]
 
 
-@pytest.mark.parametrize("space", SPACES, ids=["tiny", "tail 1-2", "tail 0-4", "no tail", "not monotone"])
+@pytest.mark.parametrize(
+    "space",
+    SPACES,
+    ids=["mixed", "places rise", "places stay", "tiny", "tail 1-2", "tail 0-4", "no tail", "not monotone"],
+)
 def test_the_walk_finds_exactly_what_brute_force_finds(space):
     expected = all_archs(space)
     listed = list(space.archs())
@@ -40,7 +78,7 @@ def test_the_walk_finds_exactly_what_brute_force_finds(space):
 
 
 @pytest.mark.parametrize("largest", [False, True])
-@pytest.mark.parametrize("space", SPACES[:3])
+@pytest.mark.parametrize("space", SPACES[:5])
 def test_the_extreme_is_that_of_brute_force(space, largest):
     rng = random.Random(4)
     costs = {row: rng.uniform(1, 2) for row in space.rows()}
@@ -66,6 +104,22 @@ def test_parameters_and_archs_go_both_ways(space, rng):
         neighbour = space.mutate(arch, rng)
         assert neighbour != arch
         assert neighbour in space
+
+
+def test_a_kind_takes_its_nearest_value_of_a_shared_parameter():
+    params = {name: choice.values[0] for name, choice in MIXED.choices.items()} | {"stage1.kind": "mobileformer"}
+    assert MIXED.choices["stage1.width"].values == (16, 24, 32)
+    stages = [MIXED.arch(params | {"stage1.width": width}).stages[0] for width in (16, 24, 32)]
+    assert [block.cout for stage in stages for block in stage if isinstance(block, Mobile)] == [16, 24, 24]
+
+
+def test_shared_values_without_a_stage_that_reads_them_make_no_other_arch():
+    params = {name: choice.values[0] for name, choice in MIXED.choices.items()}
+    plain = {MIXED.arch(params | {"tokens": tokens, "dim": dim}) for tokens in (1, 2, 3) for dim in (16, 32)}
+    assert len(plain) == 1
+    read = params | {"stage2.kind": "mobileformer", "stage2.bridges": True}
+    archs = {MIXED.arch(read | {"tokens": tokens, "dim": dim}) for tokens in (1, 2, 3) for dim in (16, 32)}
+    assert len(archs) == 5  # three tokens are 32 wide in either case
 
 
 def test_contradicting_choices_are_settled_into_one_arch():

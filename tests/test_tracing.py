@@ -17,7 +17,7 @@ MAP, TOKENS = Shape(1, 16, 8, 8), Shape(1, 4, 32)
 
 
 @dataclass(frozen=True)
-class TwoStream(Block):
+class SplitAndJoin(Block):
     """A map and tokens in, a map and tokens out, as in Mobile-Former (arXiv:2108.05895): tokens read the map."""
 
     def build(self, x: Shape, z: Shape) -> nn.Module:
@@ -40,7 +40,7 @@ class _TwoStream(nn.Module):
 
 
 def test_a_block_of_two_streams_is_traced_with_both_shapes():
-    call = calls_of_unit(Row(TwoStream(), (MAP, TOKENS)))
+    call = calls_of_unit(Row(SplitAndJoin(), (MAP, TOKENS)))
     assert call.row.inputs == (MAP, TOKENS)
     assert call.outputs == (MAP, TOKENS)
     assert [type(inner.row.unit).__name__ for inner in call.ops] == ["Conv", "Add", "ToTokens", "Mean", "Linear", "Add"]
@@ -48,7 +48,7 @@ def test_a_block_of_two_streams_is_traced_with_both_shapes():
 
 
 def test_two_streams_of_other_shapes_are_other_rows():
-    rows = {Row(TwoStream(), (MAP, TOKENS)), Row(TwoStream(), (MAP, Shape(1, 6, 32))), Row(TwoStream(), (MAP, TOKENS))}
+    rows = {Row(SplitAndJoin(), (MAP, TOKENS)), Row(SplitAndJoin(), (MAP, Shape(1, 6, 32))), Row(SplitAndJoin(), (MAP, TOKENS))}
     assert len(rows) == 2
 
 
