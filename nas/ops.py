@@ -389,8 +389,9 @@ class Conv(Op):
 
     def fused(self, body: nn.Module) -> nn.Module:
         conv, *norm = list(cast(nn.Sequential, body))[: 2 if self.norm else 1]
-        folded = fuse_conv_bn_eval(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm[0])) if norm else conv
-        return _chain(folded, activation(self.act))
+        return _chain(
+            _folded(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm[0])) if norm else conv, activation(self.act)
+        )
 
     def scaled(self, body: nn.Module, gamma: Tensor) -> nn.Module | None:
         return _scale_rows(body, gamma) if self.act == "none" else None
@@ -694,6 +695,14 @@ def trunc_normal(layer: nn.Linear | nn.Conv2d) -> None:
     nn.init.trunc_normal_(layer.weight, std=0.02)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+
+
+def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """The convolution with the batch norm behind it folded in; on the meta device only its shape, which is faster."""
+    if not conv.weight.is_meta:
+        return fuse_conv_bn_eval(conv, norm)
+    sizes: Any = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
+    return nn.Conv2d(*sizes, groups=conv.groups, device="meta")
 
 
 def _chain(first: nn.Module, act: nn.Module) -> nn.Module:
