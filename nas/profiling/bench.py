@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
 
 from nas.arch import calls_of
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine, Worker, WorkerDeathError
-from nas.profiling.protocol import Settings, good, reference_of
+from nas.profiling.protocol import TOLERANCE, Settings, error_of, good, reference_of
 from nas.profiling.samples import Log
 from nas.tracing import macs_of_unit
 
@@ -19,7 +22,7 @@ WORKER_SECONDS = 3.0  # to start a process
 SENTINEL_US = 1200.0
 
 Progress = Callable[[float, float, float | None, str], None]
-Item = tuple[Probe, ...]  # probes that are timed in the same rounds
+Item = tuple[tuple[Probe, float], ...]  # probes that are timed in the same rounds, and their weights in a row's time
 
 
 def silent(done: float, total: float, seconds_left: float | None, text: str) -> None:
@@ -28,15 +31,15 @@ def silent(done: float, total: float, seconds_left: float | None, text: str) -> 
 
 @dataclass
 class Bench:
-    """One piece of measuring work.
+    """One piece of measuring work; a context manager, since it keeps converted probes in a folder while it runs.
 
     Attributes:
         engine: runtime and its settings.
         settings: how long to measure.
         log: receives the samples, and says which are there already.
-        seed: of weights and orders.
+        seed: of orders.
         spaces: names of the spaces whose blocks the probes use.
-        progress: called with work done, total work and seconds left.
+        failures: why probes cannot be measured, by key; it grows.
     """
 
     engine: Engine
@@ -44,21 +47,25 @@ class Bench:
     log: Log
     seed: int = 0
     spaces: tuple[str, ...] = ()
-    progress: Progress = silent
+    failures: dict[str, str] = field(default_factory=dict)
 
-    def run(self, items: Sequence[Item]) -> dict[str, str]:
-        """Measure what is missing of these items; the reasons of probes that failed, by key."""
-        failures: dict[str, str] = {}
-        clock = _Clock(self.seconds(items), self.progress)
-        for number in range(self.settings.passes):
+    def __enter__(self) -> Bench:
+        self._files = tempfile.TemporaryDirectory(prefix="nas-files-")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._files.cleanup()
+
+    def run(self, items: Sequence[Item], clock: Clock, passes: Iterable[int] | None = None) -> None:
+        """Measure what is missing of these items, in these passes or all."""
+        for number in range(self.settings.passes) if passes is None else passes:
             for batch in self._batches(self.missing(number, items)):
-                self._run_batch(number, batch, failures, clock)
-        return failures
+                self._run_batch(number, batch, clock)
 
     def missing(self, number: int, items: Iterable[Item]) -> list[Item]:
-        """The items with a probe that lacks samples in pass `number`."""
+        """The items with a probe that needs another round in pass `number`."""
         reference = reference_of(self.log.samples)
-        return [item for item in items if any(self._lacks(number, probe.key, reference) for probe in item)]
+        return [item for item in items if self._open(number, item, reference)]
 
     def seconds(self, items: Sequence[Item]) -> float:
         """About how long the missing samples take."""
@@ -66,7 +73,7 @@ class Bench:
         for number in range(self.settings.passes):
             missing = self.missing(number, items)
             total += WORKER_SECONDS * len(list(self._batches(missing)))
-            for probe in {probe for item in missing for probe in item}:
+            for probe in {probe for item in missing for probe, _ in item}:
                 rounds = max(self.settings.rounds - len(self.log.taken(number, probe.key)), 1)
                 total += PROBE_SECONDS + rounds * self._sample_seconds(probe)
         return total
@@ -76,17 +83,29 @@ class Bench:
         calls = min(max(self.settings.sample_us / us, self.settings.least), self.settings.most)
         return (SENTINEL_US + calls * us) / 1e6
 
+    def _open(self, number: int, item: Item, reference: float) -> list[str]:
+        """The probes of an item that need another round, by key: those too short of samples, else all in doubt."""
+        if lacking := [probe.key for probe, _ in item if self._lacks(number, probe.key, reference)]:
+            return lacking
+        terms = [(self.log.taken(number, probe.key), weight) for probe, weight in item]
+        if error_of(terms, reference) <= TOLERANCE:
+            return []
+        return [probe.key for probe, _ in item if self._below_limit(number, probe.key)]
+
+    def _below_limit(self, number: int, key: str) -> bool:
+        return len(self.log.taken(number, key)) < self.settings.limit
+
     def _lacks(self, number: int, key: str, reference: float) -> bool:
         taken = self.log.taken(number, key)
         if len(taken) < self.settings.rounds:
             return True
-        return good(taken, reference) < self.settings.enough and len(taken) < self.settings.limit
+        return good(taken, reference) < self.settings.enough and self._below_limit(number, key)
 
     def _batches(self, items: Iterable[Item]) -> Iterator[list[Item]]:
         batch: list[Item] = []
         size = 0
         for item in items:
-            extra = sum(probe.weight_bytes for probe in item)
+            extra = sum(probe.weight_bytes for probe, _ in item)
             if batch and (len(batch) >= self.settings.batch_rows or size + extra > self.settings.batch_bytes):
                 yield batch
                 batch, size = [], 0
@@ -95,38 +114,42 @@ class Bench:
         if batch:
             yield batch
 
-    def _run_batch(self, number: int, batch: list[Item], failures: dict[str, str], clock: _Clock) -> None:
+    def _run_batch(self, number: int, batch: list[Item], clock: Clock) -> None:
         while True:
-            batch = [item for item in batch if not any(probe.key in failures for probe in item)]
-            probes = {probe.key: probe for item in batch for probe in item}
+            batch = [item for item in batch if not any(probe.key in self.failures for probe, _ in item)]
+            batch = self.missing(number, batch)
+            probes = {p.key: p for item in batch for p, _ in item if self._below_limit(number, p.key)}
             if not probes:
                 return
             text = f"pass {number + 1} of {self.settings.passes}"
             clock.say(f"{text}: preparing {len(probes)} graphs")
             try:
-                with Worker(
-                    self.engine, list(probes.values()), self.settings, self.seed + number, self.spaces
-                ) as worker:
-                    failures.update(worker.failures)
+                with self._worker(number, probes.values()) as worker:
+                    self.failures.update(worker.failures)
                     clock.add(WORKER_SECONDS + PROBE_SECONDS * len(probes))
-                    self._rounds(number, worker, {k: p for k, p in probes.items() if k not in failures}, clock, text)
+                    loaded = [item for item in batch if not any(p.key in worker.failures for p, _ in item)]
+                    self._rounds(number, worker, loaded, clock, text)
                 return
             except WorkerDeathError as death:
-                failures[death.key] = str(death)
+                self.failures[death.key] = str(death)
 
-    def _rounds(self, number: int, worker: Worker, probes: dict[str, Probe], clock: _Clock, text: str) -> None:
+    def _worker(self, number: int, probes: Iterable[Probe]) -> Worker:
+        files = Path(self._files.name)
+        return Worker(self.engine, list(probes), self.settings, self.seed + number, self.spaces, files)
+
+    def _rounds(self, number: int, worker: Worker, items: list[Item], clock: Clock, text: str) -> None:
+        probes = {probe.key: probe for item in items for probe, _ in item}
         while True:
             reference = reference_of(self.log.samples)
-            keys = [key for key in probes if self._lacks(number, key, reference)]
+            keys = list(dict.fromkeys(key for item in items for key in self._open(number, item, reference)))
             if not keys:
                 return
             done = min(len(self.log.taken(number, key)) for key in keys)
             clock.say(f"{text}: round {done + 1}")
             samples = worker.round(keys)
-            repeats = sum(len(self.log.taken(number, key)) >= self.settings.rounds for key in keys)
+            new = [key for key in keys if len(self.log.taken(number, key)) < self.settings.rounds]
             self.log.add(number, samples)
-            if repeats < len(keys):
-                clock.add(sum(self._sample_seconds(probes[key]) for key in keys))
+            clock.add(sum(self._sample_seconds(probes[key]) for key in new))
 
 
 def _macs(probe: Probe) -> float:
@@ -134,20 +157,27 @@ def _macs(probe: Probe) -> float:
     return sum(map(macs_of_unit, rows))
 
 
-class _Clock:
-    """Work in estimated seconds, and what really passes."""
+class Clock:
+    """Work in estimated seconds, and what really passes.
 
-    def __init__(self, total: float, progress: Progress) -> None:
+    Args:
+        total: estimated seconds of all work.
+        progress: called with work done, total work, seconds left and what is going on.
+    """
+
+    def __init__(self, total: float, progress: Progress = silent) -> None:
         self.total, self.progress = total, progress
         self.done = 0.0
         self.start = time.monotonic()
         self.text = ""
 
     def say(self, text: str) -> None:
+        """What is going on."""
         self.text = text
         self._show()
 
     def add(self, seconds: float) -> None:
+        """Work done, in estimated seconds."""
         self.done = min(self.done + seconds, self.total)
         self._show()
 

@@ -22,7 +22,7 @@ from nas.profiling.probes import Formula, Probe, formulas
 from nas.profiling.process import Engine
 from nas.profiling.protocol import Settings, Times
 from nas.profiling.samples import Journal
-from nas.profiling.selection import rough_cost, spread, typical_bytes
+from nas.profiling.selection import spread, typical_bytes
 from nas.space import Space
 from nas.tracing import calls_of_unit
 
@@ -102,20 +102,33 @@ class Job:
         """Whether the table lacks nothing."""
         return self.table is not None and not self.formulas and not self.wants_networks
 
-    def networks(self, journal: Journal | None = None) -> tuple[Arch, ...]:
-        """The networks to measure with the rows: those that a journal has begun with, else as the seed has it."""
+    def networks(self, journal: Journal, known: Table) -> tuple[Arch, ...]:
+        """The networks to measure, once rows are known: those that the journal has begun with, else new ones.
+
+        Those are evenly spread in log predicted latency, as a search and a validation meet networks. None where a row
+        of the space is unknown.
+        """
+        if not self.wants_networks or known.missing(self._space_rows):
+            return ()
+        if journal.networks:
+            return tuple(map(Arch.from_json, journal.networks))
+        return spread(self.space, self.settings.networks, random.Random(self.seed), known.row_us)
+
+    def likely_networks(self, journal: Journal | None = None) -> tuple[Arch, ...]:
+        """Networks that take about as long to measure as those that will be, for estimates before rows are known."""
         if not self.wants_networks:
             return ()
         if journal is not None and journal.networks:
             return tuple(map(Arch.from_json, journal.networks))
-        return spread(self.space, self.settings.networks, random.Random(self.seed), rough_cost)
+        rng = random.Random(self.seed)
+        return tuple(dict.fromkeys(self.space.sample(rng) for _ in range(self.settings.networks)))
 
-    def items(self, networks: Sequence[Arch]) -> list[Item]:
+    def items(self, networks: Sequence[Arch] = ()) -> list[Item]:
         """Everything to time, the networks spread evenly among the rows."""
-        items: list[Item] = [formula.probes for formula in self.formulas]
+        items: list[Item] = [formula.terms for formula in self.formulas]
         step = max(len(items) // max(len(networks), 1), 1)
         for number, arch in enumerate(networks):
-            items.insert(number * (step + 1), (Probe(arch=arch),))
+            items.insert(number * (step + 1), network_item(arch))
         return items
 
     def header(self) -> Header:
@@ -161,8 +174,8 @@ class Job:
                     "they do not go into one table. Write to another one with --table"
                 )
 
-    def result(self, journal: Journal, networks: Sequence[Arch], variant: str) -> Table:
-        """The table with everything that the journal has complete samples of."""
+    def result(self, journal: Journal, variant: str, networks: Sequence[Arch] = (), passes: int | None = None) -> Table:
+        """The table with everything that the journal has complete samples of, in the first `passes` or all."""
         times = Times(journal.samples)
         header = self.table.header if self.table is not None else self.header()
         if self.table is None:
@@ -172,15 +185,14 @@ class Job:
         entries = [] if self.table is None else list(self.table.entries)
         measured = {} if self.table is None else {network.arch: network for network in self.table.networks}
         for formula in self.formulas:
-            if self._finished(journal, formula.probes):
+            if self._finished(journal, formula.terms, passes):
                 timing = times.row(formula)
                 entries.append(Entry(formula.row, timing.us * scale, timing.spread_us * scale, timing.count))
         rows = {entry.row for entry in entries}
         for arch in networks:
-            probe = Probe(arch=arch)
             fits = arch not in measured and rows.issuperset(rows_of_arch(arch, self.level))
-            if fits and self._finished(journal, (probe,)):
-                timing = times.timing(probe.key)
+            if fits and self._finished(journal, network_item(arch), passes):
+                timing = times.timing(Probe(arch=arch).key)
                 measured[arch] = Network(arch, timing.us * scale, timing.spread_us * scale, timing.count)
         return Table(header, entries, measured.values(), self.path)
 
@@ -188,12 +200,17 @@ class Job:
     def _has_variants(self) -> bool:
         return len(load_backend(self.engine.runtime).variants) > 1
 
-    def _finished(self, journal: Journal, item: Item) -> bool:
+    def _finished(self, journal: Journal, item: Item, passes: int | None) -> bool:
         return all(
             len(journal.taken(number, probe.key)) >= self.settings.rounds
-            for number in range(self.settings.passes)
-            for probe in item
+            for number in range(self.settings.passes if passes is None else passes)
+            for probe, _ in item
         )
+
+
+def network_item(arch: Arch) -> Item:
+    """A whole network, to be timed."""
+    return ((Probe(arch=arch), 1.0),)
 
 
 def rows_of_arch(arch: Arch, level: str = "block") -> tuple[Row, ...]:

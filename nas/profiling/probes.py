@@ -11,12 +11,16 @@ is timed inside a graph and the rest is subtracted. With T(...) the time of rows
 - the last row of a network: T(p p r) - T(p p);
 - the first row, which reads the image: T(r q) - slope of q; it keeps what one call costs outside the blocks, so that
   the rows of a network sum to its time.
+
+Rows in sequence are wired by the streams that their blocks take and give, as in a network. A row fits itself where what
+it gives and takes keeps its shape: one that takes (x, z) and gives z is chained on z, with the same x for all.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +42,7 @@ class Probe:
     """A graph that is timed: rows in sequence, or a whole network; neither for an empty graph.
 
     Attributes:
-        rows: in order; a row's leading inputs are the outputs of the one before, others are inputs of the graph.
+        rows: in order, wired as `wire` says.
         arch: a whole network, None for rows.
         idle: input shapes of an empty graph.
     """
@@ -68,10 +72,7 @@ class Probe:
         """Shapes of the inputs of the graph."""
         if self.arch is not None:
             return (Shape(1, *self.arch.input_shape),)
-        found = list(self.rows[0].inputs if self.rows else self.idle)
-        for before, row in zip(self.rows[:-1], self.rows[1:], strict=True):
-            found += row.inputs[len(calls_of_unit(before).outputs) :]
-        return tuple(found)
+        return wire(self.rows).input_shapes if self.rows else self.idle
 
     def module(self, seed: int) -> nn.Module:
         """The graph in deployed form, with fresh random weights of its own for every row."""
@@ -80,7 +81,7 @@ class Probe:
             if self.arch is not None:
                 network: nn.Module = build(self.arch, seed=seed)
             elif self.rows:
-                network = _Sequence([_module_of(row) for row in self.rows], [len(row.inputs) for row in self.rows])
+                network = _Graph(self.rows)
             else:
                 network = nn.Identity()
             _open_scales(network)
@@ -100,22 +101,82 @@ class Probe:
         return cls(tuple(rows), arch, tuple(map(Shape.parse, data["idle"])))
 
 
-class _Sequence(nn.Module):
-    """Modules one after another; what a module takes beyond the outputs of the one before are inputs of the graph."""
+@dataclass(frozen=True)
+class Wiring:
+    """How tensors, each with a number, run between the rows of a graph.
 
-    def __init__(self, modules: Sequence[nn.Module], takes: Sequence[int]) -> None:
+    Attributes:
+        inputs: of the graph.
+        input_shapes: their shapes.
+        reads: the tensors that each row takes.
+        makes: the tensors that each row gives.
+    """
+
+    inputs: tuple[int, ...]
+    input_shapes: tuple[Shape, ...]
+    reads: tuple[tuple[int, ...], ...]
+    makes: tuple[tuple[int, ...], ...]
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Of the graph: all that no row reads, since a runtime leaves out what only leads to nothing."""
+        read = {tensor for tensors in self.reads for tensor in tensors}
+        return tuple(tensor for tensors in self.makes for tensor in tensors if tensor not in read)
+
+
+def wire(rows: Iterable[Row]) -> Wiring:
+    """Connect rows in sequence by their streams.
+
+    A row reads what the nearest row before gave, or an input of the graph that rows before it read, where name and
+    shape agree; everything else is a further input of the graph.
+    """
+    shapes: list[Shape] = []  # of all tensors
+    streams: dict[str, int] = {}
+    inputs, reads, makes = [], [], []
+    for row in rows:
+        if not isinstance(row.unit, Block):
+            streams = {name: tensor for name, tensor in streams.items() if name == "x"}
+        for name, shape in zip(_takes(row), row.inputs, strict=True):
+            if name not in streams or shapes[streams[name]] != shape:
+                streams[name] = len(shapes)
+                inputs.append(len(shapes))
+                shapes.append(shape)
+        reads.append(tuple(streams[name] for name in _takes(row)))
+        made = calls_of_unit(row).outputs
+        makes.append(tuple(range(len(shapes), len(shapes) + len(made))))
+        shapes += made
+        streams.update(zip(_gives(row), makes[-1], strict=True))
+    return Wiring(tuple(inputs), tuple(shapes[tensor] for tensor in inputs), tuple(reads), tuple(makes))
+
+
+def _takes(row: Row) -> tuple[str, ...]:
+    """The streams that a row reads; an op reads `x`, and what else it reads comes from nowhere."""
+    if isinstance(row.unit, Block):
+        return row.unit.takes
+    return ("x", *(f"in{number}" for number in range(1, len(row.inputs))))
+
+
+def _gives(row: Row) -> tuple[str, ...]:
+    if isinstance(row.unit, Block):
+        return row.unit.gives
+    return ("x", *(f"out{number}" for number in range(1, len(calls_of_unit(row).outputs))))
+
+
+class _Graph(nn.Module):
+    """Modules of rows in sequence: inputs of the graph -> its outputs."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
         super().__init__()
-        self.parts, self.takes = nn.ModuleList(modules), tuple(takes)
+        self.parts, self.wiring = nn.ModuleList(map(_module_of, rows)), wire(rows)
 
     def forward(self, *inputs: Tensor) -> Any:
-        """All inputs of the graph -> outputs of the last module."""
-        given: list[Tensor] = list(inputs)
-        value: tuple[Tensor, ...] = ()
-        for part, takes in zip(self.parts, self.takes, strict=True):
-            missing = takes - len(value)
-            result = part(*value, *given[:missing])
-            value, given = result if isinstance(result, tuple) else (result,), given[missing:]
-        return value if len(value) > 1 else value[0]
+        """Run every part on the tensors that it reads."""
+        tensors = dict(zip(self.wiring.inputs, inputs, strict=True))
+        for part, read, made in zip(self.parts, self.wiring.reads, self.wiring.makes, strict=True):
+            result = part(*(tensors[number] for number in read))
+            tensors.update(zip(made, result if isinstance(result, tuple) else (result,), strict=True))
+        outputs = tuple(tensors[number] for number in self.wiring.outputs)
+        return outputs if len(outputs) > 1 else outputs[0]
 
 
 def _module_of(row: Row) -> nn.Module:
@@ -166,23 +227,39 @@ def formulas(
 class _Context:
     """What surrounds a row in a network.
 
-    Before and behind it of several rows the cheapest, so that a difference is not lost in its noise.
+    Of several rows that fit, those that share the largest tensor, then those that chain, then the cheapest, so that a
+    difference is not lost in its noise.
     """
 
     def __init__(self, rows: Iterable[Row], image: Shape, network_bytes: float) -> None:
         self.image, self.network_bytes = image, network_bytes
-        self.rows = sorted(dict.fromkeys(rows), key=lambda row: (not chains(row), macs_of_unit(row), str(row)))
+        self.giving: dict[tuple[str, Shape], list[Row]] = defaultdict(list)
+        self.taking: dict[tuple[str, Shape], list[Row]] = defaultdict(list)
+        for row in sorted(dict.fromkeys(rows), key=lambda row: (not chains(row), macs_of_unit(row), str(row))):
+            for tensor in _given(row).items():
+                self.giving[tensor].append(row)
+            for tensor in _taken(row).items():
+                self.taking[tensor].append(row)
 
     def before(self, row: Row, *after: Row) -> tuple[Row, ...]:
         """Rows that lead to `row`, the nearest last; the first of them chains, where there is one."""
-        for other in self.rows:
-            if other not in (row, *after) and _fits(other, row):
-                return (other,) if chains(other) else (*self.before(other, row, *after), other)
+        for tensor in sorted(_taken(row).items(), key=_size, reverse=True):
+            for other in self.giving[tensor]:
+                if other not in (row, *after) and _fits(other, row):
+                    return (other,) if chains(other) else (*self.before(other, row, *after), other)
         return ()
 
     def behind(self, row: Row) -> Row | None:
-        """A row that chains and takes the outputs of `row`."""
-        return next((other for other in self.rows if chains(other) and other != row and _fits(row, other)), None)
+        """A row that chains and takes what `row` gives, best one that gives it on."""
+        for tensor in sorted(_given(row).items(), key=_size, reverse=True):
+            for other in sorted(self.taking[tensor], key=lambda other: tensor not in _given(other).items()):
+                if chains(other) and other != row and _fits(row, other):
+                    return other
+        return None
+
+
+def _size(tensor: tuple[str, Shape]) -> int:
+    return math.prod(tensor[1])
 
 
 def chains(row: Row) -> bool:
@@ -191,8 +268,18 @@ def chains(row: Row) -> bool:
 
 
 def _fits(first: Row, second: Row) -> bool:
-    outputs = calls_of_unit(first).outputs
-    return second.inputs[: len(outputs)] == outputs
+    """Whether the second row takes something from the first, and nothing of another shape."""
+    given, taken = _given(first), _taken(second)
+    shared = given.keys() & taken.keys()
+    return bool(shared) and all(given[name] == taken[name] for name in shared)
+
+
+def _given(row: Row) -> dict[str, Shape]:
+    return dict(zip(_gives(row), calls_of_unit(row).outputs, strict=True))
+
+
+def _taken(row: Row) -> dict[str, Shape]:
+    return dict(zip(_takes(row), row.inputs, strict=True))
 
 
 def _formula(row: Row, around: _Context) -> Formula:

@@ -53,6 +53,14 @@ class WorkerDeathError(MeasureError):
 class Worker:
     """A fresh process with these probes loaded; a context manager, since it has to be stopped.
 
+    Args:
+        engine: runtime and its settings.
+        probes: to load.
+        settings: how long a sample is.
+        seed: of the order in rounds.
+        spaces: names of the spaces whose blocks the probes use.
+        files: folder for converted probes, shared with other processes before and after.
+
     Attributes:
         failures: probes that could not be loaded, by key, with the reason.
 
@@ -62,7 +70,7 @@ class Worker:
     """
 
     def __init__(
-        self, engine: Engine, probes: Sequence[Probe], settings: Settings, seed: int, spaces: Sequence[str] = ()
+        self, engine: Engine, probes: Sequence[Probe], settings: Settings, seed: int, spaces: Sequence[str], files: Path
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="nas-worker-")
         self._keys = [probe.key for probe in probes]
@@ -75,17 +83,18 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
+            start_new_session=True,
             env=_environment(engine.threads),
         )
         try:
-            answer = self._ask(self._job(engine, probes, settings, seed, spaces))
+            answer = self._ask(self._job(engine, probes, settings, seed, spaces, files))
         except BaseException:
             self.stop()
             raise
         self.failures: dict[str, str] = answer["failures"]
 
     def _job(
-        self, engine: Engine, probes: Sequence[Probe], settings: Settings, seed: int, spaces: Sequence[str]
+        self, engine: Engine, probes: Sequence[Probe], settings: Settings, seed: int, spaces: Sequence[str], files: Path
     ) -> dict[str, Any]:
         return {
             "runtime": engine.runtime,
@@ -96,6 +105,7 @@ class Worker:
             "probes": {probe.key: probe.to_data() for probe in probes},
             "seed": seed,
             "busy": str(self._busy),
+            "files": str(files),
             "sample_us": settings.sample_us,
             "least": settings.least,
             "most": settings.most,

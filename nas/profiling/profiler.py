@@ -1,5 +1,6 @@
 """`profile`: every row that a space can need, and whole networks, into a table. `measure`: one network on this machine.
 
+The first pass times rows alone; what they predict chooses the networks, which the later passes time among the rows.
 A profile can be killed at any moment: raw samples stand in a journal beside the table, and the same command goes on.
 """
 
@@ -15,9 +16,9 @@ from nas.errors import MeasureError
 from nas.latency import Table
 from nas.ops import Row
 from nas.profiling.backends import load_backend
-from nas.profiling.bench import Bench, Progress, silent
+from nas.profiling.bench import Bench, Clock, Progress, silent
 from nas.profiling.device import this_machine
-from nas.profiling.job import Job, rows_of_arch, variant_of
+from nas.profiling.job import Job, network_item, rows_of_arch, variant_of
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.protocol import Settings, Times
@@ -86,7 +87,7 @@ def profile(
     level: str = "block",
     precision: str = "fp32",
     passes: int = 2,
-    rounds: int = 25,
+    rounds: int = 8,
     networks: int = 12,
     seed: int = 0,
     rows: Iterable[Row] | None = None,
@@ -101,10 +102,10 @@ def profile(
         threads: threads inside one inference.
         level: "block" or "op": what a row is.
         precision: of weights and activations.
-        passes: fresh processes; of two, a row takes the lower time.
-        rounds: samples of every graph in every process.
+        passes: fresh processes; a row takes the median of their times.
+        rounds: samples of every graph in every process; rows that need it get up to three times as many.
         networks: whole networks measured with the rows, where the table then has every row of the space.
-        seed: of weights, orders and the choice of networks.
+        seed: of orders and the choice of networks.
         rows: only these; None for every row an arch of the space can need.
         progress: called with work done, total work, seconds left, and what is going on.
 
@@ -123,18 +124,29 @@ def profile(
         job.check(journal)
         if journal.header is None:
             job.begin(journal, _variant(job, seed, progress))
-        archs = job.networks(journal)
-        if archs and not journal.networks:
-            journal.choose([arch.to_json() for arch in archs])
         assert journal.header is not None
         variant = str(journal.header["variant"])
-        bench = Bench(replace(job.engine, variant=variant), job.settings, journal, seed, (space.name,), progress)
-        failures = bench.run(job.items(archs))
-        table = job.result(journal, archs, variant)
+        with Bench(replace(job.engine, variant=variant), job.settings, journal, seed, (space.name,)) as bench:
+            archs = _measure_rows_and_networks(job, bench, journal, variant, progress)
+        table = job.result(journal, variant, archs)
         if table.entries:
             table.write(path)
-    _raise_failures(job, archs, failures)
+    _raise_failures(job, archs, bench.failures)
     return Table.read(path)
+
+
+def _measure_rows_and_networks(
+    job: Job, bench: Bench, journal: Journal, variant: str, progress: Progress
+) -> tuple[Arch, ...]:
+    """Fill the journal; the networks that stand in it then."""
+    clock = Clock(bench.seconds(job.items(job.likely_networks(journal))), progress)
+    bench.run(job.items(), clock, [0])
+    archs = job.networks(journal, job.result(journal, variant, passes=1))
+    if archs and not journal.networks:
+        journal.choose([arch.to_json() for arch in archs])
+    bench.run([network_item(arch) for arch in archs], clock, [0])
+    bench.run(job.items(archs), clock, range(1, job.settings.passes))
+    return archs
 
 
 def plan(
@@ -146,23 +158,23 @@ def plan(
     level: str = "block",
     precision: str = "fp32",
     passes: int = 2,
-    rounds: int = 25,
+    rounds: int = 8,
     networks: int = 12,
     seed: int = 0,
     rows: Iterable[Row] | None = None,
 ) -> Plan:
     """What `profile` with the same arguments would do, and for how long; it measures nothing. Raises as `profile`."""
     job = _job(space, path, runtime, threads, level, precision, Settings(rounds, passes, networks), seed, rows)
-    archs, log = job.networks(), Log()
+    archs, log = job.likely_networks(), Log()
     if job.journal_path.exists():
         with Journal(job.journal_path) as journal:
             job.check(journal)
-            archs, log.samples = job.networks(journal), journal.samples
+            archs, log.samples = job.likely_networks(journal), journal.samples
     bench = Bench(job.engine, job.settings, log, seed)
     items = job.items(archs)
     open_items = {item for number in range(passes) for item in bench.missing(number, items)}
-    left = sum(formula.probes in open_items for formula in job.formulas)
-    open_networks = sum((Probe(arch=arch),) in open_items for arch in archs)
+    left = sum(formula.terms in open_items for formula in job.formulas)
+    open_networks = sum(network_item(arch) in open_items for arch in archs)
     return Plan(len(job.wanted) - left, len(job.wanted), open_networks, bench.seconds(items))
 
 
@@ -186,7 +198,7 @@ def measure(
         precision: of weights and activations.
         variant: of the backend, such as a table's; None for the one that runs this network fastest.
         settings: how long to measure.
-        seed: of weights and orders.
+        seed: of orders.
         progress: called with work done, total work, seconds left, and what is going on.
 
     Raises:
@@ -218,9 +230,11 @@ def time_networks(
     """
     log = Log()
     spaces = tuple(sorted({arch.family for arch in archs}))
-    failures = Bench(engine, settings, log, seed, spaces, progress).run([(Probe(arch=arch),) for arch in archs])
-    if failures:
-        raise MeasureError("\n".join(f"{key}: {reason}" for key, reason in failures.items()))
+    items = [network_item(arch) for arch in archs]
+    with Bench(engine, settings, log, seed, spaces) as bench:
+        bench.run(items, Clock(bench.seconds(items), progress))
+    if bench.failures:
+        raise MeasureError("\n".join(f"{key}: {reason}" for key, reason in bench.failures.items()))
     return Times(log.samples)
 
 

@@ -3,11 +3,12 @@
 A machine has slow spells (neighbours, clock steps) that also slow a fixed reference block, the sentinel, which is timed
 beside every sample. Samples of spells are left out; where too few others exist, the least slow are scaled back by their
 sentinel. Of a probe's samples a low quantile counts, since disturbance only ever adds time; of several fresh processes
-the lower third, which for two is the lower one, since memory layout makes processes differ.
+the median, since memory layout makes processes differ both ways: of two, it repeats better than the lower one.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ import numpy as np
 from nas.profiling.probes import Formula
 from nas.profiling.samples import Sample, Samples
 
-GATE = 1.04  # a sentinel above this times the reference marks a slow spell
+GATE = 1.10  # a sentinel above this times the reference marks a slow spell; these take 1.3 times as long and more
 REFERENCE = 10.0  # percentile of all sentinels that is the reference
 QUANTILE = 25.0  # percentile of a probe's samples, and of the calls in a sample
-PROCESSES = 1 / 3  # quantile over fresh processes, at Weibull's plotting positions: of two the lower one
+TOLERANCE = 0.02  # standard error of a row in one process, as far as its samples tell, that needs no more rounds
 WARM_UP = 1 / 3  # share of a sample's calls that only warm the caches
 
 
@@ -29,7 +30,7 @@ class Settings:
     """How long to measure.
 
     Attributes:
-        rounds: samples of every probe in every pass.
+        rounds: samples of every probe in every pass; rows that are small differences of large times get more.
         passes: fresh processes.
         networks: whole networks measured with the rows.
         sample_us: calls of a sample go on for about this long, in microseconds, between `least` and `most` calls.
@@ -37,13 +38,13 @@ class Settings:
         batch_bytes: limit on their weights.
     """
 
-    rounds: int = 25
+    rounds: int = 8
     passes: int = 2
     networks: int = 12
     sample_us: float = 2500.0
     least: int = 3
     most: int = 24
-    batch_rows: int = 64
+    batch_rows: int = 128
     batch_bytes: int = 2**30
 
     @property
@@ -54,12 +55,12 @@ class Settings:
     @property
     def limit(self) -> int:
         """Samples of a probe in one pass after which it is given no more rounds."""
-        return 2 * self.rounds
+        return 3 * self.rounds
 
     def __str__(self) -> str:
         return (
-            f"{self.passes} processes x {self.rounds} interleaved rounds, p{QUANTILE:.0f} of samples within "
-            f"{GATE - 1:.0%} of the sentinel's p{REFERENCE:.0f}, chains and fixed partners"
+            f"{self.passes} processes x {self.rounds} to {self.limit} interleaved rounds, p{QUANTILE:.0f} of samples "
+            f"within {GATE - 1:.0%} of the sentinel's p{REFERENCE:.0f}, chains and fixed partners"
         )
 
 
@@ -89,6 +90,7 @@ def good(taken: Iterable[Sample], reference: float) -> int:
     return sum(sample.sentinel_us <= GATE * reference for sample in taken)
 
 
+@functools.lru_cache(maxsize=2**16)
 def time_of(sample: Sample) -> float:
     """One sample's time of a call, in microseconds: low among the calls behind the warm-up."""
     warm = sample.calls_us[max(1, int(len(sample.calls_us) * WARM_UP)) :] or sample.calls_us
@@ -103,9 +105,23 @@ def kept(taken: Sequence[Sample], reference: float) -> np.ndarray:
     return np.array([time_of(sample) * scale for sample, scale in zip(ordered, scales, strict=False)])
 
 
+def error_of(terms: Iterable[tuple[Sequence[Sample], float]], reference: float) -> float:
+    """The relative standard error of a weighted sum of probes' times, by the samples of each probe in one process.
+
+    That of a lower quartile of n samples is about their interquartile range over sqrt(n).
+    """
+    total = variance = 0.0
+    for taken, weight in terms:
+        times = kept(taken, reference)
+        low, high = np.percentile(times, [25, 75])
+        total += weight * float(low)
+        variance += (weight * float(high - low)) ** 2 / len(times)
+    return math.sqrt(variance) / total if total > 0 else math.inf
+
+
 def over_processes(values: Sequence[float]) -> float:
-    """The lower third of what fresh processes gave."""
-    return float(np.quantile(values, PROCESSES, method="weibull"))
+    """The median of what fresh processes gave."""
+    return float(np.median(values))
 
 
 class Times:

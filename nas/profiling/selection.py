@@ -12,18 +12,12 @@ from nas.arch import Arch, calls_of
 from nas.errors import InputError
 from nas.ops import Row
 from nas.space import Space
-from nas.tracing import BYTES_PER_VALUE, macs_of_unit, params_of_unit
+from nas.tracing import BYTES_PER_VALUE, params_of_unit
 
 SAMPLES = 2000
 WALKS = 60  # from either end of the space, which random samples hardly reach
 STEPS = 8
 TYPICAL = 201
-BLOCK_MACS = 3e5  # what a block costs besides its multiply-adds, for choosing networks before anything is measured
-
-
-def rough_cost(row: Row) -> float:
-    """Multiply-adds and a constant for every block: enough to choose networks of very different size."""
-    return macs_of_unit(row) + BLOCK_MACS
 
 
 def spread(

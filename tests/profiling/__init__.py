@@ -31,10 +31,10 @@ class LocalWorker(Worker):
     """A worker in this process: a real one takes seconds to import PyTorch. It cannot survive a crash."""
 
     def __init__(
-        self, engine: Engine, probes: Sequence[Probe], settings: Settings, seed: int, spaces: Sequence[str] = ()
+        self, engine: Engine, probes: Sequence[Probe], settings: Settings, seed: int, spaces: Sequence[str], files: Path
     ) -> None:
         self._busy = Path("busy")
-        job = json.loads(json.dumps(self._job(engine, probes, settings, seed, spaces)))
+        job = json.loads(json.dumps(self._job(engine, probes, settings, seed, spaces, files)))
         backend = load_backend(engine.runtime)(engine.threads, engine.precision, engine.variant)
         self._bench = Bench(backend, job, bytearray(8))  # type: ignore[arg-type]
         self.failures = self._bench.prepare()

@@ -7,12 +7,14 @@ import torch
 
 from nas.arch import calls_of
 from nas.errors import InputError, MeasureError
+from nas.export import write_onnx
 from nas.latency import Table
 from nas.ops import Block
 from nas.profiling.backends import load_backend, runtimes
-from nas.profiling.probes import Probe
+from nas.profiling.probes import Probe, formulas
 from nas.profiling.profiler import measure, profile
 from nas.profiling.protocol import Settings
+from nas.profiling.worker import SENTINEL_SHAPE
 from tests.profiling import FEW, few
 from tests.small import TINY
 
@@ -84,6 +86,34 @@ def test_channels_last_reaches_weights_and_inputs():
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in session.inputs)
     with torch.no_grad():
         assert session.module(*session.inputs).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_one_process_converted_another_only_loads(local, path, monkeypatch):
+    kind, converted = load_backend("onnxruntime"), []
+
+    def convert(self, module, shapes, file):
+        if shapes != (SENTINEL_SHAPE,):
+            converted.append(shapes)
+        write_onnx(module, shapes, file)
+
+    monkeypatch.setattr(kind, "convert", convert)
+    few(path, runtime="onnxruntime", rounds=1, passes=3)
+    graphs = {probe for formula in formulas(FEW, TINY.rows(), TINY.input_shape) for probe in formula.probes}
+    assert len(converted) == len(graphs)
+
+
+def test_files_beyond_the_limit_are_not_kept(local, path, monkeypatch, tmp_path):
+    def load(self, file, shapes):
+        assert [other.name for other in file.parent.iterdir()] == [file.name]
+        return original(self, file, shapes)
+
+    kind = load_backend("onnxruntime")
+    original = kind.load
+    monkeypatch.setattr(kind, "load", load)
+    monkeypatch.setattr("nas.profiling.worker.FILES_BYTES", 0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert len(few(path, runtime="onnxruntime", rounds=1).entries) == len(FEW)
+    assert not list(tmp_path.glob("nas-*"))  # and everything is cleaned up
 
 
 @pytest.mark.parametrize("runtime", REAL)

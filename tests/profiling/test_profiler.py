@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import shutil
 import signal
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from nas.arch import calls_of
+from nas.arch import Arch, calls_of
 from nas.errors import InputError, MeasureError, RunError
 from nas.latency import Table
 from nas.profiling import bench
@@ -77,13 +79,65 @@ def test_networks_are_measured_with_the_rows_and_calibrate_them(complete):
     assert table.mape_percent < 1
 
 
+def test_networks_are_evenly_spread_over_the_predictions_of_the_rows(complete):
+    table = Table.read(complete)
+    logs = sorted(math.log(table.raw_us(calls_of(network.arch))) for network in table.networks)
+    low, high = (math.log(us) for us in (TINY.extreme(table.row_us)[0], TINY.extreme(table.row_us, largest=True)[0]))
+    step = (high - low) / (len(logs) - 1)
+    for number, value in enumerate(logs):
+        assert abs(value - low - number * step) < step / 2
+
+
+def test_networks_are_chosen_once_every_row_has_its_first_pass_and_timed_among_the_rows(complete):
+    lines = [json.loads(line) for line in whole_lines(samples_of(complete))]
+    (at,) = (number for number, line in enumerate(lines) if "networks" in line)
+    before, after = lines[1:at], lines[at + 1 :]
+    assert {line["pass"] for line in before} == {0}
+    assert not any(key.startswith("network") for line in before for key in line["samples"])
+    names = {f"network {Arch.from_json(text).id}" for text in lines[at]["networks"]}
+    for number in range(SHORT["passes"]):
+        assert names <= {key for line in after if line["pass"] == number for key in line["samples"]}
+    assert any(names & set(line["samples"]) and names < set(line["samples"]) for line in after if line["pass"] == 1)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_profile_killed_around_the_choice_of_networks_ends_with_the_same(local, path, complete, more):
+    lines = whole_lines(samples_of(complete))
+    at = next(number for number, line in enumerate(lines) if b'"networks"' in line)
+    path.parent.mkdir()
+    samples_of(path).write_bytes(b"".join(lines[: at + more]))
+    table = profile(TINY, path=path, **SHORT)
+    archs = {network.arch for network in Table.read(complete).networks}
+    assert {network.arch for network in table.networks} == archs
+    assert sum(b'"networks"' in line for line in whole_lines(samples_of(path))) == 1
+
+
+def test_without_a_row_of_the_space_no_network_is_chosen(local, path, monkeypatch):
+    quick = SHORT | {"passes": 1, "rounds": 1}
+    misbehave(monkeypatch, fail=LOGITS)
+    with pytest.raises(MeasureError, match=LOGITS):
+        profile(TINY, path=path, **quick)
+    assert Table.read(path).networks == ()
+    misbehave(monkeypatch)
+    assert len(profile(TINY, path=path, **quick).networks) == SHORT["networks"]
+
+
+def test_rows_in_doubt_get_more_rounds(local, path, monkeypatch):
+    misbehave(monkeypatch, noise=0.2)
+    few(path)
+    noisy = Counter(key for line in whole_lines(samples_of(path))[1:] for key in json.loads(line)["samples"])
+    least, most = SHORT["passes"] * SHORT["rounds"], SHORT["passes"] * 3 * SHORT["rounds"]
+    assert least <= min(noisy.values())
+    assert least < max(noisy.values()) <= most
+
+
 def test_the_header_says_where_and_how_it_was_measured(complete):
     header, machine = Table.read(complete).header, this_machine()
     assert (header.device, header.cpu, header.cores) == (machine.slug, machine.cpu, os.cpu_count())
     assert (header.runtime, header.runtime_version, header.threads, header.precision) == ("fake", "1", 1, "fp32")
     assert (header.level, header.form, header.units) == ("block", "deployed", "us")
     assert (header.space, header.input_shape, header.classes) == (TINY.name, (3, 32, 32), 10)
-    assert "2 processes x 3 interleaved rounds" in header.protocol
+    assert "2 processes x 3 to 9 interleaved rounds" in header.protocol
     assert header.sentinel_us > 0
 
 
@@ -203,6 +257,7 @@ def profile_and_count(path: Path, rounds: Any) -> None:
             return samples
 
     bench.Worker = Counting  # in a process of its own
+    tempfile.tempdir = str(path.parents[1])  # a kill leaves what lies there
     few(path, rounds=6)
 
 

@@ -10,9 +10,11 @@ import importlib
 import importlib.metadata
 import importlib.util
 import pkgutil
+import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from torch import nn
@@ -80,6 +82,24 @@ class Backend(ABC):
     @abstractmethod
     def prepare(self, module: nn.Module, shapes: Sequence[Shape]) -> Session:
         """Load a module in deployed form, with one input tensor per shape."""
+
+
+class FileBackend(Backend):
+    """A backend that loads files, so that the processes of a profile can share what one has converted."""
+
+    @abstractmethod
+    def convert(self, module: nn.Module, shapes: Sequence[Shape], path: Path) -> None:
+        """Write a module in deployed form to `path`, with one input tensor per shape."""
+
+    @abstractmethod
+    def load(self, path: Path, shapes: Sequence[Shape]) -> Session:
+        """Load what `convert` wrote; the file may go afterwards."""
+
+    def prepare(self, module: nn.Module, shapes: Sequence[Shape]) -> Session:
+        with tempfile.TemporaryDirectory(prefix="nas-model-") as folder:
+            path = Path(folder) / "model"
+            self.convert(module, shapes, path)
+            return self.load(path, shapes)
 
 
 def runtimes() -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from torch import nn
 
 from nas.export import example_inputs, write_onnx
 from nas.ops import Shape
-from nas.profiling.backends import Backend, Session
+from nas.profiling.backends import FileBackend, Session
 
 
 class OnnxSession(Session):
@@ -24,14 +23,17 @@ class OnnxSession(Session):
         self.session.run(None, self.feeds)
 
 
-class OnnxRuntime(Backend):
+class OnnxRuntime(FileBackend):
     """ONNX Runtime's CPU execution provider."""
 
     name = "onnxruntime"
     distribution = "onnxruntime"
     extra = "onnxruntime"
 
-    def prepare(self, module: nn.Module, shapes: Sequence[Shape]) -> Session:
+    def convert(self, module: nn.Module, shapes: Sequence[Shape], path: Path) -> None:
+        write_onnx(module, shapes, path)
+
+    def load(self, path: Path, shapes: Sequence[Shape]) -> Session:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -40,10 +42,7 @@ class OnnxRuntime(Backend):
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
-        with tempfile.TemporaryDirectory(prefix="nas-onnx-") as folder:
-            file = Path(folder) / "model.onnx"
-            write_onnx(module, shapes, file)
-            session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         feeds = {f"input{number}": tensor.numpy() for number, tensor in enumerate(example_inputs(shapes))}
         used = {entry.name for entry in session.get_inputs()}
         return OnnxSession(session, {name: array for name, array in feeds.items() if name in used})
