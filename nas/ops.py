@@ -659,13 +659,18 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor, *others: Tensor) -> Any:
         """Map or tokens -> same shape; the branch reads `others` as well."""
+        y = self.branch(x, *others)
+        return self.add(x, y) if _recorders else x + y  # a call less where nobody listens
+
+    def branch(self, x: Tensor, *others: Tensor) -> Any:
+        """What is added to x, for blocks that add in another way."""
         y = self.body(x, *others)
         if self.scale is not None:
             y = self.scale(y)
         if self.training and self.drop_path:  # arXiv:1603.09382
             keep = x.new_ones(x.shape[0], *[1] * (x.ndim - 1))
             y = y * nn.functional.dropout(keep, self.drop_path)
-        return self.add(x, y) if _recorders else x + y  # a call less where nobody listens
+        return y
 
     def fuse(self) -> None:
         """Fold the layer scale into the last op of the branch where that op is linear in its output."""
