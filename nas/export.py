@@ -89,7 +89,9 @@ def check_onnx(path: str | os.PathLike[str], model: nn.Module, tolerance: float 
     got = session.run(None, {entry.name: x.numpy() for entry, x in zip(session.get_inputs(), inputs, strict=True)})
     with torch.no_grad():
         expected = deployed(model)(*inputs)
-    pairs = zip(expected if isinstance(expected, (tuple, list)) else (expected,), map(torch.from_numpy, got), strict=True)
+    pairs = zip(
+        expected if isinstance(expected, (tuple, list)) else (expected,), map(torch.from_numpy, got), strict=True
+    )
     difference = max(float((y - x).abs().max() / y.abs().max().clamp_min(1e-12)) for y, x in pairs)
     if not difference <= tolerance:  # NaN is no pass
         raise MeasureError(

@@ -27,6 +27,7 @@ class StageMap(NamedTuple):
         side: its height and width.
         stride: pixels of the image from one position to the next.
         is_map: False where the block gives tokens, which are turned back into a map.
+        prefix: tokens in front of those of the map, such as a class token.
     """
 
     place: Place
@@ -34,6 +35,7 @@ class StageMap(NamedTuple):
     side: int
     stride: int
     is_map: bool
+    prefix: int
 
     @property
     def module(self) -> str:
@@ -45,17 +47,21 @@ def stage_maps(arch: Arch) -> tuple[StageMap, ...]:
     """The maps that a network of this arch can give, strides ascending, the head left out.
 
     Two stages at one resolution have one map, and a stage that lowers it twice has two. Every step down counts as a
-    whole factor: a map of side 10 out of one of side 19 has twice its stride.
+    whole factor: a map of side 10 out of one of side 19 has twice its stride. Behind a block that drops positions there
+    are no maps.
     """
-    side, stride = Shape(1, *arch.input_shape).side, 1
+    side, stride, prefix = Shape(1, *arch.input_shape).side, 1, 0
     found = {}
     for (place, block), call in zip(_places(arch), steps_of(arch), strict=True):
-        if place[0] == len(arch.stages) - 1:
+        if place[0] == len(arch.stages) - 1 or block.no_map:
             break
+        prefix += block.prefix_tokens
         if "x" in block.gives:
             x = call.outputs[block.gives.index("x")]
-            stride, side = stride * round(side / x.side), x.side
-            found[stride] = StageMap(place, x.channels, side, stride, x.is_map)
+            prefix = 0 if x.is_map else prefix
+            x_side = x.side if x.is_map else Shape(x[0], x[1] - prefix, x[2]).side
+            stride, side = stride * round(side / x_side), x_side
+            found[stride] = StageMap(place, x.channels, side, stride, x.is_map, prefix)
     return tuple(found.values())
 
 
@@ -83,9 +89,13 @@ class FeatureNetwork(nn.Module):
                 a single number means so many of the last; None means all.
 
         Raises:
-            InputError: an index is out of range.
+            InputError: an index is out of range, or the network has a block behind which there are no maps.
         """
         from timm.models import FeatureInfo
+
+        for _, block in _places(arch):
+            if block.no_map:
+                raise InputError(f"{block} has no features for detection and segmentation: {block.no_map}")
 
         super().__init__()
         self.arch = arch
@@ -123,7 +133,7 @@ class FeatureNetwork(nn.Module):
                 cast(BlockModule, block).advance(streams)
                 found = self._maps.get((number, int(name)))
                 if found is not None:
-                    yield streams["x"] if found.is_map else _to_map(streams["x"], found.side)
+                    yield streams["x"] if found.is_map else _to_map(streams["x"][:, found.prefix :], found.side)
 
     def own(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state dict of the whole network without the weights of the blocks that are left out here."""

@@ -316,10 +316,21 @@ class Block(Unit):
     A network carries its tensors in named streams: `x`, which begins as the image and ends as the logits, and whatever
     else blocks give (Mobile-Former's tokens `z`). Streams that a block does not name pass it by untouched, and are no
     part of its key. A block without any op (a learned table) costs no time and has no row.
+
+    Attributes:
+        takes, gives: names of the streams.
+        prefix_tokens: tokens that the block puts in front of those of the map in `x`, such as a class token; they stay
+            there until a block gives a map.
+        no_map: why `x` can not be made a map from this block on; empty where it can.
+        bridge: whether it only ever joins streams beside other blocks and never follows itself; a profile then times it
+            among those.
     """
 
     takes: ClassVar[tuple[str, ...]] = ("x",)
     gives: ClassVar[tuple[str, ...]] = ("x",)
+    prefix_tokens: ClassVar[int] = 0
+    no_map: ClassVar[str] = ""
+    bridge: ClassVar[bool] = False
 
     def module(self, *shapes: Shape) -> BlockModule:
         """The block's module, ready to be a part of a network."""

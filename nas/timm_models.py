@@ -1,7 +1,8 @@
 """Our networks in timm: `import nas.timm_models`, then `timm.create_model("nas_efficientformer_l1")`.
 
-Every preset is registered as `nas_<preset>`, dashes written as underscores; `register` adds found architectures. They
-take timm's `num_classes`, `in_chans`, `img_size`, `drop_path_rate`, `features_only`, `out_indices`, `checkpoint_path`.
+Every preset is registered as `nas_<preset>`, dashes and dots written as underscores; `register` adds found
+architectures. They take timm's `num_classes`, `in_chans`, `img_size`, `drop_path_rate`, `features_only`, `out_indices`,
+`checkpoint_path`.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ def register(name: str, arch: Arch | str | os.PathLike[str]) -> str:
 
 
 def _full_name(name: str) -> str:
-    return "nas_" + name.replace("-", "_")
+    return "nas_" + re.sub("[-.]", "_", name)
 
 
 def _entry(name: str, arch: Arch) -> Callable[..., nn.Module]:
@@ -216,7 +217,7 @@ def timm_name(preset: str) -> str | None:
     """
     family = _family_of(preset)
     names: Mapping[str, str] = getattr(family, "TIMM", {})
-    return names.get(preset, preset.replace("-", "_")) if hasattr(family, "from_timm") else None
+    return names.get(preset, re.sub("[-.]", "_", preset)) if hasattr(family, "from_timm") else None
 
 
 def from_timm(preset: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -273,6 +273,7 @@ class BridgeIn(TwoStream):
 
     takes = ("z", "x")
     gives = ("z", "first")
+    bridge = True
 
     def build(self, z: Shape, x: Shape) -> nn.Module:
         attention = MapAttention(z.channels, x.channels).module()
@@ -388,6 +389,7 @@ class BridgeOut(TwoStream):
     """Former to Mobile: the map that goes out of the block reads the tokens (eq. 2). Map, tokens -> map."""
 
     takes = ("x", "z")
+    bridge = True
 
     def build(self, x: Shape, z: Shape) -> nn.Module:
         return Residual(TokenAttention(z.channels, x.channels).module())

@@ -32,7 +32,7 @@ def image():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_is_a_model_of_timm(preset):
-    name = "nas_" + preset.replace("-", "_")
+    name = "nas_" + preset.replace("-", "_").replace(".", "_")
     assert name in timm.list_models("nas_*")
     assert name in timm.list_models(module="timm_models")
     assert name not in timm.list_models(pretrained=True)

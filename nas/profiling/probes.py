@@ -6,6 +6,8 @@ is timed inside a graph and the rest is subtracted. With T(...) the time of rows
 - a row whose outputs fit its own inputs: the slope of a chain, (T(r^k) - T(r)) / (k - 1);
 - such a row with many weights: (T(r^k) - T(nothing)) / k, where the chain has about the weights of a whole network, so
   that caches hold as much of them as they do there; a single r would be served from a nearer cache than in a network;
+- a bridge, which only joins streams beside other blocks: behind a row p that chains on its map,
+  T((p r)^k) - T(p^k), each as the slope of a chain; alone it would not pay for the layout that convolutions want;
 - another row between two such rows p and q, on either side: T(p r q) - (T(p p) + T(q q)) / 2, where the call, the
   input side of p and the output side of q cancel to first order;
 - the last row of a network: T(p p r) - T(p p);
@@ -235,11 +237,24 @@ class _Context:
         self.image, self.network_bytes = image, network_bytes
         self.giving: dict[tuple[str, Shape], list[Row]] = defaultdict(list)
         self.taking: dict[tuple[str, Shape], list[Row]] = defaultdict(list)
-        for row in sorted(dict.fromkeys(rows), key=lambda row: (not chains(row), macs_of_unit(row), str(row))):
+        in_order = sorted(dict.fromkeys(rows), key=lambda row: (not chains(row), macs_of_unit(row), str(row)))
+        self.bridges = [row for row in in_order if _is_bridge(row)]
+        for row in (row for row in in_order if not _is_bridge(row)):
             for tensor in _given(row).items():
                 self.giving[tensor].append(row)
             for tensor in _taken(row).items():
                 self.taking[tensor].append(row)
+
+    def hosts(self, row: Row) -> tuple[Row, ...]:
+        """The rows that a bridge is inserted behind: one that chains on the same map, and for a bridge that only reads
+        the map, one that writes it, since both stand in a network and share the map's layout there.
+        """
+        if not _is_bridge(row):
+            return ()
+        maps = [tensor for tensor in _taken(row).items() if tensor[1].is_map]
+        host = [other for other in self.giving[maps[0]] if chains(other) and _agree(other, row)] if maps else []
+        writers = [other for other in self.bridges if maps[0] in _given(other).items() and _agree(other, row)]
+        return (*host[:1], *(writers[:1] if maps[0] not in _given(row).items() else ())) if host else ()
 
     def before(self, row: Row, *after: Row) -> tuple[Row, ...]:
         """Rows that lead to `row`, the nearest last; the first of them chains, where there is one."""
@@ -256,6 +271,16 @@ class _Context:
                 if chains(other) and other != row and _fits(row, other):
                     return other
         return None
+
+
+def _is_bridge(row: Row) -> bool:
+    return isinstance(row.unit, Block) and row.unit.bridge
+
+
+def _agree(first: Row, second: Row) -> bool:
+    """Whether streams that both take or give have one shape."""
+    mine, theirs = _taken(first) | _given(first), _taken(second) | _given(second)
+    return all(theirs[name] == shape for name, shape in mine.items() if name in theirs)
 
 
 def _size(tensor: tuple[str, Shape]) -> int:
@@ -283,8 +308,11 @@ def _taken(row: Row) -> dict[str, Shape]:
 
 
 def _formula(row: Row, around: _Context) -> Formula:
+    if hosts := around.hosts(row):
+        inserted, alone = (_chain(rows, around.network_bytes) for rows in ((*hosts, row), hosts))
+        return Formula(row, (*inserted, *((probe, -weight) for probe, weight in alone)))
     if chains(row):
-        return Formula(row, _chain(row, around.network_bytes))
+        return Formula(row, _chain((row,), around.network_bytes))
     path, behind = around.before(row), around.behind(row)
     if path and behind is not None and chains(path[-1]):
         terms = [((path[-1], row, behind), 1.0), ((path[-1],) * 2, -0.5), ((behind,) * 2, -0.5)]
@@ -295,21 +323,22 @@ def _formula(row: Row, around: _Context) -> Formula:
         terms = [((row, behind), 1.0)]
         if row.inputs != (around.image,):
             return Formula(row, (*_probes(terms), (Probe((behind,)), -1.0)))
-        slope = _chain(behind, around.network_bytes)
+        slope = _chain((behind,), around.network_bytes)
         return Formula(row, (*_probes(terms), *((probe, -weight) for probe, weight in slope)))
     else:
         return Formula(row, ((Probe((row,)), 1.0), (Probe(idle=row.inputs[:1]), -1.0)))
     return Formula(row, tuple(_probes(terms)))
 
 
-def _chain(row: Row, network_bytes: float) -> tuple[tuple[Probe, float], ...]:
-    length = LONG_CHAIN if macs_of_unit(row) < SHORT_MACS else CHAIN
-    fits = network_bytes / max(BYTES_PER_VALUE * params_of_unit(row), 1)
+def _chain(rows: tuple[Row, ...], network_bytes: float) -> tuple[tuple[Probe, float], ...]:
+    """The time of these rows in sequence, where the sequence is repeated."""
+    length = LONG_CHAIN if sum(map(macs_of_unit, rows)) < SHORT_MACS else CHAIN
+    fits = network_bytes / max(BYTES_PER_VALUE * sum(map(params_of_unit, rows)), 1)
     if fits >= length:
         share = 1.0 / (length - 1)
-        return (Probe((row,) * length), share), (Probe((row,)), -share)
+        return (Probe(rows * length), share), (Probe(rows), -share)
     length = max(int(fits), SHORT_CHAIN)
-    return (Probe((row,) * length), 1.0 / length), (Probe(idle=row.inputs[:1]), -1.0 / length)
+    return (Probe(rows * length), 1.0 / length), (Probe(idle=rows[0].inputs[:1]), -1.0 / length)
 
 
 def _probes(terms: Iterable[tuple[tuple[Row, ...], float]]) -> Iterator[tuple[Probe, float]]:

@@ -22,7 +22,7 @@ GATE = 1.10  # a sentinel above this times the reference marks a slow spell; the
 REFERENCE = 10.0  # percentile of all sentinels that is the reference
 QUANTILE = 25.0  # percentile of a probe's samples, and of the calls in a sample
 TOLERANCE = 0.02  # standard error of a row in one process, as far as its samples tell, that needs no more rounds
-WARM_UP = 1 / 3  # share of a sample's calls that only warm the caches
+WARM_UP = 1 / 2  # share of a sample's calls that only warm the caches: hundreds of small kernels need two or three calls
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Settings:
     rounds: int = 8
     passes: int = 2
     networks: int = 12
-    sample_us: float = 2500.0
-    least: int = 3
+    sample_us: float = 10_000.0
+    least: int = 4
     most: int = 24
     batch_rows: int = 128
     batch_bytes: int = 2**30
