@@ -48,7 +48,11 @@ def test_a_block_of_two_streams_is_traced_with_both_shapes():
 
 
 def test_two_streams_of_other_shapes_are_other_rows():
-    rows = {Row(SplitAndJoin(), (MAP, TOKENS)), Row(SplitAndJoin(), (MAP, Shape(1, 6, 32))), Row(SplitAndJoin(), (MAP, TOKENS))}
+    rows = {
+        Row(SplitAndJoin(), (MAP, TOKENS)),
+        Row(SplitAndJoin(), (MAP, Shape(1, 6, 32))),
+        Row(SplitAndJoin(), (MAP, TOKENS)),
+    }
     assert len(rows) == 2
 
 

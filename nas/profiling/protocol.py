@@ -22,7 +22,7 @@ GATE = 1.10  # a sentinel above this times the reference marks a slow spell; the
 REFERENCE = 10.0  # percentile of all sentinels that is the reference
 QUANTILE = 25.0  # percentile of a probe's samples, and of the calls in a sample
 TOLERANCE = 0.02  # standard error of a row in one process, as far as its samples tell, that needs no more rounds
-WARM_UP = 1 / 2  # share of a sample's calls that only warm the caches: hundreds of small kernels need two or three calls
+WARM_UP = 1 / 2  # share of a sample's calls that only warm the caches: many small kernels need two or three calls
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from nas.arch import calls_of
+from nas.ops import Row, Shape
 from nas.profiling.backends.fake import CALL_US, row_us
 from nas.profiling.probes import Probe, chains, formulas
 from nas.profiling.selection import spread, typical_bytes
 from nas.tracing import macs_of_unit, params_of_unit
+from search_spaces.mobileformer import BridgeIn, BridgeOut, Mobile
 from tests.profiling import true_us
 from tests.small import TINY
 
@@ -71,3 +73,18 @@ def test_networks_to_measure_span_the_space_in_even_steps(rng):
     assert max(steps) < even**1.5
     assert min(steps) > even**0.5
     assert set(chosen).isdisjoint(spread(TINY, 8, rng, macs_of_unit, exclude=chosen))
+
+
+def test_a_bridge_is_timed_behind_a_block_of_its_map_and_one_that_reads_behind_one_that_writes():
+    z, x, first = Shape(1, 3, 64), Shape(1, 16, 8, 8), Shape(1, 64)
+    mobile = Row(Mobile(cout=16, expand=3, kernel=3, groups=1), (x, first))
+    reads, writes = Row(BridgeIn(), (z, x)), Row(BridgeOut(), (x, z))
+    for_reads, for_writes = formulas([reads, writes], [mobile, reads, writes], (3, 16, 16))
+    cycles = {probe.rows[: len(probe.rows) // max(probe.rows.count(mobile), 1)] for probe in for_reads.probes}
+    assert cycles == {(mobile, writes, reads), (mobile, writes)}
+    assert {probe.rows[:2] for probe in for_writes.probes if writes in probe.rows} == {(mobile, writes)}
+    times = {mobile: 7.0, reads: 3.0, writes: 2.0}
+    totals = {
+        probe.key: 5 + sum(times[row] for row in probe.rows) for f in (for_reads, for_writes) for probe in f.probes
+    }
+    assert [formula.value(totals) for formula in (for_reads, for_writes)] == pytest.approx([3.0, 2.0])
