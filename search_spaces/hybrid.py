@@ -161,7 +161,7 @@ SMALL = Space(
         Either.of(
             mb4d=Repeat(Stem(convs=1), MB4D(RATIO), 32, THIN),
             nextvit=Groups(32, THIN, 1, "C", 100, stride=1, start=Stem(32, convs=1), **SMALL_NEXT),
-            mobileformer=FirstBridged(SMALL_MOBILE, SMALL_MOBILE, 16, TWICE, BRIDGES, starts=SMALL_STARTS),
+            mobileformer=FirstBridged(SMALL_MOBILE, SMALL_MOBILE, 16, TWICE, True, starts=SMALL_STARTS),
             inverted=Repeat(Stem(convs=1), SMALL_INVERTED[1], 16, THIN),
         ),
         Either.of(

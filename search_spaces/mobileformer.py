@@ -458,7 +458,8 @@ class Joined(TwoStream):
 class Bridged(Stage):
     """Mobile-Former blocks: one that changes resolution or width, then equal ones behind it.
 
-    The tokens come in at the first such stage of a net.
+    The tokens come in at the first such stage of a net; it has its bridges in any case, unless it is a `FirstBridged`:
+    of tokens that have not read a map every dynamic ReLU would be a constant.
 
     Attributes:
         entry: MobileDown, or a Mobile where the resolution stays.
@@ -479,9 +480,12 @@ class Bridged(Stage):
     def lay(self, picked: Mapping[str, Any], streams: frozenset[str]) -> Blocks:
         tokens = () if "z" in streams else (fill(Tokens(), picked),)
         mobiles = [self._fill(mobile, picked) for mobile in self._mobiles(picked)]
-        if not picked["bridges"]:
+        if not self._has_bridges(picked, streams):
             return (*tokens, *mobiles)
         return (*tokens, *(block for mobile in mobiles for block in (BridgeIn(), Former(), mobile, BridgeOut())))
+
+    def _has_bridges(self, picked: Mapping[str, Any], streams: frozenset[str]) -> bool:
+        return picked["bridges"] or "z" not in streams
 
     def hints(self, blocks: Blocks) -> dict[str, Any]:
         mobiles = [block for block in blocks if isinstance(block, (Mobile, MobileDown))]
@@ -514,6 +518,9 @@ class FirstBridged(Bridged):
     def lay(self, picked: Mapping[str, Any], streams: frozenset[str]) -> Blocks:
         stem, lite = self._start(picked)
         return (stem, self._fill(lite, picked), *super().lay(picked, streams))
+
+    def _has_bridges(self, picked: Mapping[str, Any], streams: frozenset[str]) -> bool:
+        return bool(picked["bridges"])
 
     def _mobiles(self, picked: Mapping[str, Any]) -> Blocks:
         downsampled = self._start(picked)[1].stride == 2
@@ -588,7 +595,7 @@ SMALL = Space(
             Mobile(one_of(2, 4), kernel=3),
             one_of(16, 24),
             one_of(1, 2, 3),
-            ON_OR_OFF,
+            True,
             starts=((16, SMALL_START), (24, SMALL_START)),
         ),
         Bridged(MobileDown(), Mobile(one_of(2, 4), one_of(3, 5)), one_of(32, 48), one_of(1, 2, 3, 4), ON_OR_OFF),
