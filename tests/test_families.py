@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import re
 
 import onnxruntime
 import optuna
@@ -18,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import search_spaces
 from nas.arch import Arch, calls_of, steps_of
 from nas.building import Network, build, cost_of, fuse, input_shape_of
+from nas.errors import InputError
 from nas.evaluation.data import load_data
 from nas.evaluation.evaluators import Score, load_evaluator
 from nas.export import export
@@ -63,6 +65,16 @@ def no_gradient(network, image):
     outputs = network(image)
     sum(each.square().sum() for each in (outputs if isinstance(outputs, (tuple, list)) else (outputs,))).backward()
     return [key for key, each in network.named_parameters() if each.requires_grad and each.grad is None]
+
+
+def no_maps(arch):
+    """The block from which on there are no maps, None where there is none."""
+    return next((block for stage in arch.stages for block in stage if block.no_map), None)
+
+
+def is_plain(arch):
+    """Whether a class token stands in front of the map's: then the network keeps one resolution to its end."""
+    return any(block.prefix_tokens for stage in arch.stages for block in stage)
 
 
 # Data
@@ -181,8 +193,9 @@ def test_every_parameter_that_is_not_frozen_gets_a_gradient(name, rng):
     arch = PRESETS[name] if name in PRESETS else SPACES[name].sample(rng)
     with torch.device("meta"):
         network, image = Network(arch).train(), torch.empty(input_shape_of(arch, 2))
-        assert no_gradient(FeatureNetwork(arch, list(network.stages)), image) == []
         assert no_gradient(network, image) == []
+        if no_maps(arch) is None:
+            assert no_gradient(FeatureNetwork(arch, list(network.stages)), image) == []
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -231,13 +244,17 @@ def test_a_backbone_gives_a_map_for_every_resolution(name, rng):
     arch = PRESETS[name] if name in PRESETS else SPACES[name].sample(rng)
     if name in PRESETS:
         arch = dataclasses.replace(arch, input_shape=(3, 320, 320))
+    if no_maps(arch) is not None:
+        with torch.device("meta"), pytest.raises(InputError, match=re.escape(no_maps(arch).no_map)):
+            build(arch, features_only=True)
+        return
     with torch.device("meta"):
         network = FeatureNetwork(arch, list(Network(arch).stages))
         maps = network.eval()(torch.empty(input_shape_of(arch, 2)))
     strides, channels = network.feature_info.reduction(), network.feature_info.channels()
     assert strides == sorted(set(strides))
-    assert len(strides) >= 3
-    assert strides[-1] == 32 or name not in PRESETS
+    assert is_plain(arch) or len(strides) >= 3
+    assert strides[-1] == (16 if is_plain(arch) else 32) or name not in PRESETS
     sides = [math.ceil(arch.input_shape[1] / stride) for stride in strides]
     expected = [(2, width, side, side) for width, side in zip(channels, sides, strict=True)]
     assert [tuple(found.shape) for found in maps] == expected
@@ -245,7 +262,7 @@ def test_a_backbone_gives_a_map_for_every_resolution(name, rng):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_maps_of_a_backbone_are_those_inside_the_whole_network(name, rng):
-    arch = SMALL[name].sample(rng)
+    arch = next(arch for arch in (SMALL[name].sample(rng) for _ in range(100)) if no_maps(arch) is None)
     whole, backbone = randomize(build(arch)).eval(), build(arch, features_only=True).eval()
     backbone.load_state_dict(whole.state_dict())
     seen = []
@@ -259,7 +276,9 @@ def test_the_maps_of_a_backbone_are_those_inside_the_whole_network(name, rng):
         maps = backbone(x)
     assert len(maps) == len(seen)
     for found, inside in zip(maps, seen, strict=True):
-        assert torch.equal(found.flatten(2), inside.flatten(2) if inside.ndim == 4 else inside.transpose(1, 2))
+        positions = found.shape[2] * found.shape[3]  # tokens in front of the map's are none of it
+        same = inside.flatten(2) if inside.ndim == 4 else inside.transpose(1, 2)[:, :, -positions:]
+        assert torch.equal(found.flatten(2), same)
 
 
 # Presets and searches
