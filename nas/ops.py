@@ -717,8 +717,8 @@ def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     """The convolution with the batch norm behind it folded in; on the meta device only its shape, which is faster."""
     if not conv.weight.is_meta:
         return fuse_conv_bn_eval(conv, norm)
-    sizes: Any = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
-    return nn.Conv2d(*sizes, groups=conv.groups, device="meta")
+    kernel, stride, padding = cast(Any, (conv.kernel_size, conv.stride, conv.padding))
+    return nn.Conv2d(conv.in_channels, conv.out_channels, kernel, stride, padding, groups=conv.groups, device="meta")
 
 
 def _chain(first: nn.Module, act: nn.Module) -> nn.Module:

@@ -100,7 +100,8 @@ def settle(shared: dict[str, Any]) -> dict[str, Any]:
 
 INVERTED = InvertedResidual(stride=2, kernel=3, expand=6), InvertedResidual(stride=1, expand=one_of(3, 6))
 STARTS = tuple(start for start in mobileformer.STARTS if start[0] in (24, 40))
-NCBS, NEXT = one_of(2, 3, 4), {"r": one_of(25, 50, 75, 100), "ncb_ratio": one_of(2, 3), "ntb_ratio": 2}
+NCBS = one_of(2, 3, 4)
+NEXT: dict[str, Any] = {"r": one_of(25, 50, 75, 100), "ncb_ratio": one_of(2, 3), "ntb_ratio": 2}
 FIRST_NEXT = NEXT | {"r": 75, "stride": 1, "start": NextStem()}
 RATIO, HYBRID = one_of(2, 4), one_of("C", "H")
 SHALLOW, DEEP, LAST = one_of(1, 2, 3, 4, 6), one_of(2, 4, 6, 9, 12, 18), one_of(2, 4, 6, 8)
@@ -147,7 +148,8 @@ SPACE = Space(
     settle=settle,
 )
 
-TWICE, SMALL_NEXT = one_of(1, 2), {"ncb_ratio": 2, "ntb_ratio": 2}
+TWICE = one_of(1, 2)
+SMALL_NEXT: dict[str, Any] = {"ncb_ratio": 2, "ntb_ratio": 2}
 SMALL_MOBILE, SMALL_INVERTED = (
     Mobile(one_of(3, 6), kernel=3),
     (INVERTED[0], InvertedResidual(stride=1, kernel=3, expand=one_of(3, 6))),
