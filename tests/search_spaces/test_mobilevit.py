@@ -316,7 +316,7 @@ def test_the_norm_of_v2_takes_all_channels_and_positions_together():
 
 def conv(leaf, x, **more):
     """Convolution and batch norm of a leaf by hand, without its activation."""
-    layer, norm, _ = leaf.body.conv if isinstance(leaf.op, mv.JoinConv) else leaf.body
+    layer, norm, *_ = leaf.body.conv if isinstance(leaf.op, mv.JoinConv) else leaf.body
     y = F.conv2d(x, layer.weight, layer.bias, padding=layer.kernel_size[0] // 2, **more)
     return F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
 
