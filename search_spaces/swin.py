@@ -336,7 +336,11 @@ PRESETS: Mapping[str, Arch] = {
     "swin-s": make((96, 192, 384, 768), (2, 2, 18, 2)),
 }
 
-TIMM = {"swin-t": "swin_tiny_patch4_window7_224", "swin-s": "swin_small_patch4_window7_224"}
+TIMM: Mapping[str, str | None] = {  # None where timm has no implementation
+    "swin-t": "swin_tiny_patch4_window7_224",
+    "swin-s": "swin_small_patch4_window7_224",
+    "swin-xt": None,
+}
 
 
 def from_timm(state: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]:
