@@ -1,4 +1,4 @@
-"""Blocks that several families use. A family imports a block of another; what belongs to none of them stands here."""
+"""What several families use. A family imports a block of another; what belongs to none of them stands here."""
 
 from __future__ import annotations
 
@@ -53,3 +53,12 @@ class InvertedResidual(Block):
         if x.is_map:
             return Residual(body) if self.stride == 1 and x.channels == self.cout else body
         return nn.Sequential(ToMap(x.side).module(), body)
+
+
+def divisible(channels: float, by: int) -> int:
+    """The nearest multiple of `by`; the next larger one where that falls below nine tenths of `channels`.
+
+    As in the published code of MobileNetV2 (arXiv:1801.04381) and its heirs.
+    """
+    nearest = max(by, int(channels + by / 2) // by * by)
+    return nearest if nearest >= 0.9 * channels else nearest + by

@@ -37,11 +37,15 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         """Run every block on the streams that it takes."""
+        return self.streams(x)["x"]
+
+    def streams(self, x: Tensor) -> dict[str, Any]:
+        """All streams behind the last block, by name: the logits are `x`; losses may read others (`kept`, `tokens`)."""
         streams: dict[str, Any] = {"x": x}
         for stage in self.stages:
             for block in cast(nn.ModuleList, stage):
                 cast(BlockModule, block).advance(streams)
-        return streams["x"]
+        return streams
 
 
 @overload

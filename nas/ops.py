@@ -201,6 +201,11 @@ def unit_class(name: str) -> type[Unit]:
     return _REGISTRY[name]
 
 
+def is_known(name: str) -> bool:
+    """Whether an op or block class of this name is loaded."""
+    return name in _REGISTRY
+
+
 def make_unit(name: str, values: dict[str, Any]) -> Unit:
     """An op or block from its class name and fields, checked against the class's declared types."""
     cls = unit_class(name)
@@ -405,7 +410,7 @@ class Conv(Op):
         )
 
     def scaled(self, body: nn.Module, gamma: Tensor) -> nn.Module | None:
-        return _scale_rows(body, gamma) if self.act == "none" else None
+        return scale_rows(body, gamma) if self.act == "none" else None
 
 
 @dataclass(frozen=True)
@@ -421,7 +426,7 @@ class Linear(Op):
         return _chain(nn.Linear(self.cin, self.cout, bias=self.bias), activation(self.act))
 
     def scaled(self, body: nn.Module, gamma: Tensor) -> nn.Module | None:
-        return _scale_rows(body, gamma) if self.act == "none" else None
+        return scale_rows(body, gamma) if self.act == "none" else None
 
 
 @dataclass(frozen=True)
@@ -503,6 +508,19 @@ class Add(Op):
 class _Add(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return x + y
+
+
+@dataclass(frozen=True)
+class Concat(Op):
+    """Channels of the first tensor, then those of the second: maps (N, C, H, W), (N, D, H, W), or tokens, vectors."""
+
+    def body(self) -> nn.Module:
+        return _Concat()
+
+
+class _Concat(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat((x, y), 1 if x.ndim == 4 else -1)
 
 
 @dataclass(frozen=True)
@@ -596,7 +614,7 @@ class BiasAttention(Op):
 
     def scaled(self, body: nn.Module, gamma: Tensor) -> nn.Module | None:
         attention = cast(_FusedBiasAttention, body)
-        attention.proj = _scale_rows(attention.proj, gamma)
+        attention.proj = scale_rows(attention.proj, gamma)
         return attention
 
     def parts(self) -> dict[str, dict[int, tuple[int, ...]]]:
@@ -635,7 +653,7 @@ class _FusedBiasAttention(nn.Module):
         self.register_buffer("bias", body.bias[:, body.index].detach())
         factor = torch.ones(op.heads, 2 * op.key_dim + op.value_dim, device=self.bias.device, dtype=self.bias.dtype)
         factor[:, : op.key_dim] = op.key_dim**-0.5
-        self.qkv = _scale_rows(body.qkv, factor.flatten())
+        self.qkv = scale_rows(body.qkv, factor.flatten())
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.proj(_attend(self.qkv(x), self.op, self.bias, 1.0)))
@@ -695,6 +713,11 @@ class Residual(nn.Module):
             last.body, self.scale = scaled, None
 
 
+def in_order(*ops: Op) -> nn.Sequential:
+    """Ops one behind the other, as a module."""
+    return nn.Sequential(*(op.module() for op in ops))
+
+
 def activation(name: str) -> nn.Module:
     """The activation module of this name.
 
@@ -725,7 +748,7 @@ def _chain(first: nn.Module, act: nn.Module) -> nn.Module:
     return first if isinstance(act, nn.Identity) else nn.Sequential(first, act)
 
 
-def _scale_rows(layer: nn.Module, gamma: Tensor) -> nn.Module:
+def scale_rows(layer: nn.Module, gamma: Tensor) -> nn.Module:
     """A Linear or Conv2d with output channel i multiplied by gamma[i]."""
     linear = cast(nn.Linear, layer)
     linear.weight = nn.Parameter(linear.weight * gamma.view(-1, *[1] * (linear.weight.ndim - 1)))

@@ -55,7 +55,7 @@ class Stage:
 
     def widths(self, picked: Params) -> tuple[int, ...]:
         """The widths that can be chosen beside the other values."""
-        return tuple(_as_choice(self.fixed.get("width", self.choices.get("width"))).values)
+        return values_of(self.fixed.get("width", self.choices.get("width")))
 
     def variants(self) -> Iterator[dict[str, Any]]:
         """All combinations of the choices."""
@@ -138,7 +138,7 @@ class Repeat(Stage):
     tail: Block | None = None
 
     def __post_init__(self) -> None:
-        if min(_as_choice(self.depth).values) < 1:
+        if min(values_of(self.depth)) < 1:
             raise InputError("depth: every stage needs at least one block behind its entry")
 
     def lay(self, picked: Params, streams: Names) -> Blocks:
@@ -215,8 +215,9 @@ def _nearest(values: Sequence[Any], wanted: Any) -> Any:
     return wanted if wanted in values else min((value for value in values if value >= wanted), default=max(values))
 
 
-def _as_choice(value: Any) -> Choice:
-    return value if isinstance(value, Choice) else Choice((value,))
+def values_of(value: Any) -> tuple[Any, ...]:
+    """The values of a choice; a single value where there is none."""
+    return value.values if isinstance(value, Choice) else (value,)
 
 
 class State(NamedTuple):
@@ -278,7 +279,7 @@ class Space:
     settle: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
-        values = _as_choice(self.tail).values
+        values = values_of(self.tail)
         if sorted(values) != list(range(min(values), max(values) + 1)) or min(values) not in (0, 1):
             raise InputError(f"space {self.name}: tail: expected every number from 0 or 1 up to some end, got {values}")
 
@@ -288,16 +289,16 @@ class Space:
         found: dict[str, Choice] = {}
         for number, stage in enumerate(self.stages, 1):
             found |= {f"stage{number}.{name}": choice for name, choice in stage.choices.items()}
-        found |= {name: _as_choice(choice) for name, choice in self.shared.items()}
+        found |= {name: Choice(values_of(choice)) for name, choice in self.shared.items()}
         if self._tail_reach:
-            found["tail"] = _as_choice(self.tail)
+            found["tail"] = Choice(values_of(self.tail))
         return {name: choice for name, choice in found.items() if len(choice.values) > 1}
 
     @functools.cached_property
     def _tail_reach(self) -> int:
         """How many stages at the end of the net may hold tail blocks."""
         reach = itertools.takewhile(lambda stage: getattr(stage, "tail", None) is not None, reversed(self.stages))
-        return sum(1 for _ in reach) if max(_as_choice(self.tail).values) else 0
+        return sum(1 for _ in reach) if max(values_of(self.tail)) else 0
 
     def arch(self, params: Params) -> Arch:
         """The architecture that these parameters choose; choices that contradict each other are settled (see class).
@@ -313,10 +314,10 @@ class Space:
                 raise InputError(f"space {self.name}: {name}: expected one of {legal}; got {value!r}")
         if missing := [name for name in self.choices if name not in params]:
             raise InputError(f"space {self.name}: no value for {', '.join(missing)}")
-        shared = self._settled({name: params.get(name, _as_choice(c).values[0]) for name, c in self.shared.items()})
+        shared = self._settled({name: params.get(name, values_of(c)[0]) for name, c in self.shared.items()})
         picks = [self._pick(number, stage, params) for number, stage in enumerate(self.stages, 1)]
         self._place_widths(picks)
-        tails = self._share_tail(picks, params.get("tail", max(_as_choice(self.tail).values)))
+        tails = self._share_tail(picks, params.get("tail", max(values_of(self.tail))))
         streams: Names = frozenset(["x"])
         stages: list[Blocks] = []
         for stage, pick, tail in zip(self.stages, picks, tails, strict=True):
@@ -373,7 +374,7 @@ class Space:
         """
         if len(arch.stages) != len(self.stages) + 1 or not all(arch.stages):
             raise InputError(f"arch {arch.id} has {len(arch.stages) - 1} stages, space {self.name} {len(self.stages)}")
-        params = self._shared_of(arch)
+        params = self.shared_of(arch)
         streams: Names = frozenset(["x"])
         tails = 0
         for number, (stage, blocks) in enumerate(zip(self.stages, arch.stages, strict=False), 1):
@@ -391,10 +392,13 @@ class Space:
             raise InputError(f"arch {arch.id} is no point of space {self.name}: {_difference(arch, again)}")
         return params
 
-    def _shared_of(self, arch: Arch) -> dict[str, Any]:
+    def shared_of(self, arch: Arch) -> dict[str, Any]:
+        """The shared choices of an arch: the values of the fields of these names in its blocks, the first of a choice
+        where no block has it. To be overridden where other blocks have a field of such a name.
+        """
         blocks = [block for stage in arch.stages for block in stage]
         seen = {name: [getattr(b, name) for b in blocks if name in b.names()] for name in self.shared}
-        return {name: seen[name][0] if seen[name] else _as_choice(c).values[0] for name, c in self.shared.items()}
+        return {name: seen[name][0] if seen[name] else values_of(c)[0] for name, c in self.shared.items()}
 
     def __contains__(self, arch: Arch) -> bool:
         try:
@@ -428,9 +432,7 @@ class Space:
         reaches = index >= len(self.stages) - self._tail_reach
         found: dict[tuple[Blocks, int], Laid] = {}
         for variant in stage.variants():
-            picked = {"width": None, **stage.fixed, **variant}
-            if picked["width"] is None:
-                picked["width"] = stage.widths(picked)[0]
+            picked = {**stage.fixed, **variant}
             for tail in range(picked["depth"] + 1) if reaches else (0,):
                 for blocks, values in self._by_shared(stage, {**picked, "tail": tail}, streams, shared).items():
                     found.setdefault((blocks, tail), Laid(picked, blocks, tail, values))
@@ -452,7 +454,7 @@ class Space:
     @functools.cached_property
     def _all_shared(self) -> tuple[tuple[Any, ...], ...]:
         """The legal combinations of shared values."""
-        products = itertools.product(*(_as_choice(choice).values for choice in self.shared.values()))
+        products = itertools.product(*(values_of(choice) for choice in self.shared.values()))
         settled = (self._settled(dict(zip(self.shared, values, strict=True))) for values in products)
         return tuple(dict.fromkeys(tuple(values[name] for name in self.shared) for values in settled))
 
@@ -575,7 +577,7 @@ class _Asked(dict[str, Any]):
 
 
 def _range(tail: Any) -> tuple[int, int]:
-    values = _as_choice(tail).values
+    values = values_of(tail)
     return min(values), max(values)
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from nas.arch import Arch
 from nas.blocks import Logits
 from nas.errors import InputError
-from nas.ops import Block, LayerNorm, Linear, Op, Residual, Shape, from_stage, one_of
+from nas.ops import Block, LayerNorm, Linear, Op, Residual, Shape, from_stage, one_of, scale_rows
 from nas.space import Repeat, Space
 
 # ops
@@ -98,7 +98,7 @@ class Attention(Op):
 
     def scaled(self, body: nn.Module, gamma: Tensor) -> nn.Module | None:
         attention = cast(_FusedAttention, body)
-        attention.proj = _scaled(attention.proj, gamma)
+        attention.proj = cast(nn.Linear, scale_rows(attention.proj, gamma))
         return attention
 
     def parts(self) -> dict[str, dict[int, tuple[int, ...]]]:
@@ -130,7 +130,7 @@ class _FusedAttention(nn.Module):
         self.op = op
         factor = torch.ones(3 * op.dim, dtype=body.qkv.weight.dtype, device=body.qkv.weight.device)
         factor[: op.dim] = (op.dim // op.heads) ** -0.5
-        self.qkv = _scaled(body.qkv, factor)
+        self.qkv = scale_rows(body.qkv, factor)
         self.proj = body.proj
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,14 +142,6 @@ class _FusedAttention(nn.Module):
 def _per_head(qkv: Tensor, heads: int) -> tuple[Tensor, ...]:
     """(N, T, 3 C) -> query, key and value, each (N, heads, T, C / heads)."""
     return qkv.view(*qkv.shape[:2], 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-
-
-def _scaled(layer: nn.Linear, gamma: Tensor) -> nn.Linear:
-    """A Linear with output channel i multiplied by gamma[i]."""
-    layer.weight = nn.Parameter(layer.weight * gamma[:, None])
-    if layer.bias is not None:
-        layer.bias = nn.Parameter(layer.bias * gamma)
-    return layer
 
 
 @dataclass(frozen=True)

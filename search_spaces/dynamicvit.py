@@ -32,7 +32,7 @@ from torch.nn import functional as F  # noqa: N812
 from nas.arch import Arch, Blocks
 from nas.blocks import Logits
 from nas.errors import InputError
-from nas.ops import Block, Conv, LayerNorm, Linear, Op, Shape, from_stage, one_of
+from nas.ops import Block, Conv, LayerNorm, Linear, Op, Shape, from_stage, in_order, one_of
 from nas.space import Either, Space, Stage, fill
 from search_spaces.deit import ClassAndPositions, ClassToken, Patchify, PatchTokens, ViTBlock
 
@@ -74,21 +74,31 @@ class TokenSelect(Op):
     Shape: tokens (N, 1 + n, C), logits of keep and drop (N, n, 2) -> (N, 1 + count, C).
     """
 
+    front: ClassVar[int] = 1  # class tokens
+
     count: int
 
     def body(self) -> nn.Module:
-        return _TokenSelect(self.count)
+        return _TokenSelect(self)
 
 
 class _TokenSelect(nn.Module):
-    def __init__(self, count: int) -> None:
+    def __init__(self, op: TokenSelect) -> None:
         super().__init__()
-        self.count = count
+        self.op = op
 
     def forward(self, x: Tensor, scores: Tensor) -> Tensor:
         keep, drop = scores.unbind(2)
-        best = (keep - drop).topk(self.count, 1).indices  # in the order of the probabilities
-        return torch.cat([x[:, :1], x[:, 1:].gather(1, best.unsqueeze(2).expand(-1, -1, x.shape[2]))], 1)
+        front, best = self.op.front, (keep - drop).topk(self.op.count, 1).indices  # in the order of the probabilities
+        patches = x[:, front:].gather(1, best.unsqueeze(2).expand(-1, -1, x.shape[2]))
+        return torch.cat([x[:, :front], patches], 1) if front else patches
+
+
+@dataclass(frozen=True)
+class BareSelect(TokenSelect):
+    """`TokenSelect` where there is no class token. Shape: (N, n, C), (N, n, 2) -> (N, count, C)."""
+
+    front: ClassVar[int] = 0
 
 
 @dataclass(frozen=True)
@@ -119,14 +129,26 @@ class Undecided(Block):
     """No decision so far about any patch token. Tokens (N, 1 + T, C) -> decisions (N, 0, T)."""
 
     gives = ("kept",)
+    select: ClassVar[type[TokenSelect]] = TokenSelect
 
     def build(self, x: Shape) -> nn.Module:
-        return _Undecided()
+        return _Undecided(self.select.front)
 
 
 class _Undecided(nn.Module):
+    def __init__(self, front: int) -> None:
+        super().__init__()
+        self.front = front
+
     def forward(self, x: Tensor) -> Tensor:
-        return x.detach()[:, 1:, 0].unsqueeze(1)[:, :0]
+        return x.detach()[:, self.front :, 0].unsqueeze(1)[:, :0]
+
+
+@dataclass(frozen=True)
+class BareUndecided(Undecided):
+    """`Undecided` where there is no class token. Tokens (N, T, C) -> decisions (N, 0, T)."""
+
+    select: ClassVar[type[TokenSelect]] = BareSelect
 
 
 @dataclass(frozen=True)
@@ -144,15 +166,16 @@ class Prune(Block):
     takes = ("x", "kept")
     gives = ("x", "kept")
     no_map: ClassVar[str] = "it drops tokens, and those that are left are no map"
+    select: ClassVar[type[TokenSelect]] = TokenSelect
 
     keep: tuple[int, ...]
 
     def build(self, x: Shape, kept: Shape) -> nn.Module:
-        return _Prune(x.channels, self._count(x[1] - 1, kept[2]))
+        return _Prune(x.channels, self.select(self._count(x[1] - self.select.front, kept[2])))
 
     def _count(self, reaching: int, patches: int) -> int:
         if not self.keep or not all(0 < percent <= 100 for percent in self.keep):
-            raise InputError(f"Prune.keep: expected percentages from 1 to 100, got {self.keep}")
+            raise InputError(f"{type(self).__name__}.keep: expected percentages from 1 to 100, got {self.keep}")
         count = int(patches * math.prod(self.keep) // 100 ** len(self.keep))
         if not 0 < count <= reaching:
             raise InputError(f"{self}: keeps {count} of {patches} patch tokens, but {reaching} reach it")
@@ -160,22 +183,30 @@ class Prune(Block):
 
 
 class _Prune(nn.Module):
-    def __init__(self, dim: int, count: int) -> None:
+    def __init__(self, dim: int, select: TokenSelect) -> None:
         super().__init__()
+        self.front = select.front
         self.embed = nn.Sequential(LayerNorm(dim).module(), Linear(dim, dim, act="gelu").module())
         self.mix = LocalGlobal(dim).module()
         hidden = Linear(dim, dim // 2, act="gelu"), Linear(dim // 2, dim // 4, act="gelu")
-        self.score = nn.Sequential(*(layer.module() for layer in (*hidden, Linear(dim // 4, 2))))
-        self.select = TokenSelect(count).module()
+        self.score = in_order(*hidden, Linear(dim // 4, 2))
+        self.select = select.module()
 
     def forward(self, x: Tensor, kept: Tensor) -> tuple[Any, Tensor]:
-        scores = self.score(self.mix(self.embed(x[:, 1:]), *_current(kept)))
+        scores = self.score(self.mix(self.embed(x[:, self.front :]), *current(kept)))
         if self.training:
-            return x, torch.cat([kept, draw(scores, *_current(kept)).unsqueeze(1)], 1)
+            return x, torch.cat([kept, draw(scores, *current(kept)).unsqueeze(1)], 1)
         return self.select(x, scores), kept
 
 
-def _current(kept: Tensor) -> tuple[Tensor, ...]:
+@dataclass(frozen=True)
+class BarePrune(Prune):
+    """`Prune` where there is no class token. Tokens (N, n, C), decisions -> tokens, decisions."""
+
+    select: ClassVar[type[TokenSelect]] = BareSelect
+
+
+def current(kept: Tensor) -> tuple[Tensor, ...]:
     """The last of the decisions (N, selections, T), if there is one; there is none in eval."""
     return (kept[:, -1],) if kept.shape[1] else ()
 
@@ -211,7 +242,7 @@ class PrunedViTBlock(ViTBlock):
 class _PrunedViTBlock(nn.Sequential):
     def forward(self, x: Tensor, kept: Tensor) -> Any:  # type: ignore[override]  # two tensors
         attention, mlp = self
-        seen = (F.pad(keep, (1, 0), value=1.0) for keep in _current(kept))  # the class token is kept
+        seen = (F.pad(keep, (1, 0), value=1.0) for keep in current(kept))  # the class token is kept
         return mlp(attention(x, *seen))
 
 
@@ -242,7 +273,7 @@ class LVStem(Block):
             Patchify(self.stem, self.cout, self.patch // 2),
             ClassAndPositions(self.cout, (x.side // self.patch) ** 2),
         )
-        return nn.Sequential(*(layer.module() for layer in layers))
+        return in_order(*layers)
 
 
 @dataclass(frozen=True)
@@ -311,7 +342,7 @@ class _DenseLogits(nn.Module):
         self.add = AddBest().module()
 
     def forward(self, x: Tensor, tokens: Tensor, kept: Tensor) -> Any:
-        return self.add(self.first(x), self.patches(tokens[:, 1:]), *_current(kept))
+        return self.add(self.first(x), self.patches(tokens[:, 1:]), *current(kept))
 
     def token_logits(self, tokens: Tensor) -> Tensor:
         """The logits of the class token by itself and of every patch token. (N, 1 + n, C) -> (N, 1 + n, classes)."""

@@ -28,6 +28,7 @@ from nas.ops import (
     ToMap,
     ToTokens,
     from_stage,
+    in_order,
     one_of,
     trunc_normal,
 )
@@ -44,7 +45,7 @@ class Stem(Block):
     def build(self, x: Shape) -> nn.Module:
         widths = [x.channels, *(self.cout >> (self.convs - 1 - step) for step in range(self.convs))]
         convs = (Conv(cin, cout, 3, 2, act="relu", bias=True) for cin, cout in itertools.pairwise(widths))
-        return nn.Sequential(*(conv.module() for conv in convs))
+        return in_order(*convs)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch.nn.utils.fusion import fuse_linear_bn_eval
 from nas.arch import Arch, Blocks
 from nas.blocks import Logits
 from nas.errors import InputError
-from nas.ops import Block, Conv, LayerNorm, Leaf, Linear, Mean, Op, Residual, Shape, from_stage, one_of
+from nas.ops import Block, Conv, LayerNorm, Leaf, Linear, Mean, Op, Residual, Shape, from_stage, in_order, one_of
 from nas.space import Space, Stage, fill
 
 # ops
@@ -422,7 +422,7 @@ class Lite(TwoStream):
             *shuffle,
             Conv(hidden, self.cout, groups=self.groups),
         )
-        body = nn.Sequential(*(layer.module() for layer in layers))
+        body = in_order(*layers)
         return Residual(body, share=0) if self.stride == 1 and x.channels == self.cout else body
 
 
@@ -436,7 +436,7 @@ class WidePooled(TwoStream):
         wide = Conv(x.channels, 6 * x.channels, groups=self.groups, act="relu6")
         shuffle = [ChannelShuffle(self.groups)] if self.groups > 1 else []
         layers = (*shuffle, wide, Mean())
-        return nn.Sequential(*(layer.module() for layer in layers))
+        return in_order(*layers)
 
 
 @dataclass(frozen=True)

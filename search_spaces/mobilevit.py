@@ -19,9 +19,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from nas.arch import Arch, Blocks, steps_of
-from nas.blocks import Logits
+from nas.blocks import Logits, divisible
 from nas.errors import InputError, suggest
-from nas.ops import Block, Conv, LayerNorm, Linear, Mean, Op, Residual, Row, Shape, from_stage, one_of, trunc_normal
+from nas.ops import (
+    Block,
+    Conv,
+    LayerNorm,
+    Linear,
+    Mean,
+    Op,
+    Residual,
+    Row,
+    Shape,
+    from_stage,
+    in_order,
+    one_of,
+    trunc_normal,
+)
 from nas.space import Either, Repeat, Space, Stage, fill
 from search_spaces.deit import Attention
 
@@ -211,19 +225,13 @@ class SiluResidual(MobileBlock):
     expand: int = one_of(2, 4)
 
     def build(self, x: Shape) -> nn.Module:
-        hidden = divisible(x.channels * self.expand)
+        hidden = divisible(x.channels * self.expand, 8)
         body = nn.Sequential(
             Conv(x.channels, hidden, act="silu").module(),
             Conv(hidden, hidden, 3, self.stride, groups=hidden, act="silu").module(),
             Conv(hidden, self.cout).module(),
         )
         return Residual(body) if self.stride == 1 and x.channels == self.cout else body
-
-
-def divisible(value: int, by: int = 8) -> int:
-    """The nearest multiple of `by`; the next larger one where that falls below nine tenths of `value`."""
-    nearest = max(by, (value + by // 2) // by * by)
-    return nearest if 10 * nearest >= 9 * value else nearest + by
 
 
 @dataclass(frozen=True)
@@ -277,7 +285,7 @@ class Softmaxed(Patches):
         dim, hidden = self.dim, self.ratio * self.dim
         attention = nn.Sequential(LayerNorm(dim).module(), Attention(dim, self.heads).module())
         mlp = (LayerNorm(dim), Linear(dim, hidden, act="silu"), Linear(hidden, dim))
-        return Residual(attention), Residual(nn.Sequential(*(op.module() for op in mlp)))
+        return Residual(attention), Residual(in_order(*mlp))
 
 
 @dataclass(frozen=True)
@@ -300,7 +308,7 @@ class Separable(Patches):
         dim, hidden = self.dim, self.ratio * self.dim // 16 * 16
         attention = nn.Sequential(WholeNorm(dim).module(), SeparableAttention(dim).module())
         first, second = Conv(dim, hidden, act="silu", bias=True, norm=False), Conv(hidden, dim, bias=True, norm=False)
-        return Residual(attention), Residual(nn.Sequential(*(op.module() for op in (WholeNorm(dim), first, second))))
+        return Residual(attention), Residual(in_order(WholeNorm(dim), first, second))
 
 
 @dataclass(frozen=True)
@@ -444,17 +452,19 @@ class Patched(Stage):
 
     Attributes:
         entry: the inverted residual.
-        block: the MobileViT block; without a `dim` it takes half the width, as all of v2 do.
+        block: the MobileViT block.
         width: choice of channels.
+        share: the `dim` of a block without a choice of it, in percent of the width: half of it in all of v2.
     """
 
     entry: Block
     block: Block
     width: Any
+    share: int = 50
 
     def lay(self, picked: Mapping[str, Any], streams: frozenset[str]) -> Blocks:
         width = picked["width"]
-        dim = picked["dim"] if "dim" in self.choices else width // 2
+        dim = picked["dim"] if "dim" in self.choices else width * self.share // 100
         return fill(self.entry, picked, cout=width), fill(self.block, picked, dim=dim)
 
     def hints(self, blocks: Blocks) -> dict[str, Any]:

@@ -17,10 +17,23 @@ import torch
 from torch import Tensor, nn
 
 from nas.arch import Arch, Blocks
-from nas.blocks import Logits
+from nas.blocks import Logits, divisible
 from nas.errors import InputError, suggest
-from nas.ops import Block, Choice, Conv, Mean, Op, Residual, Shape, ToMap, activation, one_of, trunc_normal
-from nas.space import Space, Stage, fill
+from nas.ops import (
+    Block,
+    Concat,
+    Conv,
+    Mean,
+    Op,
+    Residual,
+    Shape,
+    ToMap,
+    activation,
+    in_order,
+    one_of,
+    trunc_normal,
+)
+from nas.space import Space, Stage, fill, values_of
 
 HEAD_DIM = 32  # channels of a head of attention, and of a group of convolution
 
@@ -203,19 +216,6 @@ class HalfPool(Op):
 
 
 @dataclass(frozen=True)
-class Concat(Op):
-    """Channels of the first map, then those of the second. (N, C, H, W), (N, D, H, W) -> (N, C + D, H, W)."""
-
-    def body(self) -> nn.Module:
-        return _Concat()
-
-
-class _Concat(nn.Module):
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return torch.cat((x, y), 1)
-
-
-@dataclass(frozen=True)
 class NormMean(Op):
     """Batch norm, then the mean over positions; deployed, a scale and an offset of the mean.
 
@@ -286,7 +286,7 @@ class NextStem(NextBlock):
         widths = [x.channels, self.stem, self.stem // 2, self.stem, self.stem]
         strides = [2, 1, 1, self.stride // 2]
         pairs = zip(itertools.pairwise(widths), strides, strict=True)
-        return nn.Sequential(*(Conv(cin, cout, 3, stride, act="relu").module() for (cin, cout), stride in pairs))
+        return in_order(*(Conv(cin, cout, 3, stride, act="relu") for (cin, cout), stride in pairs))
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,7 @@ class PatchEmbed(NextBlock):
         steps: list[Op] = [] if x.is_map else [ToMap(x.side)]
         steps += [HalfPool()] if self.stride == 2 else []
         steps += [Conv(x.channels, self.cout)] if self.stride == 2 or x.channels != self.cout else []
-        return nn.Sequential(*(step.module() for step in steps))
+        return in_order(*steps)
 
 
 @dataclass(frozen=True)
@@ -381,15 +381,9 @@ class NextPooled(NextBlock):
 HEAD = (NextPooled(), Logits(heads=1))
 
 
-def divisible(value: float) -> int:
-    """The nearest multiple of 32, at least 32; the next larger one where that falls below nine tenths of `value`."""
-    nearest = max(HEAD_DIM, int(value + HEAD_DIM / 2) // HEAD_DIM * HEAD_DIM)
-    return nearest if nearest >= 0.9 * value else nearest + HEAD_DIM
-
-
 def ntb_width(width: int) -> int:
     """Channels behind the NTBs of a stage whose NCBs have `width`: four thirds of it, as 192 -> 256 (sec. 3.5)."""
-    return divisible(width * 4 / 3)
+    return divisible(width * 4 / 3, HEAD_DIM)
 
 
 def attended(cout: int, r: int) -> int:
@@ -399,7 +393,7 @@ def attended(cout: int, r: int) -> int:
     """
     if not 0 < r <= 100:
         raise InputError(f"r: expected a percentage from 1 to 100, got {r}")
-    return cout if r == 100 else min(divisible(cout * r // 100), cout - HEAD_DIM)
+    return cout if r == 100 else min(divisible(cout * r // 100, HEAD_DIM), cout - HEAD_DIM)
 
 
 STRATEGIES = ("C", "T", "H")
@@ -452,20 +446,20 @@ class Groups(Stage):
             found |= {"sr": ntbs[0].sr, "pool": ntbs[0].pool, "ntb_ratio": ntbs[0].ratio}
             found |= {"n": len(ncbs) // len(ntbs)} if ncbs else {}
         else:
-            pairs = itertools.product(_values(self.n), _values(self.groups))
+            pairs = itertools.product(values_of(self.n), values_of(self.groups))
             found |= next(({"n": n, "groups": groups} for n, groups in pairs if n * groups == len(ncbs)), {})
         return {name: value for name, value in found.items() if name in self.choices and value is not None}
 
     def _width_of(self, blocks: Blocks, ntbs: list[NTB]) -> int | None:
         if ntbs:
-            return next((width for width in _values(self.width) if ntb_width(width) == ntbs[0].cout), None)
+            return next((width for width in values_of(self.width) if ntb_width(width) == ntbs[0].cout), None)
         return next((block.cout for block in blocks if isinstance(block, PatchEmbed)), None)
 
     def _r_of(self, blocks: Blocks, ntb: NTB) -> int | None:
         """The first percentage that gives the NTB the channels of the last `PatchEmbed` before it."""
         before = blocks[: blocks.index(ntb)]
         m = next((block.cout for block in reversed(before) if isinstance(block, PatchEmbed)), None)
-        return next((r for r in _values(self.r) if attended(ntb.cout, r) == m), None)
+        return next((r for r in values_of(self.r) if attended(ntb.cout, r) == m), None)
 
 
 def _group(picked: Mapping[str, Any]) -> list[NCB | NTB]:
@@ -489,10 +483,6 @@ def _embedded(kinds: Sequence[NCB | NTB], width: int, attends: int, stride: int)
         blocks.append(kind)
         reaching = width if isinstance(kind, NCB) else kind.cout
     return tuple(blocks)
-
-
-def _values(value: Any) -> tuple[Any, ...]:
-    return value.values if isinstance(value, Choice) else (value,)
 
 
 POOLS, RS, TWO_OR_THREE = one_of("raster", "map"), one_of(25, 50, 75, 100), one_of(2, 3)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from nas.arch import Arch, Blocks
 from nas.errors import InputError, suggest
-from nas.ops import Block, Op, Residual, Shape, from_stage, one_of
+from nas.ops import Block, Concat, Op, Residual, Shape, from_stage, one_of
 from nas.space import Either, Space, Stage, fill
 from search_spaces import deit, swin, t2t
 from search_spaces.deit import PatchTokens, ViTBlock
@@ -78,19 +78,6 @@ class _Interleave(nn.Module):
         return torch.stack((x, y), 3).flatten(2)
 
 
-@dataclass(frozen=True)
-class SideBySide(Op):
-    """Channels of the first group, then those of the second. (N, T, C) twice -> (N, T, 2 C)."""
-
-    def body(self) -> nn.Module:
-        return _SideBySide()
-
-
-class _SideBySide(nn.Module):
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return torch.cat((x, y), 2)
-
-
 # blocks
 
 
@@ -105,7 +92,7 @@ class ShuffledViTBlock(ViTBlock):
     shuffle: str = from_stage()
 
     def build(self, x: Shape) -> nn.Module:
-        return _Attended(self.shuffle, *self.residuals(_half(self, x)))
+        return Attended(self.shuffle, *self.residuals(half(self, x)))
 
 
 @dataclass(frozen=True)
@@ -119,12 +106,15 @@ class ShuffledSwinBlock(SwinBlock):
     shuffle: str = from_stage()
 
     def build(self, x: Shape) -> nn.Module:
-        attention, mlp = self.branches(_half(self, x), x.side)
-        return _Attended(self.shuffle, Residual(attention), Residual(mlp))
+        attention, mlp = self.branches(half(self, x), x.side)
+        return Attended(self.shuffle, Residual(attention), Residual(mlp))
 
 
-class _Attended(nn.Module):
-    """Residuals on the first half of the channels, with rescaled sums, and an interleaving of both halves."""
+class Attended(nn.Module):
+    """Residuals on the first half of the channels, with rescaled sums, and an interleaving of both halves.
+
+    Tokens -> same shape.
+    """
 
     def __init__(self, rescaling: str, *residuals: Residual) -> None:
         super().__init__()
@@ -151,21 +141,26 @@ class GroupMerge(Block):
     cout: int = from_stage()
 
     def build(self, x: Shape) -> nn.Module:
-        return _GroupMerge(x.side, _half(self, x), self.cout // 2)
+        return _GroupMerge(x.side, half(self, x), self.cout // 2)
 
 
 class _GroupMerge(nn.Module):
     def __init__(self, side: int, cin: int, cout: int) -> None:
         super().__init__()
         self.attended, self.idle = merging(side, cin, cout), merging(side, cin, cout)
-        self.join = SideBySide().module()
+        self.join = Concat().module()
 
     def forward(self, x: Tensor) -> Any:
         attended, idle = x.chunk(2, 2)
         return self.join(self.attended(attended), self.idle(idle))
 
 
-def _half(block: Block, x: Shape) -> int:
+def half(block: Block, x: Shape) -> int:
+    """Half of the channels, which a block works on.
+
+    Raises:
+        InputError: their number is odd.
+    """
     if x.channels % 2:
         raise InputError(f"{type(block).__name__}: expected an even number of channels, got {x.channels}")
     return x.channels // 2

@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 from nas.arch import Arch, Blocks
 from nas.blocks import Logits
 from nas.errors import InputError
-from nas.ops import Block, LayerNorm, Linear, Op, Residual, Shape, from_stage, one_of
+from nas.ops import Block, LayerNorm, Linear, Op, Residual, Shape, from_stage, in_order, one_of
 from nas.space import Space, Stage, fill
 from search_spaces.deit import Patchify
 from search_spaces.efficientformer import Pooled
@@ -188,7 +188,7 @@ class SwinEmbed(Block):
     def build(self, x: Shape) -> nn.Module:
         if x.side % self.patch:
             raise InputError(f"SwinEmbed patch={self.patch}: does not divide an image of side {x.side}")
-        return _chain(Patchify(x.channels, self.cout, self.patch), LayerNorm(self.cout))
+        return in_order(Patchify(x.channels, self.cout, self.patch), LayerNorm(self.cout))
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class SwinMerge(Block):
 
 def merging(side: int, cin: int, cout: int) -> nn.Module:
     """Tokens (N, side * side, cin) -> (N, ceil(side / 2)**2, cout)."""
-    return _chain(Neighbours(side), LayerNorm(4 * cin), Linear(4 * cin, cout, bias=False))
+    return in_order(Neighbours(side), LayerNorm(4 * cin), Linear(4 * cin, cout, bias=False))
 
 
 @dataclass(frozen=True)
@@ -229,11 +229,7 @@ class SwinBlock(Block):
             raise InputError(f"SwinBlock.heads: {self.heads} heads do not divide {dim} channels")
         attention = WindowAttention(dim, side, self.heads, self.window, self.shifted)
         mlp = (LayerNorm(dim), Linear(dim, dim * self.ratio, act="gelu"), Linear(dim * self.ratio, dim))
-        return _chain(LayerNorm(dim), attention), _chain(*mlp)
-
-
-def _chain(*ops: Op) -> nn.Module:
-    return nn.Sequential(*(op.module() for op in ops))
+        return in_order(LayerNorm(dim), attention), in_order(*mlp)
 
 
 @dataclass(frozen=True)

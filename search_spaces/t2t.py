@@ -20,7 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 from nas.arch import Arch
 from nas.blocks import Logits
 from nas.errors import InputError, suggest
-from nas.ops import Add, Block, LayerNorm, Linear, Op, Shape, from_stage, one_of
+from nas.ops import Add, Block, LayerNorm, Linear, Op, Shape, from_stage, in_order, one_of
 from nas.space import Repeat, Space
 from search_spaces.deit import ClassToken, ViTBlock
 
@@ -211,8 +211,8 @@ class TokenStage(Block):
         ops = (SoftSplit(x.side, self.kernel, self.stride), LayerNorm(cin), TOKEN_STAGES[self.kind](cin, dim))
         mlp = (LayerNorm(dim), Linear(dim, dim, act="gelu"), Linear(dim, dim))
         dropout = [nn.Dropout(DROPOUT)] if self.kind == "performer" else []
-        body = nn.Sequential(*(op.module() for op in mlp), *dropout)
-        return nn.Sequential(*(op.module() for op in ops), _Shortcut(body))
+        body = nn.Sequential(*in_order(*mlp), *dropout)
+        return nn.Sequential(*in_order(*ops), _Shortcut(body))
 
 
 class _Shortcut(nn.Module):
@@ -241,7 +241,7 @@ class SplitTokens(Block):
         split = SoftSplit(x.side, self.kernel, self.stride)
         linear = Linear(x.channels * self.kernel**2, self.cout)
         embed = ClassAndSinusoid(self.cout, (x.side // self.stride) ** 2)
-        return nn.Sequential(*(op.module() for op in (split, linear, embed)))
+        return in_order(split, linear, embed)
 
 
 EPS = "1e-5"

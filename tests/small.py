@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nas.arch import calls_of
-from nas.latency import Entry, Header, Network, Table
+from nas.latency import Entry, Header, Network, Table, scope_of
 from nas.ops import one_of
 from nas.space import Repeat, Space
 from nas.tracing import macs_of_unit
@@ -40,6 +40,25 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
+def lively(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Weights that keep activations near one, so that softmax and every norm matter to the outputs."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                noise = torch.randn(tensor.shape, generator=generator)
+                positive = name.endswith("running_var") or (name.endswith("weight") and tensor.ndim == 1)
+                scaled = noise / tensor[0].numel() ** 0.5 if tensor.ndim > 1 else 0.3 * noise
+                tensor.copy_(1 + 0.3 * noise.abs() if positive else scaled)
+    return model
+
+
+def assert_close(got: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
+    """The largest difference is small beside the largest value; NaN is not."""
+    assert got.shape == expected.shape
+    assert (got - expected).abs().max() <= tolerance * expected.abs().max()
+
+
 def fake_us(row: object) -> float:
     """A made-up but plausible latency of a row: a fixed part and a part for its multiply-adds."""
     return 3.0 + macs_of_unit(row) / 2e4  # type: ignore[arg-type]
@@ -59,9 +78,9 @@ def fake_table(space: Space, *, networks: int = 8, error: float = 0.0, seed: int
         "precision": "fp32",
         "threads": 1,
         "level": "block",
-        "space": space.name,
-        "input_shape": space.input_shape,
-        "classes": space.classes,
+        "variant": "default",
+        "spaces": (scope_of(space),),
+        "method": "chains",
         "date": "2026-11-21",
         "protocol": "made up",
         "sentinel_us": 1000.0,

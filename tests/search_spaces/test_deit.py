@@ -13,6 +13,7 @@ from nas.ops import Residual, Row, Shape
 from nas.tracing import calls_of_unit, macs_of_op
 from nas.weights import slices
 from search_spaces import deit
+from tests.small import assert_close, lively
 
 # parameters of timm 1.0.31, and fvcore's MACs of its linears, convolutions and matrix products, in millions
 GOLDEN = {
@@ -31,21 +32,6 @@ def closed_form(width, depth, ratio=4, patch=16, side=224, classes=1000):
     params += depth * (layers + (4 + ratio + 1 + 4) * width) + 2 * width + (width + 1) * classes
     macs = 3 * side**2 * width + depth * (tokens * layers + 2 * tokens**2 * width) + width * classes
     return params, macs
-
-
-def lively(model, seed=0):
-    """Weights that keep activations near one, so that softmax and every norm matter to the outputs."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            noise = torch.randn(tensor.shape, generator=generator)
-            scaled = noise / tensor[0].numel() ** 0.5 if tensor.ndim > 1 else 0.3 * noise
-            tensor.copy_(1 + scaled if tensor.ndim == 1 and name.endswith("weight") else scaled)
-    return model
-
-
-def assert_close(got, expected, tolerance=1e-5):
-    assert (got - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 @pytest.fixture

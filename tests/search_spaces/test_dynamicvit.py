@@ -16,6 +16,7 @@ from nas.ops import Row, Shape
 from nas.tracing import calls_of_unit
 from search_spaces import deit
 from search_spaces import dynamicvit as dv
+from tests.small import assert_close, lively
 
 # parameters of the official code, and its MACs in millions by fvcore, which counts norms, for several percentages
 PARAMS = {
@@ -69,23 +70,6 @@ def closed_form(host, counts):
     n = counts[-1] + 1
     macs += 1000 * width * (n if lvvit else 1)
     return macs + predictors, predictors, normed + n * width, 3 * 112**2 * 64 if lvvit else 0
-
-
-def lively(model, seed=0):
-    """Weights that keep activations near one, so that attention and scores differ from token to token."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
-                noise = torch.randn(tensor.shape, generator=generator)
-                positive = name.endswith("running_var") or (name.endswith("weight") and tensor.ndim == 1)
-                scaled = noise / tensor[0].numel() ** 0.5 if tensor.ndim > 1 else 0.3 * noise
-                tensor.copy_(1 + 0.3 * noise.abs() if positive else scaled)
-    return model
-
-
-def assert_close(got, expected, tolerance=1e-9):
-    assert (got - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 def small(kind, keep=(60, 60), **changes):
@@ -209,7 +193,7 @@ def test_keeping_everything_is_the_host(kind):
     prunes = [f"stages.0.{n}." for n, block in enumerate(arch.stages[0]) if isinstance(block, dv.Prune)]
     assert all(name.startswith(tuple(prunes)) for name in missing)
     with torch.no_grad():
-        assert_close(network(images()), host(images()))
+        assert_close(network(images()), host(images()), 1e-9)
 
 
 def test_a_host_of_another_depth_is_refused():
@@ -275,7 +259,7 @@ def test_lvvit_halves_branches_and_adds_the_best_patch():
     with torch.no_grad():
         tokens = network.stages[0][0](images())
         expected = lvvit_by_hand(network.state_dict(), tokens, 4, 2)
-        assert_close(network(images()), expected)
+        assert_close(network(images()), expected, 1e-9)
     assert "stages.0.2.body.0.body.1.body.qkv.bias" not in network.state_dict()
 
 
@@ -299,7 +283,7 @@ def test_training_gives_decisions_and_tokens_at_the_end_of_the_network(kind):
     logits = head.body.token_logits(tokens) if kind == "lvvit" else head(tokens)
     assert logits.shape == (3, 65, 7)
     if kind == "deit":
-        assert_close(logits[:, 0], streams["x"])
+        assert_close(logits[:, 0], streams["x"], 1e-9)
 
 
 @pytest.mark.parametrize("kind", ["deit", "lvvit"])

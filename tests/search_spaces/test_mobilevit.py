@@ -12,12 +12,14 @@ from timm.models import byobnet, mobilevit
 from torch.nn import functional as F  # noqa: N812
 
 from nas.arch import calls_of, steps_of
+from nas.blocks import divisible
 from nas.building import Network, build, cost_of, fuse
 from nas.errors import InputError
 from nas.ops import Residual, Row, Shape
 from nas.tracing import calls_of_unit, macs_of_op, params_of_unit
 from nas.weights import slices
 from search_spaces import mobilevit as mv
+from tests.small import assert_close, lively
 
 # parameters, and conv+linear+matmul MACs in millions and the digits published, at 256 pixels
 GOLDEN = {
@@ -99,26 +101,8 @@ def products(arch):
     return sum(macs_of_op(row) for row in ops if not isinstance(row.unit, mv.Resize))
 
 
-def lively(model, seed=0):
-    """Weights that keep activations near one, so that softmax and every norm matter to the outputs."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
-                noise = torch.randn(tensor.shape, generator=generator)
-                positive = name.endswith("running_var") or (name.endswith("weight") and tensor.ndim == 1)
-                scaled = noise / tensor[0].numel() ** 0.5 if tensor.ndim > 1 else 0.3 * noise
-                tensor.copy_(1 + 0.3 * noise.abs() if positive else scaled)
-    return model
-
-
 def images(*shape):
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-def assert_close(got, expected):
-    assert got.shape == expected.shape
-    assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def in_small(preset, side):
@@ -403,7 +387,7 @@ def test_the_head_widens_the_last_map_behind_softmax_attention_only(version, wid
 
 @pytest.mark.parametrize(("value", "expected"), [(16, 16), (20, 24), (19, 24), (36, 40), (3, 8), (100, 104)])
 def test_hidden_channels_are_rounded_to_eight_but_not_below_nine_tenths(value, expected):
-    assert mv.divisible(value) == timm.layers.make_divisible(value) == expected
+    assert divisible(value, 8) == timm.layers.make_divisible(value) == expected
 
 
 def test_mistakes_are_named():

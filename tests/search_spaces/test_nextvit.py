@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 from nas.arch import calls_of, steps_of
+from nas.blocks import divisible
 from nas.building import Network, build, cost_of, fuse
 from nas.errors import InputError
 from nas.ops import Residual, Row, Shape
 from nas.tracing import calls_of_unit, fuse_in_place, macs_of_op, params_of_unit
 from search_spaces import nextvit as nv
+from tests.small import assert_close, lively
 
 # parameters of timm 1.0.31 and the official code, and their conv+linear+matmul MACs in the digits published
 GOLDEN = {
@@ -31,7 +33,7 @@ S_BY_R = {
 S = ((96, 192, 384, 768), (3, 3, 4, 2), (1, 1, 2, 1), "CHHH")
 
 
-def divisible(value):
+def multiple(value):
     nearest = max(32, int(value + 16) // 32 * 32)
     return nearest + 32 if nearest < 0.9 * value else nearest
 
@@ -62,8 +64,8 @@ def closed_form(
     reaching, hw = 64, hw // 4
     for stage, (width, kind) in enumerate(zip(widths, strategies, strict=True)):
         hw = hw // 4 if stage else hw
-        out = divisible(4 * width / 3)
-        m = divisible(out * r // 100)
+        out = multiple(4 * width / 3)
+        m = multiple(out * r // 100)
         group = ["ncb"] * (0 if kind == "T" else n[stage]) + ["ntb"] * (kind != "C")
         for number, block in enumerate(group * groups[stage]):
             wanted = width if block == "ncb" else m
@@ -81,23 +83,6 @@ def closed_form(
 def digits(macs, shown):
     """MACs in millions, cut off where the published figure ends."""
     return str(macs / 1e6)[: len(shown)]
-
-
-def lively(model, seed=0):
-    """Weights that keep activations near one, so that softmax and every norm matter to the outputs."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
-                noise = torch.randn(tensor.shape, generator=generator)
-                positive = name.endswith("running_var") or (name.endswith("weight") and tensor.ndim == 1)
-                scaled = noise / tensor[0].numel() ** 0.5 if tensor.ndim > 1 else 0.3 * noise
-                tensor.copy_(1 + 0.3 * noise.abs() if positive else scaled)
-    return model
-
-
-def assert_close(got, expected):
-    assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def batch_norms(model):
@@ -259,7 +244,7 @@ def test_weights_start_as_the_published_code_has_them():
 
 
 def test_channel_numbers_round_to_multiples_of_32_but_never_far_down():
-    assert [nv.divisible(value) for value in (1, 47, 48, 72, 80, 256)] == [32, 64, 64, 96, 96, 256]
+    assert [divisible(value, 32) for value in (1, 47, 48, 72, 80, 256)] == [32, 64, 64, 96, 96, 256]
     assert [nv.ntb_width(width) for width in (96, 192, 384, 768)] == [128, 256, 512, 1024]
     assert [nv.attended(256, r) for r in (25, 50, 75, 100)] == [64, 128, 192, 256]
     assert [nv.attended(96, r) for r in (25, 50, 75, 100)] == [32, 64, 64, 96]  # the second group keeps a head

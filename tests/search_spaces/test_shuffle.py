@@ -17,7 +17,7 @@ from nas.errors import InputError
 from nas.ops import Residual, Row, Shape
 from nas.tracing import calls_of_unit, macs_of_unit
 from search_spaces import deit, shuffle, swin, t2t
-from tests.small import randomize
+from tests.small import assert_close, randomize
 
 # parameters and conv+linear+matmul MACs in millions; plain ViTs have two factors per block, so has Swin
 GOLDEN = {
@@ -34,10 +34,6 @@ SWIN_XT, SWIN_T = (48, 96, 192, 384), (96, 192, 384, 768)
 
 def numbers(*shape, seed=0):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def assert_close(got, expected):
-    assert (got - expected).abs().max() <= 1e-9 * expected.abs().max()
 
 
 def interleaved(x, y):
@@ -117,10 +113,10 @@ def test_the_layer_is_the_one_written_out(rescaling):
             assert (a is None) == (rescaling in ("plain", "half"))
             assert a is None or a != 1
         expected = interleaved(u, v)
-        assert_close(layer(x), expected)
+        assert_close(layer(x), expected, 1e-9)
         module = block.module(Shape(1, 10, 64)).double()
         module.body.load_state_dict(layer.state_dict())
-        assert_close(fuse(module)(x), expected)
+        assert_close(fuse(module)(x), expected, 1e-9)
 
 
 def test_factors_begin_as_1_so_that_every_learned_rescaling_begins_as_none():
@@ -132,7 +128,7 @@ def test_factors_begin_as_1_so_that_every_learned_rescaling_begins_as_none():
     state = randomize(layers["plain"]).state_dict()
     for layer in layers.values():
         layer.load_state_dict({name: state.get(name, first) for name, first in layer.state_dict().items()})
-        assert_close(layer(x), layers["plain"](x))
+        assert_close(layer(x), layers["plain"](x), 1e-9)
 
 
 def weights_of(ours, names):
@@ -152,7 +148,7 @@ def test_the_attended_half_goes_through_the_host_s_block_on_deit():
     names = {key: f"residuals.{name}" for key, name in deit.BLOCK_NAMES.items()}
     theirs.load_state_dict(weights_of(ours, names))
     x = numbers(1, 17, 96)
-    assert_close(ours(x), interleaved(theirs(x[:, :, :48]), x[:, :, 48:]))
+    assert_close(ours(x), interleaved(theirs(x[:, :, :48]), x[:, :, 48:]), 1e-9)
 
 
 @pytest.mark.parametrize("shifted", [False, True])
@@ -165,7 +161,7 @@ def test_the_attended_half_goes_through_the_host_s_block_on_swin(shifted):
     theirs.load_state_dict(weights_of(ours, names))
     x = numbers(1, 64, 32)
     expected = theirs(x[:, :, :16].reshape(1, 8, 8, 16)).flatten(1, 2)
-    assert_close(ours(x), interleaved(expected, x[:, :, 16:]))
+    assert_close(ours(x), interleaved(expected, x[:, :, 16:]), 1e-9)
 
 
 def test_each_group_has_a_merge_of_its_own_and_no_shuffle_there():
@@ -176,7 +172,7 @@ def test_each_group_has_a_merge_of_its_own_and_no_shuffle_there():
         theirs = timm_swin.PatchMerging(16, 24).double()
         theirs.load_state_dict(weights_of(merge, {"norm.": "1.body.", "reduction.": "2.body."}))
         expected.append(theirs(group.reshape(1, 8, 8, 16)).flatten(1, 2))
-    assert_close(ours(x), torch.cat(expected, 2))
+    assert_close(ours(x), torch.cat(expected, 2), 1e-9)
 
 
 def test_a_pair_of_merges_costs_half_of_one_for_all_channels():

@@ -14,7 +14,7 @@ from nas.building import build, cost_of, fuse
 from nas.errors import InputError
 from nas.ops import Residual, Shape
 from search_spaces import swin
-from tests.small import randomize
+from tests.small import assert_close, randomize
 
 # parameters and conv+linear+matmul MACs in millions: timm 1.0.31 for t and xt, published figures for s
 GOLDEN = {"xt": (6_852_742, "1071.1"), "t": (28_288_354, "4490.6"), "s": (49_606_258, "8740.9")}
@@ -38,10 +38,6 @@ def closed_form(widths, depths, heads, ratios, window, side):
 
 def pixels(*shape):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-def assert_close(got, expected):
-    assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("size", GOLDEN)
