@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from nas.errors import InputError, suggest
 from nas.evaluation import datasets
+from nas.evaluation.sampler import PlannedBatch, in_order, shuffled
 
 Batch = tuple[Tensor, Tensor]
 Labelled = tuple[Tensor, Tensor]
@@ -95,7 +96,6 @@ class Split(ABC):
     @abstractmethod
     def __len__(self) -> int: ...
 
-    @abstractmethod
     def batches(
         self,
         batch_size: int,
@@ -104,11 +104,27 @@ class Split(ABC):
         seed: int | None = None,
         augment: ImageTransform | None = None,
     ) -> Iterator[Batch]:
-        """Yield normalised float32 images (N, C, H, W) and int64 labels (N,), on `device`.
+        """Read images in batches, as `read` does.
 
         Without a seed all images come in order and the last batch may be smaller. With one they are shuffled by it, and
-        a last incomplete batch is left out. `augment` turns one uint8 image (C, H, W) into another of the same shape
-        before normalisation; it draws from torch's global generator.
+        a last incomplete batch is left out.
+        """
+        plan = in_order(len(self), batch_size) if seed is None else shuffled(len(self), batch_size, seed)
+        return self.read(plan, device=device, seed=seed or 0, augment=augment)
+
+    @abstractmethod
+    def read(
+        self,
+        plan: Sequence[PlannedBatch],
+        *,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        augment: ImageTransform | None = None,
+    ) -> Iterator[Batch]:
+        """Yield the planned batches: normalised float32 images (N, C, H, W) and int64 labels (N,), on `device`.
+
+        `augment` turns one uint8 image (C, H, W) into another of the same shape before normalisation; it draws from the
+        global generators. `seed` is that of random crops, where the split has any.
         """
 
     def to(self, device: torch.device | str) -> Split:
@@ -167,27 +183,25 @@ class MemorySplit(Split):
         moved = {name: getattr(self, name).to(device) for name in ("images", "labels", "mean", "std")}
         return replace(self, **moved)
 
-    def batches(
+    def read(
         self,
-        batch_size: int,
+        plan: Sequence[PlannedBatch],
         *,
         device: torch.device | str = "cpu",
-        seed: int | None = None,
+        seed: int = 0,
         augment: ImageTransform | None = None,
     ) -> Iterator[Batch]:
-        order = torch.arange(len(self))
-        if seed is not None:
-            order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-            order = order[: len(self) // batch_size * batch_size]
-        for chosen in torch.split(order.to(self.labels.device), batch_size):
+        for indices, side in plan:
+            chosen = indices.to(self.labels.device)
             images, labels = self.images[chosen], self.labels[chosen]
             if augment is not None:
                 images = torch.stack([augment(image) for image in images])
-            yield self._fit(images.to(device)), labels.to(device)
+            yield self._fit(images.to(device), side), labels.to(device)
 
-    def _fit(self, images: Tensor) -> Tensor:
+    def _fit(self, images: Tensor, side: int | None) -> Tensor:
         """Bytes (N, c, h, w) -> floats (N, C, H, W), about mean 0 and deviation 1."""
-        channels, *size = self.input_shape
+        channels, *own = self.input_shape
+        size = own if side is None else [side, side]
         mean, std = (value.to(images.device)[:, None, None] for value in (self.mean, self.std))
         floats = (images.float() - mean) / std
         if channels == 1 and floats.shape[1] == 3:

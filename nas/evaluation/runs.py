@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-import csv
+import dataclasses
 import json
-import pickle
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from nas.arch import Arch
 from nas.building import build, input_shape_of, load_weights, with_classes
-from nas.errors import InputError, suggest
+from nas.evaluation.checkpoint import read_weights as read_weights
 from nas.evaluation.data import load_data
+from nas.evaluation.distributed import joined, own_process
+from nas.evaluation.log import write_history as write_history
 from nas.evaluation.recipe import Recipe
+from nas.evaluation.recipes import read_recipe
+from nas.evaluation.teacher import load_teacher
 from nas.evaluation.training import TrainResult, train
 from nas.export import check_onnx, export
-
-
-def read_recipe(fields: Mapping[str, Any]) -> Recipe:
-    """A recipe with these fields, its defaults for the rest.
-
-    Raises:
-        InputError: naming every field that is unknown or has a bad value.
-    """
-    for name in fields:
-        if name not in Recipe.model_fields:
-            raise InputError(suggest("recipe field", name, Recipe.model_fields))
-    try:
-        return Recipe(**fields)
-    except ValidationError as error:
-        problems = [f"{item['loc'][0]}: {item['msg']}, got {item['input']!r}" for item in error.errors()]
-        raise InputError(f"recipe: {'; '.join(problems)}") from error
 
 
 def train_arch(
@@ -44,6 +29,9 @@ def train_arch(
     folder: Path,
     fields: Mapping[str, Any] | None = None,
     *,
+    recipe: str | None = None,
+    teacher: str | None = None,
+    teacher_weights: Path | None = None,
     device: str = "auto",
     threads: int | None = None,
     seed: int = 0,
@@ -51,11 +39,16 @@ def train_arch(
 ) -> dict[str, Any]:
     """Train an arch on a dataset into `folder`: `arch.json`, `weights.pt`, `training.csv`, `result.json`.
 
+    Processes that torchrun started train together; the first one writes.
+
     Args:
         arch: its head is fitted to the dataset's classes.
         data_name: as `load_data` takes it.
         folder: a `checkpoint.pt` in it is continued.
-        fields: of the recipe, where they differ from its defaults.
+        fields: of the recipe, where they differ from those of `recipe`.
+        recipe: a name in `nas.evaluation.recipes`; None for the defaults.
+        teacher: a preset, a file of an arch, or a model of timm.
+        teacher_weights: its state dict; None for those that timm publishes.
         device: auto, cpu, cuda or mps.
         threads: of torch on the CPU; None leaves them as they are.
         seed: of weights, order and augmentation.
@@ -64,64 +57,62 @@ def train_arch(
     Returns:
         The figures written to `result.json`, and the paths.
     """
-    recipe = read_recipe(fields or {})
+    settings = read_recipe(fields or {}, recipe)
     if threads is not None:
         torch.set_num_threads(threads)
     data = load_data(data_name, arch.input_shape, seed=seed)
     fitted = with_classes(arch, data.classes)
-    model = build(fitted, seed=seed, drop_path=recipe.drop_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "arch.json").write_text(fitted.to_json() + "\n", encoding="utf-8")
+    model = build(fitted, seed=seed, drop_path=settings.drop_path)
+    guide = load_teacher(teacher, teacher_weights, arch.input_shape, data.classes) if teacher is not None else None
 
     def show(epoch: Mapping[str, Any]) -> None:
         if progress is not None:
             done = int(epoch["epoch"])
-            left = (recipe.epochs - done) * float(epoch["seconds"])
-            progress(done, recipe.epochs, left, f"epoch {done} of {recipe.epochs}, loss {epoch['train_loss']:.3f}")
+            left = (settings.epochs - done) * float(epoch["seconds"])
+            progress(done, settings.epochs, left, f"epoch {done} of {settings.epochs}, loss {epoch['train_loss']:.3f}")
 
-    checkpoint = folder / "checkpoint.pt"
-    result = train(model, data, recipe, device=device, seed=seed, checkpoint=checkpoint, on_epoch=show, test=True)
-    return _save(model, result, fitted, folder, data_name, recipe, seed)
-
-
-def _save(
-    model: torch.nn.Module, result: TrainResult, arch: Arch, folder: Path, data: str, recipe: Recipe, seed: int
-) -> dict[str, Any]:
-    weights = folder / "weights.pt"
-    temporary = weights.with_suffix(".tmp")
-    torch.save({key: value.cpu() for key, value in model.state_dict().items()}, temporary)
-    temporary.replace(weights)
-    write_history(result.history, folder / "training.csv")
-    facts = {
-        "arch": arch.id,
-        "data": data,
-        "seed": seed,
-        "recipe": recipe.model_dump(),
-        "epochs": result.epochs,
-        "val_loss": result.val_loss,
-        "val_accuracy": result.val_accuracy,
-        "test_loss": result.test_loss,
-        "test_accuracy": result.test_accuracy,
-        "seconds": result.seconds,
-        "images_per_second": result.images_per_second,
-        "device": result.device,
-        "precision": result.precision,
-    }
-    (folder / "result.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    with joined(device) as where:
+        first = own_process()[0] == 0
+        if first:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "arch.json").write_text(fitted.to_json() + "\n", encoding="utf-8")
+        result = train(
+            model,
+            data,
+            settings,
+            device=where,
+            seed=seed,
+            teacher=guide,
+            checkpoint=folder / "checkpoint.pt",
+            log=folder,
+            on_epoch=show,
+            test=True,
+        )
+        facts = _facts(result, fitted, data_name, settings, seed) | {"teacher": guide.id if guide else None}
+        if first:
+            _save(model, result, facts, folder)
     return facts | {
-        "weights": str(weights),
+        "first_process": first,
+        "weights": str(folder / "weights.pt"),
         "arch_file": str(folder / "arch.json"),
         "log": str(folder / "training.csv"),
     }
 
 
-def write_history(history: tuple[Mapping[str, Any], ...], path: Path) -> None:
-    """The epochs of a training run as CSV, one line each; what an epoch did not measure stays empty."""
-    columns = list(dict.fromkeys(key for epoch in history for key in epoch))
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(history)
+def _facts(result: TrainResult, arch: Arch, data: str, recipe: Recipe, seed: int) -> dict[str, Any]:
+    figures = {
+        field.name: getattr(result, field.name) for field in dataclasses.fields(result) if field.name != "history"
+    }
+    return {"arch": arch.id, "data": data, "seed": seed, "recipe": recipe.model_dump(), **figures}
+
+
+def _save(model: torch.nn.Module, result: TrainResult, facts: dict[str, Any], folder: Path) -> None:
+    weights = folder / "weights.pt"
+    temporary = weights.with_suffix(".tmp")
+    torch.save({key: value.cpu() for key, value in model.state_dict().items()}, temporary)
+    temporary.replace(weights)
+    write_history(result.history, folder / "training.csv")
+    (folder / "result.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def export_arch(arch: Arch, target: Path, format: str = "onnx", weights: Path | None = None) -> dict[str, Any]:
@@ -149,20 +140,3 @@ def export_arch(arch: Arch, target: Path, format: str = "onnx", weights: Path | 
         "difference": check_onnx(path, model),
         "weights": None if weights is None else str(weights),
     }
-
-
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """A state dict from a file, without executing code in it.
-
-    Raises:
-        InputError: where the file is missing or holds anything but tensors by name.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # on files that are refused right after
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a file of weights: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError(f"{path}: expected a state dict (tensors by name), as nas train writes it")
-    return state

@@ -288,6 +288,7 @@ def noise_folder(image_folder):
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more processes than one core
 def test_streamed_crops_depend_on_the_seed_and_not_on_the_processes_that_decode(noise_folder, monkeypatch):
     train = load_data(f"imagefolder:{noise_folder}", SHAPE).train
     here, again, other = (images_of(train, seed=seed) for seed in (1, 1, 2))

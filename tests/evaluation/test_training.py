@@ -15,17 +15,19 @@ from torch import nn
 
 from nas.errors import InputError
 from nas.evaluation import evaluators, training
+from nas.evaluation.augmentation import distorted
 from nas.evaluation.data import load_data
-from nas.evaluation.devices import OutOfMemory, pick_device, seeded, uses_bf16
+from nas.evaluation.devices import OutOfMemory, pick_device, seeded, step_dtype
 from nas.evaluation.evaluators import load_evaluator
+from nas.evaluation.optimization import make_optimizer
 from nas.evaluation.recipe import Recipe
-from nas.evaluation.training import TrainingDiverged, distorted, evaluate, train
+from nas.evaluation.training import TrainingDiverged, evaluate, train
 
 EVERYTHING = Recipe(
     epochs=3,
     batch_size=16,
     shift=1,
-    rand_augment=5,
+    rand_augment="rand-m5-mstd0.5",
     random_erasing=0.3,
     mixup=0.2,
     cutmix=0.5,
@@ -78,7 +80,7 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
 
 
 def without_times(history) -> list[dict]:
-    return [{key: value for key, value in entry.items() if "seconds" not in key} for entry in history]
+    return [{key: value for key, value in entry.items() if "second" not in key} for entry in history]
 
 
 def test_training_learns_digits_and_reports_what_scikit_learn_computes():
@@ -259,11 +261,11 @@ def test_two_equal_heads_train_like_one(data):
 
 def test_the_learning_rate_rises_linearly_and_falls_as_half_a_cosine(data, monkeypatch):
     rates = []
-    step = training._Trainer._step
+    update = training._Trainer._update
     monkeypatch.setattr(
         training._Trainer,
-        "_step",
-        lambda self, *args: (step(self, *args), rates.append(self.optimizer.param_groups[0]["lr"]))[0],
+        "_update",
+        lambda self: (update(self), rates.append(self.optimizer.param_groups[0]["lr"]))[0],
     )
     train(build(), data, Recipe(epochs=5, batch_size=16, lr=0.2, warmup_fraction=0.25, final_lr=0.1))
     steps, warmup = 40, 10
@@ -277,7 +279,7 @@ def test_biases_and_norms_are_not_decayed(data):
     model = build()
     decays = {
         id(weight): group["weight_decay"]
-        for group in training._optimizer(model, Recipe(weight_decay=0.3)).param_groups
+        for group in make_optimizer(model, Recipe(weight_decay=0.3)).param_groups
         for weight in group["params"]
     }
     assert {name: decays[id(weight)] for name, weight in model.named_parameters()} == {
@@ -394,7 +396,7 @@ def test_what_does_not_fit_together_is_refused(data, model, recipe, message):
 
 
 def test_a_recipe_rejects_unknown_fields_and_impossible_numbers():
-    for wrong in ({"epoch": 3}, {"epochs": 0}, {"lr": -1}, {"amp": "fp16"}, {"ema_decay": 1.0}):
+    for wrong in ({"epoch": 3}, {"epochs": 0}, {"lr": -1}, {"amp": "fp8"}, {"ema_decay": 1.0}):
         with pytest.raises(ValidationError, match=next(iter(wrong))):
             Recipe(**wrong)
 
@@ -422,9 +424,10 @@ def test_bf16_is_chosen_only_where_the_processor_has_it(monkeypatch):
         ({}, False),
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able, raising=False)
-        assert uses_bf16("auto", cpu) is expected
-        assert uses_bf16("none", cpu) is False
-        assert uses_bf16("bf16", cpu) is True
+        assert (step_dtype("auto", cpu) == torch.bfloat16) is expected
+        assert step_dtype("none", cpu) == torch.float32
+        assert step_dtype("bf16", cpu) == torch.bfloat16
+        assert step_dtype("fp16", cpu) == torch.float16
 
 
 def test_training_in_bf16_comes_close_to_fp32_and_says_so(data):

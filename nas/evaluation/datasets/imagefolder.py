@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from PIL import UnidentifiedImageError
+from PIL.Image import Image
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -23,6 +25,8 @@ from torchvision.transforms import v2
 
 from nas.errors import InputError
 from nas.evaluation.data import Batch, Data, DataRequest, ImageTransform, Split
+from nas.evaluation.devices import seeded
+from nas.evaluation.sampler import PlannedBatch
 
 CROP_SHARE = 0.875
 LOADERS_MAX = 8
@@ -73,23 +77,20 @@ class FolderSplit(Split):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def batches(
+    def read(
         self,
-        batch_size: int,
+        plan: Sequence[PlannedBatch],
         *,
         device: torch.device | str = "cpu",
-        seed: int | None = None,
+        seed: int = 0,
         augment: ImageTransform | None = None,
     ) -> Iterator[Batch]:
-        steps = [*self._crop(), v2.PILToTensor(), *([augment] if augment is not None else [])]
         loader = DataLoader(
-            _Files(self.samples, v2.Compose(steps), seed or 0),
-            batch_size,
-            shuffle=seed is not None,
-            drop_last=seed is not None,
+            _Files(self, augment, seed),
+            batch_sampler=[[(index, side) for index in indices.tolist()] for indices, side in plan],
             num_workers=_loaders(),
             pin_memory=torch.device(device).type == "cuda",
-            generator=torch.Generator().manual_seed(seed or 0),
+            generator=torch.Generator().manual_seed(seed),  # else it draws from the global one
         )
         channels = self.input_shape[0]
         mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN) * 255, torch.tensor(IMAGENET_DEFAULT_STD) * 255
@@ -100,36 +101,36 @@ class FolderSplit(Split):
             floats = images.to(device, non_blocking=True).float()
             yield (floats - mean) / std, labels.to(device, non_blocking=True)
 
-    def _crop(self) -> list[torch.nn.Module]:
-        channels, height, width = self.input_shape
-        grey = [v2.Grayscale(1)] if channels == 1 else []
+    def cropped(self, image: Image, side: int | None) -> Tensor:
+        """The part of an image that is shown, as bytes (C, side, side); None is the split's own size."""
+        channels, *own = self.input_shape
+        size = own if side is None else [side, side]
+        shown = v2.functional.to_grayscale(image) if channels == 1 else image
         if self.training:
-            return [*grey, v2.RandomResizedCrop((height, width))]
-        return [*grey, v2.Resize(round(max(height, width) / CROP_SHARE)), v2.CenterCrop((height, width))]
+            return cast(Tensor, v2.functional.pil_to_tensor(v2.RandomResizedCrop(size)(shown)))
+        resized = v2.functional.resize(shown, [round(max(size) / CROP_SHARE)])
+        return cast(Tensor, v2.functional.pil_to_tensor(v2.functional.center_crop(resized, size)))
 
 
 class _Files(Dataset[tuple[Tensor, int]]):
     """Decoded, transformed files. What is drawn for an image depends on `seed` and its index, not on who loads it."""
 
-    def __init__(self, samples: tuple[tuple[str, int], ...], transform: ImageTransform, seed: int) -> None:
-        self.samples = samples
-        self.transform = transform
-        self.seed = seed
+    def __init__(self, split: FolderSplit, augment: ImageTransform | None, seed: int) -> None:
+        self.split, self.augment, self.seed = split, augment, seed
 
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self.samples[index]
+    def __getitem__(self, item: tuple[int, int | None]) -> tuple[Tensor, int]:
+        index, side = item
+        path, label = self.split.samples[index]
         try:
             image = default_loader(path)
         except (UnidentifiedImageError, OSError) as error:
             raise InputError(f"{path}: not a readable image ({error}); remove it or fetch it again") from error
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed * len(self) + index)
-            return self.transform(image), label
+        with seeded(self.seed * len(self.split) + index):
+            shown = self.split.cropped(image, side)
+            return shown if self.augment is None else self.augment(shown), label
 
 
 def _loaders() -> int:
-    """Processes that decode images: one a core, up to a limit; none in a daemonic process, which may not start any."""
-    return 0 if multiprocessing.current_process().daemon else min(LOADERS_MAX, os.cpu_count() or 1)
+    """Processes that decode images: one for each core that is ours, up to a limit; none in a daemon, which may not."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if multiprocessing.current_process().daemon else min(LOADERS_MAX, cores)

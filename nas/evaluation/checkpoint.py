@@ -1,0 +1,80 @@
+"""Files of weights and of trainings that go on later: written whole or not at all, read without executing code."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nas.errors import InputError
+
+
+def write_checkpoint(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
+    """Write a state under a temporary name, then move it into place.
+
+    Args:
+        path: the file.
+        identity: what must be the same for the checkpoint to fit, as two levels of plain data.
+        state: tensors and plain data.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")  # what a killed process left is written over
+    try:
+        torch.save({"identity": json.dumps(identity), **state}, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """The state in a checkpoint, on the CPU.
+
+    Raises:
+        InputError: the file is damaged, or belongs to another training; it is not touched.
+    """
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)  # executes no code
+        found = json.loads(content["identity"])
+    except (OSError, EOFError, RuntimeError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{path}: not a readable checkpoint ({reason}); delete it to start over") from error
+    expected = json.loads(json.dumps(identity))
+    if found != expected:
+        raise InputError(
+            f"{path}: checkpoint of another training: {'; '.join(_differences(found, expected))}. "
+            f"Ask for the same again, or delete it to start over"
+        )
+    return content
+
+
+def _differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """`recipe.epochs is 10 there, 12 here` for each value that differs."""
+    sections = [(name, found.get(name, {}), expected.get(name, {})) for name in sorted({*found, *expected})]
+    return [
+        f"{name}.{key} is {there.get(key)!r} there, {here.get(key)!r} here"
+        for name, there, here in sections
+        for key in sorted({*there, *here})
+        if there.get(key) != here.get(key)
+    ]
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """A state dict from a file, without executing code in it.
+
+    Raises:
+        InputError: where the file is missing or holds anything but tensors by name.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # on files that are refused right after
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as a file of weights: {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{path}: expected a state dict (tensors by name), as nas train writes it")
+    return state

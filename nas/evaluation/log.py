@@ -1,0 +1,49 @@
+"""The log of a training: one line of CSV an epoch, and TensorBoard where it is installed."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+COLUMNS = ("train_loss", "val_loss", "val_accuracy", "lr", "images_per_second", "resolution")
+"""What TensorBoard shows."""
+
+
+class Log:
+    """Writes `training.csv` and TensorBoard's events into a folder after each epoch."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.board: Any = None
+
+    def write(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Write the epochs so far; the last one is new."""
+        write_history(history, self.folder / "training.csv")
+        if self.board is None and find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=int(history[-1]["epoch"]))
+        if self.board is not None:
+            for name in COLUMNS:
+                if name in history[-1]:
+                    self.board.add_scalar(name, history[-1][name], int(history[-1]["epoch"]))
+            self.board.flush()
+
+    def close(self) -> None:
+        """End TensorBoard's file."""
+        if self.board is not None:
+            self.board.close()
+
+
+def write_history(history: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """The epochs of a training run as CSV, one line each; what an epoch did not measure stays empty."""
+    columns = list(dict.fromkeys(key for epoch in history for key in epoch))
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(history)
+    temporary.replace(path)

@@ -1,0 +1,96 @@
+"""What moves the weights: parameter groups, timm's optimizers and schedule, clipping."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models import model_parameters
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
+from timm.utils import dispatch_clip_grad
+from torch import nn
+
+from nas.evaluation.recipe import Recipe
+from nas.ops import BlockModule, Leaf
+from search_spaces.deit import ClassAndPositions
+from search_spaces.dynamicvit import Prune
+
+FUSED_OPTIMIZERS = {"adam", "adamw", "sgd"}
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer; vectors are not decayed.
+
+    With a `host_lr` of its own, the class token and the positions of the host stay as they are, and what is no
+    prediction module is in groups marked `host`, whose rates `Schedule` sets apart.
+    """
+    groups = param_groups_weight_decay
+    if recipe.host_lr != 1:
+        for part in model.modules():
+            if isinstance(part, Leaf) and isinstance(part.op, ClassAndPositions):
+                part.requires_grad_(False)
+        groups = _host_apart
+    fused = {"fused": True} if recipe.optimizer in FUSED_OPTIMIZERS else {}
+    optimizer: torch.optim.Optimizer = create_optimizer_v2(
+        model,
+        recipe.optimizer,
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        param_group_fn=lambda each: groups(each, recipe.weight_decay),
+        **fused,
+    )
+    return optimizer
+
+
+def _host_apart(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """timm's two groups, decayed and not, each divided into prediction modules and the rest."""
+    predicting = {id(each) for part in prediction_modules(model) for each in part.parameters()}
+    found = []
+    for group in param_groups_weight_decay(model, weight_decay):
+        for host in (False, True):
+            chosen = [each for each in group["params"] if (id(each) not in predicting) is host]
+            found.append(group | {"params": chosen, "host": host})
+    return [group for group in found if group["params"]]
+
+
+def prediction_modules(model: nn.Module) -> list[BlockModule]:
+    """The blocks that decide which tokens are kept."""
+    return [part for part in model.modules() if isinstance(part, BlockModule) and isinstance(part.block, Prune)]
+
+
+class Schedule:
+    """Linear warm-up, then half a cosine, by steps; rates of the host are a share of it, and 0 in its frozen epochs.
+
+    Args:
+        optimizer: whose rates are set.
+        recipe: of the training.
+        steps: of an epoch; where epochs differ in that, time runs in equal parts of each.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> None:
+        self.optimizer, self.recipe, self.steps = optimizer, recipe, steps
+        lowest, all_steps = recipe.lr * recipe.final_lr, steps * recipe.epochs
+        self.cosine = CosineLRScheduler(
+            optimizer,
+            t_initial=all_steps,
+            lr_min=lowest,
+            warmup_t=int(all_steps * recipe.warmup_fraction + 1e-6),
+            warmup_lr_init=lowest,
+            t_in_epochs=False,
+        )
+
+    def set(self, epoch: int, step: int, steps: int) -> None:
+        """Set the rates for a step, from 0, of the `steps` that an epoch, from 1, has."""
+        self.cosine.step_update((epoch - 1) * self.steps + step * self.steps / steps)
+        for group in self.optimizer.param_groups:
+            if group.get("host"):
+                group["lr"] *= 0.0 if epoch <= self.recipe.host_frozen else self.recipe.host_lr
+
+
+def clip(model: nn.Module, recipe: Recipe) -> None:
+    """Limit the gradients as the recipe says; agc spares the last layer (arXiv:2102.06171, sec. 4.1)."""
+    if recipe.clip is not None:
+        dispatch_clip_grad(
+            model_parameters(model, exclude_head=recipe.clip_mode == "agc"), recipe.clip, recipe.clip_mode
+        )

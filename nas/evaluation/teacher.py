@@ -1,0 +1,175 @@
+"""Frozen teachers: a preset or a found architecture with its weights, or any classifier of timm."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import search_spaces
+from nas.arch import Arch
+from nas.building import Network, build, load_arch, load_weights, with_classes
+from nas.errors import InputError, suggest
+from nas.evaluation.checkpoint import read_weights
+from nas.ops import BlockModule
+from nas.timm_models import from_timm, timm_name
+
+
+class Answer(NamedTuple):
+    """What a teacher says about images: logits (N, classes), and where asked for its patch tokens behind the last norm.
+
+    Attributes:
+        logits: (N, classes).
+        tokens: (N, T, C), or None.
+        token_logits: (N, T, classes) of a teacher that classifies tokens (LV-ViT), or None.
+    """
+
+    logits: Tensor
+    tokens: Tensor | None = None
+    token_logits: Tensor | None = None
+
+
+class Teacher:
+    """A frozen model in eval mode.
+
+    Attributes:
+        name: a preset, a file of an arch, or a model of timm.
+        model: the network.
+        arch: ours, None for a model of timm.
+        id: hash of name and weights.
+    """
+
+    def __init__(self, name: str, model: nn.Module, arch: Arch | None, side: int) -> None:
+        self.name, self.arch, self.side = name, arch, side
+        self.model = model.eval().requires_grad_(False)
+        digest = hashlib.sha256(name.encode())
+        for key, value in model.state_dict().items():
+            digest.update(key.encode() + value.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        self.id = digest.hexdigest()[:12]
+
+    def to(self, device: torch.device) -> Teacher:
+        """The same teacher, on `device`."""
+        self.model.to(device)
+        return self
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, *, tokens: bool = False) -> Answer:
+        """What it says about normalised images (N, C, H, W), which are resized to its own resolution."""
+        if images.shape[-1] != self.side:
+            images = nn.functional.interpolate(images, (self.side, self.side), mode="bilinear", antialias=True)
+        if not tokens:
+            return Answer(self.model(images).float())
+        return _our_tokens(self.model, images) if isinstance(self.model, Network) else _timm_tokens(self.model, images)
+
+
+def load_teacher(name: str, weights: Path | None, input_shape: tuple[int, int, int], classes: int) -> Teacher:
+    """A teacher for images (C, H, W) of `classes` classes.
+
+    Args:
+        name: a preset, a JSON file of an arch, or a model that timm knows.
+        weights: a state dict; a model of timm without one comes with its published weights.
+        input_shape: of the student's images; other resolutions are resized.
+        classes: of the data set.
+
+    Raises:
+        InputError: unknown name, no weights, or another number of classes or channels.
+    """
+    if name in search_spaces.presets() or Path(name).suffix == ".json":
+        teacher = _ours(name, weights, classes)
+    elif timm.is_model(name):
+        teacher = _from_timm(name, weights, input_shape, classes)
+    else:
+        known = [*search_spaces.presets(), *timm.list_models()]
+        raise InputError(f"{suggest('teacher', name, known)} A file of an arch ends in .json.")
+    with torch.no_grad():
+        logits = _tried(teacher, input_shape)
+    if logits.shape[1] != classes:
+        raise InputError(
+            f"teacher {name} gives {logits.shape[1]} logits, the data has {classes} classes; take one trained on them"
+        )
+    return teacher
+
+
+def _ours(name: str, weights: Path | None, classes: int) -> Teacher:
+    if weights is None:
+        raise InputError(f"teacher {name}: without weights it knows nothing; name the file that nas train wrote")
+    arch = with_classes(load_arch(name), classes)
+    model = build(arch)
+    load_weights(model, read_weights(weights), str(weights))
+    return Teacher(name, model, arch, arch.input_shape[1])
+
+
+def _from_timm(name: str, weights: Path | None, input_shape: tuple[int, int, int], classes: int) -> Teacher:
+    options: dict[str, Any] = {"pretrained": weights is None, "in_chans": input_shape[0]}
+    if weights is not None:
+        options["num_classes"] = classes
+    try:
+        model = timm.create_model(name, **options)
+        if weights is not None:
+            model.load_state_dict(read_weights(weights))
+    except (RuntimeError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"teacher {name}: no weights ({reason}); name a file of them") from error
+    fixed = model.pretrained_cfg.get("fixed_input_size", False)
+    return Teacher(name, model, None, model.pretrained_cfg["input_size"][1] if fixed else input_shape[1])
+
+
+def _tried(teacher: Teacher, input_shape: tuple[int, int, int]) -> Tensor:
+    try:
+        return teacher(torch.zeros(1, *input_shape)).logits
+    except RuntimeError as error:
+        shape = "x".join(map(str, input_shape))
+        raise InputError(
+            f"teacher {teacher.name} takes no images {shape}: {str(error).partition(chr(10))[0]}"
+        ) from error
+
+
+def _our_tokens(network: Network, images: Tensor) -> Answer:
+    """The head's first block takes the norm of what reaches it, of the class token only: here it is that of all."""
+    head = [cast(BlockModule, block) for block in cast(nn.ModuleList, network.stages[-1])]
+    norm = getattr(head[0].body, "norm", None)
+    if norm is None:
+        raise InputError(f"distill_tokens: a {network.arch.family} has no tokens behind a last norm; take DeiT, LV-ViT")
+    reached: list[Tensor] = []
+    handle = head[0].register_forward_pre_hook(lambda module, inputs: reached.append(inputs[0]))
+    try:
+        logits = network(images).float()
+    finally:
+        handle.remove()
+    tokens = norm(reached[0])
+    classify = getattr(head[-1].body, "token_logits", None)
+    return Answer(logits, tokens[:, 1:].float(), None if classify is None else classify(tokens)[:, 1:].float())
+
+
+def _timm_tokens(model: Any, images: Tensor) -> Answer:
+    tokens = model.forward_features(images)
+    if tokens.ndim != 3 or not hasattr(model, "num_prefix_tokens"):
+        raise InputError(f"distill_tokens: {type(model).__name__} of timm has no patch tokens; take a DeiT")
+    return Answer(model.forward_head(tokens).float(), tokens[:, model.num_prefix_tokens :].float())
+
+
+def start_from(teacher: Teacher, student: Network) -> None:
+    """Give a student the teacher's weights; a network that drops tokens takes those of its host.
+
+    Raises:
+        InputError: the two are not of the same architecture.
+    """
+    arch, state = _as_ours(teacher)
+    convert = getattr(search_spaces.family(student.arch.family), "from_host", None)
+    found: Mapping[str, Tensor] = state if convert is None else convert(state, arch, student.arch)
+    added = {key: value for key, value in student.state_dict().items() if key not in found} if convert else {}
+    load_weights(student, {**found, **added}, f"teacher {teacher.name}")
+
+
+def _as_ours(teacher: Teacher) -> tuple[Arch, Mapping[str, Tensor]]:
+    if teacher.arch is not None:
+        return teacher.arch, teacher.model.state_dict()
+    for preset in search_spaces.presets():
+        if timm_name(preset) == teacher.name:
+            return load_arch(preset), from_timm(preset, teacher.model.state_dict())
+    raise InputError(f"start: {teacher.name} of timm is no preset of ours, so a student cannot start from its weights")

@@ -1,0 +1,83 @@
+"""One network at several resolutions, and dropout that a recipe adds."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import search_spaces
+from nas.building import build, load_weights
+from nas.errors import InputError
+from nas.evaluation.network import TrainedNetwork, add_dropout, at_side
+from tests.small import lively
+
+MANY_SIDES = "mobilevit-32", "nextvit-32", "mobileformer-32", "swin-32", "shuffle-swin-32"
+ONE_SIDE = "deit-32", "dynamicvit-32", "t2t-32", "shuffle-32"  # a position for every token
+
+
+@pytest.mark.parametrize("name", ONE_SIDE)
+def test_a_family_whose_weights_depend_on_the_resolution_is_refused_with_the_reason(name):
+    network = build(search_spaces.load(name).sample(random.Random(1)))
+    with pytest.raises(InputError, match=r"positions of .* is another at 64 pixels than at 32"):
+        at_side(network, 64)
+
+
+@pytest.mark.parametrize("name", MANY_SIDES)
+def test_a_family_is_at_another_resolution_what_it_would_be_if_built_for_it(name):
+    network = build(search_spaces.load(name).sample(random.Random(1)))
+    twin = at_side(network, 64)
+    assert {key: id(value) for key, value in twin.named_parameters()} == {
+        key: id(value) for key, value in network.named_parameters()
+    }
+    lively(network)
+    other = build(replace(network.arch, input_shape=(3, 64, 64)))
+    load_weights(other, network.state_dict(), "twin")
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(twin.eval()(images), other.eval()(images))
+
+
+def test_statistics_of_norms_are_shared_and_drop_path_and_mode_follow():
+    network = build(search_spaces.load("mobileformer-32").sample(random.Random(0)), drop_path=0.3)
+    trained = TrainedNetwork(network, [64])
+    before = {key: value.clone() for key, value in network.named_buffers() if key.endswith("running_mean")}
+    trained.train()(torch.randn(4, 3, 64, 64))
+    assert any(not torch.equal(value, network.get_buffer(key)) for key, value in before.items())
+    twin = trained.twins[0][64]
+    rates = [[part.drop_path for part in each.modules() if hasattr(part, "drop_path")] for each in (network, twin)]
+    assert rates[0] == rates[1]
+    assert max(rates[0]) == pytest.approx(0.3)
+    trained.eval()
+    assert not any(part.training for part in twin.modules())
+    assert len(list(trained.parameters())) == len(list(network.parameters()))
+
+
+def test_dropout_reaches_the_classifier_in_training_only_and_can_be_taken_away():
+    network = build(search_spaces.load("nextvit-32").sample(random.Random(0)))
+    seen = []
+    network.stages[-1][-1].body.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    images = torch.randn(8, 3, 32, 32)
+    handles = add_dropout(network, classifier=0.5, branches=0.0)
+    network.train()(images)
+    network.eval()(images)
+    for handle in handles:
+        handle.remove()
+    network.train()(images)
+    shares = [float((x == 0).float().mean()) for x in seen]
+    assert shares[0] == pytest.approx(0.5, abs=0.1)
+    assert shares[1] < 0.1
+    assert shares[2] < 0.1
+
+
+def test_branch_dropout_is_that_of_both_branches_of_every_transformer_layer():
+    arch = search_spaces.presets()["mobilevit-xxs"]
+    with torch.device("meta"):
+        network = build(arch)
+    assert len(add_dropout(network, classifier=0.1, branches=0.1)) == 1 + 2 * (2 + 4 + 3)  # layers of the sheet
+
+
+def test_dropout_of_a_model_that_is_none_of_ours_is_refused():
+    with pytest.raises(InputError, match="Linear does not end in Logits"):
+        add_dropout(nn.Linear(1, 1), classifier=0.5, branches=0.0)

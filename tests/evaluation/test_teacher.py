@@ -1,0 +1,94 @@
+"""Teachers: our networks with their weights, and models of timm."""
+
+import pytest
+import timm
+import torch
+
+from nas.building import build, load_arch, with_classes
+from nas.errors import InputError
+from nas.evaluation.teacher import load_teacher, start_from
+from search_spaces.dynamicvit import SMALL_DEIT, make
+from tests.small import lively
+
+CLASSES = 10
+
+
+def images(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def host(tmp_path):
+    """An arch file and the weights of a small DeiT."""
+    arch = make(SMALL_DEIT, 32, 2, side=32, classes=CLASSES)
+    model = lively(build(arch)).eval()
+    (tmp_path / "host.json").write_text(arch.to_json())
+    torch.save(model.state_dict(), tmp_path / "host.pt")
+    return tmp_path, model
+
+
+def test_a_found_network_teaches_with_its_weights_at_its_own_resolution(host):
+    folder, model = host
+    teacher = load_teacher(str(folder / "host.json"), folder / "host.pt", (3, 48, 48), CLASSES)
+    large = images(2, 3, 48, 48)
+    small = torch.nn.functional.interpolate(large, (32, 32), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        assert torch.equal(teacher(large).logits, model(small))
+    assert not any(weight.requires_grad for weight in teacher.model.parameters())
+    assert teacher.id != load_teacher(str(folder / "host.json"), _changed(folder), (3, 32, 32), CLASSES).id
+
+
+def _changed(folder):
+    state = torch.load(folder / "host.pt")
+    state[next(iter(state))] += 1
+    torch.save(state, folder / "other.pt")
+    return folder / "other.pt"
+
+
+def test_patch_tokens_are_those_behind_the_last_norm(tmp_path):
+    """timm's `forward_features` of the same network with the same weights."""
+    theirs = timm.create_model("deit_tiny_patch16_224", num_classes=CLASSES)
+    torch.save(theirs.state_dict(), tmp_path / "timm.pt")
+    by_timm = load_teacher("deit_tiny_patch16_224", tmp_path / "timm.pt", (3, 224, 224), CLASSES)
+    student = build(with_classes(load_arch("dynamicvit-deit-t-0.7"), CLASSES))
+    start_from(by_timm, student)
+    qkv = student.get_parameter("stages.0.2.body.0.body.1.body.qkv.weight")
+    assert torch.equal(qkv.reshape(3 * 192, 192), theirs.blocks[0].attn.qkv.weight)
+
+    ours = build(with_classes(load_arch("deit-t"), CLASSES))
+    from nas.timm_models import from_timm
+
+    ours.load_state_dict(from_timm("deit-t", theirs.state_dict()))
+    torch.save(ours.state_dict(), tmp_path / "ours.pt")
+    by_us = load_teacher("deit-t", tmp_path / "ours.pt", (3, 224, 224), CLASSES)
+    x = images(2, 3, 224, 224)
+    first, second = by_timm(x, tokens=True), by_us(x, tokens=True)
+    assert first.tokens.shape == (2, 196, 192)
+    torch.testing.assert_close(first.tokens, second.tokens, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(first.logits, second.logits, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("deit-x", {}, r"unknown teacher 'deit-x', did you mean .*'deit-t'"),
+        ("deit-t", {}, "deit-t: without weights it knows nothing"),
+        ("host.json", {"classes": 7}, r"has 10|is \(10"),
+        ("host.json", {"input_shape": (1, 32, 32)}, "takes no images 1x32x32"),
+        ("resnet18", {"classes": 7}, "resnet18: no weights"),
+    ],
+)
+def test_what_cannot_teach_is_refused(host, name, options, message):
+    folder, _ = host
+    weights = None if name.startswith("deit") else folder / "host.pt"
+    given = {"input_shape": (3, 32, 32), "classes": CLASSES} | options
+    with pytest.raises(InputError, match=message):
+        load_teacher(str(folder / name) if name.endswith("json") else name, weights, **given)
+
+
+def test_a_network_without_a_last_norm_teaches_no_tokens(tmp_path):
+    model = timm.create_model("test_efficientnet", num_classes=CLASSES)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    teacher = load_teacher("test_efficientnet", tmp_path / "weights.pt", (3, 32, 32), CLASSES)
+    with pytest.raises(InputError, match="has no patch tokens"):
+        teacher(images(2, 3, 32, 32), tokens=True)
