@@ -1,147 +1,76 @@
 """Latency tables: what was measured on one device with one runtime, and what an arch is predicted to take from it.
 
-A table is text: a commented header, rows of ops or blocks in microseconds, and whole networks measured with them. From
-the networks come the calibration (a scale, with an offset or a power where those clearly predict networks better that
-it was not fitted on) and the error of the table. Both are computed when a table is read; the file repeats them for the
-reader.
+From the whole networks in a table come its calibrations, one for each size of images, and from further networks, which
+calibrations never see, its card. Both are computed when a table is read.
 """
 
 from __future__ import annotations
 
-import csv
-import dataclasses
 import functools
 import hashlib
-import io
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from statistics import NormalDist
+from typing import TypeVar
 
 import numpy as np
 
-import search_spaces
 from nas.arch import Arch, calls_of
-from nas.errors import InputError, MissingLatency, TableError
-from nas.ops import Row, Shape, parse_unit
+from nas.calibration import (
+    INTERVAL,
+    INTERVAL_NETWORKS,
+    MIN_NETWORKS,
+    Calibration,
+    calibrate,
+    kind_of,
+    networks_for,
+)
+from nas.card import Card, Checked, card_of
+from nas.errors import BudgetError, InputError, MissingLatency, TableError
+from nas.kinds import family_of
+from nas.memory import MIN_NETWORKS as MEMORY_NETWORKS
+from nas.memory import MemoryFit, fit_memory
+from nas.ops import Row
+from nas.records import (
+    LEVELS,
+    METHODS,
+    Content,
+    Entry,
+    Header,
+    Network,
+    measured_text,
+    read_text,
+    scope_of,
+    space_of,
+    to_text,
+)
 from nas.space import Space
-from nas.tracing import Call
+from nas.tracing import Call, calls_of_unit
 from nas.units import show_us
 
-FORMAT = 1
-CALIBRATION_LINE = "# calibration (computed from the networks below):"
-COLUMNS = ("kind", "name", "fields", "inputs", "us", "spread_us", "count")
-LEVELS = ("block", "op")
-MIN_NETWORKS = 5  # fewer give no calibration that could be checked
+__all__ = [
+    "INTERVAL_NETWORKS",
+    "LEVELS",
+    "METHODS",
+    "MIN_NETWORKS",
+    "Calibration",
+    "Entry",
+    "Header",
+    "Latency",
+    "Network",
+    "Table",
+    "scope_of",
+    "space_of",
+]
+
 CHUNK = 2048  # archs priced at once, so that their costs stay in the cache
-GAIN = 0.8  # a second parameter must lower the held-out error to this share: it can mislead far from the networks
-MOST_POWER = 1.5
+SMALL_US, LARGE_US = 100.0, 500.0  # rows from these on count in a table's repeatability
+Size = tuple[int, int, int]
 T = TypeVar("T", float, np.ndarray)
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a table was measured on and how.
-
-    Attributes:
-        device: short name of the device, a folder name.
-        cpu: model name of the processor.
-        cores: number of logical cores.
-        runtime: name of the backend.
-        runtime_version: its version.
-        precision: of weights and activations.
-        threads: threads set in the runtime.
-        form: of the models; always "deployed" (norms folded).
-        level: "block" or "op": what a row is.
-        space: the space whose rows it holds.
-        input_shape: (C, H, W) of the images.
-        classes: number of logits.
-        date: day of the first measurement, ISO.
-        protocol: how a row was timed, in a line.
-        sentinel_us: time of the fixed reference block in this run, in microseconds.
-        units: of all times; always "us".
-    """
-
-    device: str
-    cpu: str
-    cores: int
-    runtime: str
-    runtime_version: str
-    precision: str
-    threads: int
-    level: str
-    space: str
-    input_shape: tuple[int, int, int]
-    classes: int
-    date: str
-    protocol: str
-    sentinel_us: float
-    form: str = "deployed"
-    units: str = "us"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A row: the time of one block or op.
-
-    Attributes:
-        row: the key.
-        us: latency in microseconds.
-        spread_us: how far repeated measurements of it lie apart, in microseconds.
-        count: samples behind it.
-    """
-
-    row: Row
-    us: float
-    spread_us: float
-    count: int
-
-
-@dataclass(frozen=True)
-class Network:
-    """A whole network measured together with the rows; see `Entry`."""
-
-    arch: Arch
-    us: float
-    spread_us: float
-    count: int
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """From a sum of rows to a latency: `scale * sum ** power + offset_us`, which grows with the sum.
-
-    A power above one says that large networks take longer than their rows: small ones stay in a cache that large ones
-    overflow, above all where the cache is about as large as a network's weights.
-
-    Attributes:
-        scale: factor on every row.
-        offset_us: time of a network outside its blocks, in microseconds; 0 where another form predicts better.
-        networks: how many measured networks it was fitted on.
-        mape_percent: mean absolute error on each network of a fit on the others.
-        interval: a prediction is off by at most this fraction with about 90 % confidence: the matching order
-            statistic of those held-out errors (the largest, below nine networks).
-        power: exponent of the sum; 1 where another form predicts better.
-    """
-
-    scale: float
-    offset_us: float
-    networks: int
-    mape_percent: float
-    interval: float
-    power: float = 1.0
-
-    def us(self, total: T) -> T:
-        """The latency for a sum of rows, both in microseconds; numbers or arrays."""
-        latency: T = self.scale * total**self.power + self.offset_us
-        return latency
-
-    def __str__(self) -> str:
-        power = f" ^ {self.power:.4f}" if self.power != 1 else ""
-        offset = f" + {self.offset_us:.1f} us" if self.offset_us else ""
-        line = f"{self.scale:.4f} x sum{power}{offset}"
-        return f"{line}, held-out error {self.mape_percent:.1f} % on {self.networks} networks"
 
 
 @dataclass(frozen=True)
@@ -150,11 +79,13 @@ class Latency:
 
     Attributes:
         total_us: prediction in microseconds.
-        low_us: lower end of the 90 % interval; None from an uncalibrated table.
+        low_us: lower end of the 90 % interval; None from a table with fewer than 40 calibration networks.
         high_us: upper end.
         offset_us: the part that belongs to no block.
         blocks: every call with its share in microseconds; with the offset they sum to the total.
         calibrated: whether the table's measured networks stand behind it.
+        unmeasured_us: the part of the total that rests on rows which were predicted or imported, not measured.
+        doubt_us: standard error of the total that comes from those rows.
     """
 
     total_us: float
@@ -163,10 +94,14 @@ class Latency:
     offset_us: float
     blocks: tuple[tuple[Call, float], ...]
     calibrated: bool
+    unmeasured_us: float = 0.0
+    doubt_us: float = 0.0
 
     def __str__(self) -> str:
-        if self.low_us is None or self.high_us is None:
+        if not self.calibrated:
             return f"{show_us(self.total_us)} (uncalibrated)"
+        if self.low_us is None or self.high_us is None:
+            return show_us(self.total_us)
         return f"{show_us(self.total_us)} (90 %: {show_us(self.low_us)} to {show_us(self.high_us)})"
 
 
@@ -176,20 +111,32 @@ class Table:
     Args:
         header: what was measured on and how.
         entries: the rows; two of one key are an error.
-        networks: whole networks measured with them.
+        networks: whole networks measured with them, for the calibrations.
         path: where it was read from, for messages.
+        checks: whole networks of the card.
     """
 
     def __init__(
-        self, header: Header, entries: Iterable[Entry], networks: Iterable[Network] = (), path: Path | None = None
+        self,
+        header: Header,
+        entries: Iterable[Entry],
+        networks: Iterable[Network] = (),
+        path: Path | None = None,
+        checks: Iterable[Network] = (),
     ) -> None:
         self.header = header
         self.entries = tuple(sorted(entries, key=lambda entry: str(entry.row)))
         self.networks = tuple(sorted(networks, key=lambda network: network.us))
+        self.checks = tuple(sorted(checks, key=lambda network: network.us))
         self.path = path
         self._us = {entry.row: entry.us for entry in self.entries}
+        self._unmeasured = {entry.row: entry.spread_us for entry in self.entries if entry.source != "measured"}
         if len(self._us) != len(self.entries):
             raise TableError(f"{self.where}: two rows have one key")
+        both = {network.arch for network in self.networks} & {network.arch for network in self.checks}
+        if both:
+            shared = ", ".join(sorted(arch.id for arch in both))
+            raise TableError(f"{self.where}: the calibration and the card share networks: {shared}")
 
     @property
     def where(self) -> str:
@@ -197,24 +144,57 @@ class Table:
         return str(self.path) if self.path is not None else "table"
 
     @functools.cached_property
-    def calibration(self) -> Calibration | None:
-        """Fitted on the measured networks; None with fewer than five of them."""
-        if len(self.networks) < MIN_NETWORKS:
+    def spaces(self) -> tuple[Space, ...]:
+        """The spaces all of whose rows it holds."""
+        return tuple(map(space_of, self.header.spaces))
+
+    @functools.cached_property
+    def calibrations(self) -> dict[Size, Calibration]:
+        """By (C, H, W) of the images; each fitted on the measured networks of that size, if they are five at least."""
+        groups: dict[Size, list[Network]] = defaultdict(list)
+        for network in self.networks:
+            groups[network.arch.input_shape].append(network)
+        return {
+            size: calibrate([self._by_kind(item.arch) for item in group], np.array([item.us for item in group]))
+            for size, group in sorted(groups.items())
+            if len(group) >= MIN_NETWORKS
+        }
+
+    @functools.cached_property
+    def card(self) -> Card | None:
+        """How far predictions of the networks of the card are off; None before a validation."""
+        if len(self.checks) < 2:
             return None
-        sums = np.array([self.raw_us(calls_of(network.arch)) for network in self.networks])
-        return calibrate(sums, np.array([network.us for network in self.networks]))
+        checked = []
+        for item in self.checks:
+            latency = self.price(calls_of(item.arch))
+            ends = (latency.low_us, latency.high_us)
+            checked.append(Checked(item.arch, family_of(item.arch), latency.total_us, *ends, item.us, item.spread_us))
+        behind = [fit.networks for fit in self.calibrations.values() if fit.interval is not None]
+        repeatability = (self.repeatability(SMALL_US), self.repeatability(LARGE_US))
+        return card_of(checked, min(behind, default=0), repeatability, self._memory_mape_percent())
+
+    def _memory_mape_percent(self) -> float | None:
+        known = [item for item in self.checks if item.peak_bytes]
+        if not known or not self.knows_memory:
+            return None
+        return 100 * float(np.mean([abs(self.memory(item.arch) / (item.peak_bytes or 1) - 1) for item in known]))
 
     @property
     def mape_percent(self) -> float | None:
-        """Held-out error on the measured networks, in percent; None where uncalibrated."""
-        return self.calibration.mape_percent if self.calibration else None
+        """Error on networks that the predictions were not fitted on: the card's, else the calibrations' held-out
+        one; None where uncalibrated.
+        """
+        if self.card is not None:
+            return self.card.errors.mape_percent
+        fits = self.calibrations.values()
+        count = sum(fit.networks for fit in fits)
+        return sum(fit.mape_percent * fit.networks for fit in fits) / count if count else None
 
     @functools.cached_property
     def hash(self) -> str:
-        """SHA-256 of what was measured, in hex: names the table in every result."""
-        lines = self.to_text().splitlines()
-        measured = (line for line in lines if not line.startswith(CALIBRATION_LINE))
-        return hashlib.sha256("\n".join(measured).encode()).hexdigest()
+        """SHA-256 of what predictions rest on, in hex: names the table in every result."""
+        return hashlib.sha256(measured_text(self._text()).encode()).hexdigest()
 
     def __contains__(self, row: object) -> bool:
         return row in self._us
@@ -244,7 +224,8 @@ class Table:
         Raises:
             MissingLatency: naming every row the table lacks, and the command that measures them.
         """
-        fit, known = self.calibration, self._us
+        size = _size_of(calls)
+        fit, known = self.calibrations.get(size), self._weighted(size)
         try:
             if self.header.level == "block":
                 blocks = [(call, known[call.row]) for call in calls]
@@ -254,31 +235,109 @@ class Table:
             raise self._missing(self._rows_of(calls)) from None
         raw = sum([us for _, us in blocks])
         if fit is None:
-            return Latency(raw, None, None, 0.0, tuple(blocks), False)
-        total, interval = fit.us(raw), fit.interval
+            return Latency(raw, None, None, 0.0, tuple(blocks), False, self._unmeasured_us(calls, known))
+        total = fit.us(raw)
         share = (total - fit.offset_us) / raw if raw else 0.0
         shares = tuple([(call, share * us) for call, us in blocks])
-        return Latency(total, total * (1 - interval), total * (1 + interval), fit.offset_us, shares, True)
+        unmeasured = share * self._unmeasured_us(calls, known)
+        doubt = self._doubt_us(calls, known, fit.power * share)
+        if fit.interval is None:
+            return Latency(total, None, None, fit.offset_us, shares, True, unmeasured, doubt)
+        off = total * fit.interval + _sigmas((1 + INTERVAL) / 2) * doubt
+        return Latency(total, max(total - off, 0.0), total + off, fit.offset_us, shares, True, unmeasured, doubt)
 
-    def row_us(self, row: Row) -> float:
-        """What one block adds to the sum that is then calibrated; for `space.extreme`, which needs costs that sum.
+    def _unmeasured_us(self, calls: Sequence[Call], known: dict[Row, float]) -> float:
+        """The part of a sum of rows that was not measured."""
+        return sum([known[row] for row in self._rows_of(calls) if row in self._unmeasured]) if self._unmeasured else 0.0
+
+    def _doubt_us(self, calls: Sequence[Call], known: dict[Row, float], slope: float) -> float:
+        """The standard error of a latency that comes from rows which were not measured.
+
+        Args:
+            slope: of the latency, by the sum of rows.
+        """
+        if not self._unmeasured:
+            return 0.0
+        errors: dict[Row, float] = defaultdict(float)
+        for row in self._rows_of(calls):  # one row's uses in a network are off together
+            if row in self._unmeasured:
+                errors[row] += slope * self._unmeasured[row] * (known[row] / self._us[row] if self._us[row] else 1.0)
+        return math.sqrt(sum(error**2 for error in errors.values()))
+
+    def bound_us(self, calls: Sequence[Call], confidence: float) -> float:
+        """What one inference of a network stays below with this confidence, in microseconds.
 
         Raises:
-            MissingLatency: where the table lacks it.
+            BudgetError: where too few networks were measured for it, or none.
+            MissingLatency: as `price` does.
         """
-        if self.header.level == "block":
-            rows: tuple[Row, ...] = (row,)
-        else:
-            from nas.tracing import calls_of_unit
+        bound, latency = self.bound(_size_of(calls), confidence), self.price(calls)
+        return bound * latency.total_us + max(_sigmas(confidence), 0.0) * latency.doubt_us
 
-            rows = tuple(call.row for call in calls_of_unit(row).ops)
-        if self.missing(rows):
-            raise self._missing(rows)
-        return sum(self._us[item] for item in rows)
+    def bound(self, size: Size, confidence: float) -> float:
+        """Measured over predicted latency of images of a size stays below this with this confidence.
 
-    def total_us(self, total: T) -> T:
-        """The prediction for a sum of `row_us`, or for many; it grows with the sum, so extremes stay extremes."""
-        return total if self.calibration is None else self.calibration.us(total)
+        Raises:
+            BudgetError: where too few networks were measured for it, or none, naming the command that measures more.
+        """
+        fit = self.calibrations.get(size)
+        count = sum(network.arch.input_shape == size for network in self.networks)
+        needed = networks_for(confidence)
+        if fit is None or count < needed:
+            raise BudgetError(
+                f"a confidence of {confidence:g} needs {needed} calibration networks for input {_shown(size)}, "
+                f"{self.where} has {count}; measure more: nas profile SPACE --table {self.where} --networks {needed}"
+            )
+        return fit.bound(confidence)
+
+    @property
+    def knows_memory(self) -> bool:
+        """Whether `memory` works."""
+        return sum(bool(item.peak_bytes) for item in self.networks) >= MEMORY_NETWORKS
+
+    @functools.cached_property
+    def memory_fit(self) -> MemoryFit:
+        """How peak memory follows from weights and activations.
+
+        Raises:
+            TableError: with fewer than five networks whose memory was measured.
+        """
+        known = [(item.arch, item.peak_bytes) for item in self.networks if item.peak_bytes]
+        if not self.knows_memory:
+            raise TableError(
+                f"{self.where} has {len(known)} networks with measured memory, a prediction needs {MEMORY_NETWORKS}; "
+                f"measure them, on the table's device, with: nas profile SPACE --table {self.where}"
+            )
+        return fit_memory([arch for arch, _ in known], [count for _, count in known])
+
+    def memory(self, arch: Arch) -> float:
+        """The most memory that loading and running a network is predicted to add to a process, in bytes.
+
+        Raises:
+            TableError: with fewer than five networks whose memory was measured.
+        """
+        return self.memory_fit.peak_bytes(arch)
+
+    def cost_of_row(self, space: Space) -> Callable[[Row], float]:
+        """What each block of a space's archs adds to the sum that `total_us` turns into a prediction.
+
+        The function raises MissingLatency where the table lacks a row.
+        """
+        known = self._weighted(space.input_shape)
+
+        def cost(row: Row) -> float:
+            rows = (row,) if self.header.level == "block" else tuple(call.row for call in calls_of_unit(row).ops)
+            try:
+                return sum([known[item] for item in rows])
+            except KeyError:
+                raise self._missing(rows) from None
+
+        return cost
+
+    def total_us(self, space: Space, total: T) -> T:
+        """The prediction for a sum of `cost_of_row`, or for many; it grows with the sum, so extremes stay extremes."""
+        fit = self.calibrations.get(space.input_shape)
+        return total if fit is None else fit.us(total)
 
     def extremes(self, space: Space) -> tuple[tuple[float, Arch], tuple[float, Arch]]:
         """The smallest and the largest predicted latency of a space in microseconds, each with its arch; exact.
@@ -287,24 +346,27 @@ class Table:
             MissingLatency: where the table lacks rows of the space.
         """
         self.require(space)
-        (low, smallest), (high, largest) = space.extreme(self.row_us), space.extreme(self.row_us, largest=True)
-        return (self.total_us(low), smallest), (self.total_us(high), largest)
+        cost = self.cost_of_row(space)
+        (low, smallest), (high, largest) = space.extreme(cost), space.extreme(cost, largest=True)
+        return (self.total_us(space, low), smallest), (self.total_us(space, high), largest)
 
     def require(self, space: Space) -> None:
         """Raise where this table lacks rows that an arch of the space can need.
 
         Raises:
-            TableError: where the table was measured at another resolution.
+            TableError: where the table was measured at other resolutions only.
             MissingLatency: naming the rows.
         """
-        if space.input_shape != self.header.input_shape:
-            raise TableError(
-                f"{self.where} was measured for input {_sizes(self.header.input_shape)}, space {space.name} has "
-                f"{_sizes(space.input_shape)}; profile it: nas profile {space.name} --runtime {self.header.runtime}"
-            )
         rows = space.rows() if self.header.level == "block" else space.op_rows()
-        if self.missing(rows):
-            raise self._missing(rows)
+        if not self.missing(rows):
+            return
+        sizes = {known.input_shape for known in self.spaces}
+        if sizes and space.input_shape not in sizes:
+            raise TableError(
+                f"{self.where} was measured for input {', '.join(sorted(map(_shown, sizes)))}, space {space.name} has "
+                f"{_shown(space.input_shape)}; profile it: nas profile {space.name} --runtime {self.header.runtime}"
+            )
+        raise self._missing(rows)
 
     def price_matrix(self, space: Space, matrix: np.ndarray) -> np.ndarray:
         """Predict many archs at once, in microseconds.
@@ -323,14 +385,40 @@ class Table:
         for start in range(0, len(matrix), CHUNK):
             part = slice(start, start + CHUNK)
             totals[part] = np.take(costs, matrix[part], mode="clip") @ ones  # checked above; clip skips a second check
-        return self.total_us(totals)
+        return self.total_us(space, totals)
 
     def _costs(self, space: Space) -> np.ndarray:
         cached: dict[Space, np.ndarray] = self.__dict__.setdefault("_costs_of", {})
         if space not in cached:
             self.require(space)
-            cached[space] = np.array([*(self.row_us(row) for row in space.rows()), 0.0])  # the last: an empty slot
+            cost = self.cost_of_row(space)
+            cached[space] = np.array([*map(cost, space.rows()), 0.0])  # the last: an empty slot
         return cached[space]
+
+    def _weighted(self, size: Size) -> dict[Row, float]:
+        """Rows with the factors of their kinds, for images of a size."""
+        cached: dict[Size, dict[Row, float]] = self.__dict__.setdefault("_weighted_at", {})
+        if size not in cached:
+            fit = self.calibrations.get(size)
+            weight = fit.weights() if fit is not None and fit.factors else None
+            cached[size] = self._us if weight is None else {row: us * weight(row) for row, us in self._us.items()}
+        return cached[size]
+
+    def _by_kind(self, arch: Arch) -> dict[str, float]:
+        rows = self._rows_of(calls_of(arch))
+        if self.missing(rows):
+            raise self._missing(rows)
+        sums: dict[str, float] = defaultdict(float)
+        for row in rows:
+            sums[kind_of(row)] += self._us[row]
+        return sums
+
+    def repeatability(self, least_us: float) -> float | None:
+        """95th percentile of how far fresh processes lie apart, in percent, over measured rows from this time on; None
+        without any.
+        """
+        rows = [entry for entry in self.entries if entry.source == "measured" and entry.us >= least_us]
+        return float(np.percentile([100 * row.spread_us / row.us for row in rows], 95)) if rows else None
 
     def _rows_of(self, calls: Sequence[Call]) -> list[Row]:
         if self.header.level == "block":
@@ -350,29 +438,28 @@ class Table:
 
     def to_text(self) -> str:
         """The file's content."""
-        head = dataclasses.asdict(self.header) | {"input_shape": _sizes(self.header.input_shape)}
-        lines = [f"# millinas latency table, format {FORMAT}"]
-        lines += [f"# {key}: {value}" for key, value in head.items()]
-        lines.append(f"{CALIBRATION_LINE} {self.calibration or 'none'}")
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for entry in self.entries:
-            inputs = " ".join(map(str, entry.row.inputs))
-            name, _, fields = str(entry.row.unit).partition(" ")
-            writer.writerow(["row", name, fields, inputs, *_numbers(entry)])
-        for network in self.networks:
-            inputs = str(Shape(1, *network.arch.input_shape))
-            writer.writerow(["network", network.arch.family, network.arch.to_text(), inputs, *_numbers(network)])
-        return "\n".join(lines) + "\n" + text.getvalue()
+        lines = [f"calibration at {_shown(size)}: {fit}" for size, fit in self.calibrations.items()]
+        lines += [f"card: {self.card}"] if self.card is not None else []
+        if self.card is not None:
+            lines += [
+                f"card of {name}: MAPE {mape:.1f} %, bias {bias:+.1f} %, {count} networks"
+                for name, count, mape, bias in self.card.families
+            ]
+        return self._text(lines)
+
+    def _text(self, computed: Iterable[str] = ()) -> str:
+        return to_text(Content(self.header, self.entries, self.networks, self.checks), computed)
 
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write the table; whoever reads the path at that moment sees the old file or the new one, never half."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(target.name + ".tmp")
-        temporary.write_text(self.to_text(), encoding="utf-8")
-        temporary.replace(target)
+        try:
+            temporary.write_text(self.to_text(), encoding="utf-8")
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
         return target
 
     @classmethod
@@ -380,166 +467,29 @@ class Table:
         """Read a table.
 
         Raises:
-            TableError: naming the file, line and column of what cannot be read: another format version or unit,
-                an unknown block, a duplicate or incomplete row, a number that is none.
+            TableError: naming the file, line and column of what cannot be read; see `nas.records.read_text`.
         """
         source = Path(path)
         try:
             text = source.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise TableError(f"{source}: cannot be read as a latency table: {error}") from error
-        header, body, first = _read_header(text, source)
-        search_spaces.load(header.space)  # its blocks become known
-        entries: dict[Row, Entry] = {}
-        networks: dict[Arch, Network] = {}
-        for number, cells in enumerate(csv.reader(body), first + 1):
-            where = f"{source}:{number}"
-            if number == first + 1:
-                if tuple(cells) != COLUMNS:
-                    raise TableError(f"{where}: expected the columns {','.join(COLUMNS)}; got {','.join(cells)}")
-                continue
-            if len(cells) != len(COLUMNS):
-                raise TableError(f"{where}: expected {len(COLUMNS)} columns, got {len(cells)}")
-            line = dict(zip(COLUMNS, cells, strict=True))
-            values = _read_numbers(line, where)
-            if line["kind"] == "row":
-                row = _read_row(line, where)
-                if row in entries:
-                    raise TableError(f"{where}: second row for {row}")
-                entries[row] = Entry(row, *values)
-            elif line["kind"] == "network":
-                arch = _read_network(line, header, where)
-                if arch in networks:
-                    raise TableError(f"{where}: second row for network {arch.id}")
-                networks[arch] = Network(arch, *values)
-            else:
-                raise TableError(f"{where}, column kind: expected row or network, got {line['kind']!r}")
-        return cls(header, entries.values(), networks.values(), source)
+        content = read_text(text, source)
+        return cls(content.header, content.entries, content.networks, source, content.checks)
 
 
-def calibrate(sums: np.ndarray, measured: np.ndarray) -> Calibration:
-    """Fit measured latencies by sums of rows, in relative error, in the form of the lowest held-out error.
-
-    The forms: a scale; a scale and an offset; a scale and a power. One of two parameters has to be clearly better.
-
-    Args:
-        sums: (n,) predictions before calibration, in microseconds.
-        measured: (n,) truths.
-    """
-    everything = np.arange(len(sums))
-    held_out = {}
-    for fit in (_scale, _affine, _power):
-        lines = [fit(sums[everything != i], measured[everything != i]) for i in everything]
-        held_out[fit] = np.array([_off(line, sums[i], measured[i]) for i, line in enumerate(lines)])
-    handicap = {_scale: GAIN, _affine: 1.0, _power: 1.0}
-    best = min(held_out, key=lambda fit: handicap[fit] * float(held_out[fit].mean()))
-    scale, offset, power = best(sums, measured)
-    errors = np.sort(held_out[best])
-    rank = min(int(np.ceil(0.9 * (len(sums) + 1))), len(sums)) - 1
-    return Calibration(scale, offset, len(sums), 100 * float(errors.mean()), float(errors[rank]), power)
+def _size_of(calls: Sequence[Call]) -> Size:
+    """(C, H, W) of the images of a network with these calls."""
+    if not calls or not calls[0].row.inputs[0].is_map:
+        raise InputError("a network's calls begin with a block that reads images: pass calls_of(arch), all of them")
+    _, channels, height, width = calls[0].row.inputs[0]
+    return channels, height, width
 
 
-_Line = tuple[float, float, float]  # scale, offset, power
+def _sigmas(confidence: float) -> float:
+    """How many standard errors above its mean a normal error stays below with this confidence."""
+    return NormalDist().inv_cdf(confidence)
 
 
-def _scale(sums: np.ndarray, measured: np.ndarray) -> _Line:
-    relative = sums / measured
-    return float(relative.sum() / (relative @ relative)), 0.0, 1.0
-
-
-def _affine(sums: np.ndarray, measured: np.ndarray) -> _Line:
-    columns = np.stack([sums / measured, 1 / measured], 1)
-    scale, offset = np.linalg.lstsq(columns, np.ones(len(sums)), rcond=None)[0]
-    if scale <= 0 or offset < 0:  # a network cannot take less than its blocks allow
-        return _scale(sums, measured)
-    return float(scale), float(offset), 1.0
-
-
-def _power(sums: np.ndarray, measured: np.ndarray) -> _Line:
-    if np.ptp(sums) == 0 or (sums <= 0).any():
-        return _scale(sums, measured)
-    power, logarithm = np.polyfit(np.log(sums), np.log(measured), 1)
-    if not 1.0 <= power <= MOST_POWER:
-        return _scale(sums, measured)
-    return float(np.exp(logarithm)), 0.0, float(power)
-
-
-def _off(line: _Line, total: float, measured: float) -> float:
-    scale, offset, power = line
-    return float(abs(scale * total**power + offset - measured) / measured)
-
-
-def _numbers(item: Entry | Network) -> list[str]:
-    return [f"{item.us:.3f}", f"{item.spread_us:.3f}", str(item.count)]
-
-
-def _sizes(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
-
-
-def _read_header(text: str, source: Path) -> tuple[Header, list[str], int]:
-    lines = text.splitlines()
-    count = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    if not lines or not lines[0].startswith("# millinas latency table, format "):
-        raise TableError(f"{source}:1: this is no millinas latency table; a header with its format comes first")
-    if lines[0].rpartition(" ")[2] != str(FORMAT):
-        raise TableError(f"{source}:1: format {lines[0].rpartition(' ')[2]}; this version of nas reads {FORMAT}")
-    pairs = (line.removeprefix("# ").partition(": ") for line in lines[1:count])
-    found = {key: (number, value) for number, (key, _, value) in enumerate(pairs, 2)}
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(Header):
-        if field.name not in found:
-            raise TableError(f"{source}: the header lacks {field.name!r}")
-        number, value = found[field.name]
-        values[field.name] = _read_value(field.name, str(field.type), value, f"{source}:{number}")
-    return Header(**values), lines[count:], count
-
-
-def _read_value(name: str, kind: str, text: str, where: str) -> Any:
-    legal = {"units": ("us",), "form": ("deployed",), "level": LEVELS}.get(name)
-    if legal and text not in legal:
-        raise TableError(f"{where}: {name}: expected {' or '.join(legal)}, got {text!r}")
-    try:
-        if name == "input_shape":
-            shape = Shape.parse(text)
-            if len(shape) != 3:
-                raise ValueError
-            return tuple(shape)
-        return {"int": int, "float": float, "str": str}[kind](text)
-    except ValueError as error:
-        raise TableError(
-            f"{where}: {name}: expected {'CxHxW' if name == 'input_shape' else kind}, got {text!r}"
-        ) from error
-
-
-def _read_numbers(line: dict[str, str], where: str) -> tuple[float, float, int]:
-    values = []
-    for name in ("us", "spread_us", "count"):
-        try:
-            value = float(line[name])
-        except ValueError as error:
-            raise TableError(f"{where}, column {name}: expected a number, got {line[name]!r}") from error
-        if not np.isfinite(value) or value < 0 or (name == "us" and value == 0 and line["kind"] == "network"):
-            raise TableError(f"{where}, column {name}: expected a finite number >= 0, got {line[name]!r}")
-        values.append(value)
-    return values[0], values[1], int(values[2])
-
-
-def _read_row(line: dict[str, str], where: str) -> Row:
-    try:
-        unit = parse_unit(line["name"], line["fields"])
-    except InputError as error:
-        raise TableError(f"{where}, column name or fields: {error}") from error
-    try:
-        return Row(unit, tuple(Shape.parse(text) for text in line["inputs"].split()))
-    except InputError as error:
-        raise TableError(f"{where}, column inputs: {error}") from error
-
-
-def _read_network(line: dict[str, str], header: Header, where: str) -> Arch:
-    try:
-        search_spaces.load(line["name"])
-        _, channels, height, width = Shape.parse(line["inputs"])
-        return Arch.from_text(line["fields"], line["name"], (channels, height, width), header.classes)
-    except (InputError, ValueError) as error:
-        raise TableError(f"{where}, column name, fields or inputs: {error}") from error
+def _shown(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))

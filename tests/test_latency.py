@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from nas.arch import calls_of
-from nas.errors import InputError, MissingLatency, TableError
-from nas.latency import Entry, Network, Table, calibrate
+from nas.calibration import calibrate
+from nas.errors import BudgetError, InputError, MissingLatency, TableError
+from nas.latency import Entry, Network, Table
 from tests.small import TINY, fake_table, fake_us
 
 
@@ -20,12 +21,11 @@ def test_a_price_is_the_calibrated_sum_of_the_rows(rng):
     assert latency.total_us == pytest.approx(total)
     assert sum(us for _, us in latency.blocks) == pytest.approx(total)
     assert latency.calibrated
-    assert [latency.low_us, latency.high_us] == pytest.approx([total, total])  # the networks lie on the line
 
 
 def test_an_uncalibrated_price_says_so(rng):
     table = fake_table(TINY, networks=3)
-    assert table.calibration is None
+    assert table.calibrations == {}
     latency = table.price(calls_of(TINY.sample(rng)))
     assert (latency.calibrated, latency.low_us, latency.high_us) == (False, None, None)
     assert "uncalibrated" in str(latency)
@@ -81,10 +81,14 @@ def test_another_resolution_is_refused():
         fake_table(TINY).require(replace(TINY, input_shape=(3, 64, 64)))
 
 
+def in_one_kind(sums):
+    return [{"MB4D": float(total)} for total in sums]
+
+
 @pytest.mark.parametrize("offset", [0.0, 40.0])
 def test_a_calibration_finds_the_line_it_was_made_from(offset):
     sums = np.geomspace(100, 1000, 10)
-    fit = calibrate(sums, 1.25 * sums + offset)
+    fit = calibrate(in_one_kind(sums), 1.25 * sums + offset)
     assert fit.scale == pytest.approx(1.25)
     assert fit.offset_us == pytest.approx(offset)
     assert fit.mape_percent == pytest.approx(0, abs=1e-9)
@@ -94,19 +98,19 @@ def test_an_offset_needs_a_reason():
     generator = np.random.default_rng(0)
     for _ in range(20):  # noise of 3 % and no offset: a spurious one would mislead far from the networks
         sums = np.geomspace(100, 1000, 8)
-        fit = calibrate(sums, 1.1 * sums * generator.normal(1, 0.03, 8))
+        fit = calibrate(in_one_kind(sums), 1.1 * sums * generator.normal(1, 0.03, 8))
         assert fit.offset_us < 0.1 * sums[0]
 
 
 def test_the_held_out_error_by_hand():
     # one scale fitted on four of (1, 1, 1, 1, 2) times the sum, least squares of relative errors
     sums, measured = np.ones(5) * 100, np.array([100.0, 100, 100, 100, 200])
-    fit = calibrate(sums, measured)
+    fit = calibrate(in_one_kind(sums), measured)
     others = 1.0  # fitted on the four equal ones
     mixed = (3 * 1 + 0.5) / (3 * 1 + 0.25)  # fitted on three of them and the odd one
     errors = [abs(mixed - 1)] * 4 + [abs(others * 100 - 200) / 200]
     assert fit.mape_percent == pytest.approx(100 * np.mean(errors))
-    assert fit.interval == pytest.approx(max(errors))
+    assert fit.ratios == pytest.approx(sorted([1 / mixed] * 4 + [2.0]))
 
 
 def test_a_table_survives_its_file(tmp_path):
@@ -117,7 +121,8 @@ def test_a_table_survives_its_file(tmp_path):
     assert again.hash == table.hash
     assert [entry.row for entry in again.entries] == [entry.row for entry in table.entries]
     assert [network.arch for network in again.networks] == [network.arch for network in table.networks]
-    assert again.calibration.scale == pytest.approx(table.calibration.scale, rel=1e-3)
+    (fit,), (first,) = again.calibrations.values(), table.calibrations.values()
+    assert fit.scale == pytest.approx(first.scale, rel=1e-3)
     assert list(tmp_path.rglob("*.tmp")) == []
 
 
@@ -132,14 +137,14 @@ def break_line(text: str, find: str, change) -> str:
     ("find", "change", "message"),
     [
         ("# millinas", lambda line: ["hello"], r":1: this is no millinas latency table"),
-        ("# millinas", lambda line: [line[:-1] + "9"], r":1: format 9; this version of nas reads 1"),
+        ("# millinas", lambda line: [line[:-1] + "9"], r":1: format 9; this version of nas reads 2"),
         ("# units", lambda line: ["# units: ms"], r":17: units: expected us, got 'ms'"),
         ("# level", lambda line: ["# level: node"], r"level: expected block or op, got 'node'"),
         ("# threads", lambda line: ["# threads: one"], r"threads: expected int, got 'one'"),
         ("# threads", lambda line: [], r"the header lacks 'threads'"),
-        ("# input_shape", lambda line: ["# input_shape: 32"], r"input_shape: expected CxHxW, got '32'"),
-        ("# space", lambda line: ["# space: nowhere"], r"unknown space 'nowhere'"),
-        ("kind,name", lambda line: ["kind,name"], r":19: expected the columns kind,name,fields"),
+        ("# spaces", lambda line: ["# spaces: nowhere"], r"unknown space 'nowhere'"),
+        ("# method", lambda line: ["# method: guess"], r"method: expected chains or .*, got 'guess'"),
+        ("kind,name", lambda line: ["kind,name"], r":20: expected the columns kind,name,fields"),
         ("row,Pooled", lambda line: [line, line], r":\d+: second row for Pooled"),
         (
             "row,Pooled",
@@ -147,7 +152,7 @@ def break_line(text: str, find: str, change) -> str:
             r"column name or fields: unknown block or op 'Poold'",
         ),
         ("row,MB4D", lambda line: [line.replace("ratio", "rato")], r"cannot read field 'rato=2'"),
-        ("row,Pooled", lambda line: [line + ",1"], r":\d+: expected 7 columns, got 8"),
+        ("row,Pooled", lambda line: [line + ",1"], r":\d+: expected 9 columns, got 10"),
         ("row,Pooled", lambda line: [line.replace(",0.100,", ",nan,")], r"column spread_us: expected a finite number"),
         (
             "row,Pooled",
@@ -155,7 +160,11 @@ def break_line(text: str, find: str, change) -> str:
             r"column spread_us: expected a number, got 'fast'",
         ),
         ("row,Pooled", lambda line: [line.replace("1x", "1y")], r"column inputs: shape: expected sizes like"),
-        ("row,Pooled", lambda line: [line.replace("row,", "roe,")], r"column kind: expected row or network, got 'roe'"),
+        (
+            "row,Pooled",
+            lambda line: [line.replace("row,", "roe,")],
+            r"column kind: expected row, network or check, got 'roe'",
+        ),
         (
             "network,",
             lambda line: [line.replace("MB4D", "MB5D")],
@@ -198,8 +207,8 @@ def power_table(space):
 
 def test_a_power_is_found_where_large_networks_take_longer_than_their_rows(rng):
     table = power_table(TINY)
-    assert table.calibration.power == pytest.approx(1.1)
-    assert table.calibration.scale == pytest.approx(0.7)
+    fit = table.calibrations[TINY.input_shape]
+    assert (fit.power, fit.scale) == pytest.approx((1.1, 0.7))
     calls = calls_of(TINY.sample(rng))
     latency = table.price(calls)
     assert latency.total_us == pytest.approx(0.7 * sum(fake_us(call.row) for call in calls) ** 1.1)
@@ -213,3 +222,70 @@ def test_extremes_and_matrices_follow_a_power(rng):
     np.testing.assert_allclose(table.price_matrix(TINY, TINY.encode(archs)), prices)
     (low, _), (high, _) = table.extremes(TINY)
     assert (low, high) == pytest.approx((min(prices), max(prices)))
+
+
+def test_each_size_of_images_has_its_own_calibration(rng):
+    large = replace(TINY, input_shape=(3, 64, 64))
+    small, other = fake_table(TINY), fake_table(large)
+    slower = [replace(network, us=2 * network.us) for network in other.networks]
+    rows = {entry.row: entry for entry in (*small.entries, *other.entries)}
+    table = Table(small.header, rows.values(), [*small.networks, *slower])
+    assert {size: round(fit.scale, 6) for size, fit in table.calibrations.items()} == {
+        (3, 32, 32): 1.1,
+        (3, 64, 64): 2.2,
+    }
+    for space, scale in ((TINY, 1.1), (large, 2.2)):
+        calls = calls_of(space.sample(rng))
+        assert table.price(calls).total_us == pytest.approx(scale * sum(fake_us(call.row) for call in calls))
+
+
+def test_forty_networks_give_an_interval_and_a_bound(rng):
+    table = fake_table(TINY, networks=90, error=0.02)
+    (fit,) = table.calibrations.values()
+    assert fit.networks >= 40
+    calls = calls_of(TINY.sample(rng))
+    latency = table.price(calls)
+    assert (latency.low_us, latency.high_us) == pytest.approx(
+        (latency.total_us * (1 - fit.interval), latency.total_us * (1 + fit.interval))
+    )
+    assert 0.02 < fit.interval < 0.025
+    assert table.bound_us(calls, 0.95) == pytest.approx(latency.total_us * fit.bound(0.95))
+
+
+def test_rows_that_were_not_measured_are_told_and_widen_the_interval(rng):
+    plain = fake_table(TINY, networks=90, error=0.02)
+    calls = calls_of(TINY.sample(rng))
+    row = next(call.row for call in calls if "MB4D" in str(call.row))
+    uses = sum(call.row == row for call in calls)
+    entries = [replace(e, source="predicted", spread_us=4.0) if e.row == row else e for e in plain.entries]
+    table = Table(plain.header, entries, plain.networks)
+    before, after = plain.price(calls), table.price(calls)
+    (fit,) = table.calibrations.values()
+    assert after.total_us == before.total_us
+    assert (before.unmeasured_us, before.doubt_us) == (0, 0)
+    assert after.unmeasured_us == pytest.approx(fit.scale * uses * fake_us(row))
+    assert after.doubt_us == pytest.approx(fit.scale * uses * 4.0)  # the same error at every use
+    assert after.high_us - before.high_us == pytest.approx(1.6449 * after.doubt_us, rel=1e-4)
+
+
+def test_a_bound_needs_a_calibration():
+    calls = calls_of(TINY.sample(random.Random(0)))
+    with pytest.raises(
+        BudgetError, match=r"needs 40 calibration networks for input 3x32x32, table has 3; measure more"
+    ):
+        fake_table(TINY, networks=3).bound_us(calls, 0.95)
+
+
+def test_the_card_compares_its_networks_with_their_predictions():
+    table = fake_table(TINY, networks=60, error=0.01)
+    assert table.card is None
+    taken = {network.arch for network in table.networks}
+    archs = [arch for seed in range(200) if (arch := TINY.sample(random.Random(1000 + seed))) not in taken]
+    checks = [
+        Network(arch, table.price(calls_of(arch)).total_us / factor, 0.1, 3)
+        for arch, factor in zip(dict.fromkeys(archs), (1.03, 0.99, 1.08, 0.96), strict=False)
+    ]
+    card = Table(table.header, table.entries, table.networks, None, checks).card
+    assert card.errors.mape_percent == pytest.approx((3 + 1 + 8 + 4) / 4)
+    assert card.errors.bias_percent == pytest.approx((3 - 1 + 8 - 4) / 4)
+    assert card.families[0][:2] == ("efficientformer-32", 4)
