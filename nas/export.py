@@ -6,18 +6,24 @@ the newer one over a second, and from opset 20 on it keeps GELU one node, which 
 
 from __future__ import annotations
 
+import copy
 import os
 import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+from numpy.typing import NDArray
 
-from nas.building import fuse
 from nas.errors import InputError, MeasureError, suggest
-from nas.ops import Shape
+
+if TYPE_CHECKING:  # a process that only runs files does without PyTorch
+    import torch
+    from torch import Tensor, nn
+
+    from nas.ops import Shape
 
 OPSET = 20  # the first with a GELU of its own; below, it becomes five nodes that ONNX Runtime does not fuse again
 TOLERANCE = 1e-4
@@ -53,9 +59,15 @@ def export_onnx(model: nn.Module, shapes: Sequence[Shape], path: str | os.PathLi
     return target
 
 
-def write_onnx(model: nn.Module, shapes: Sequence[Shape], path: Path) -> None:
-    """Write a model that is in deployed form already straight to `path`."""
+def write_onnx(
+    model: nn.Module, shapes: Sequence[Shape], path: str | os.PathLike[str], dtype: torch.dtype | None = None
+) -> None:
+    """Write a model that is in deployed form already straight to `path`, all in `dtype`, None for fp32."""
+    import torch
+
     inputs = example_inputs(shapes)
+    if dtype is not None:
+        model, inputs = copy.deepcopy(model).to(dtype), tuple(x.to(dtype) for x in inputs)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter announces its own end, and traces branches on shapes
         torch.onnx.export(
@@ -84,6 +96,10 @@ def check_onnx(path: str | os.PathLike[str], model: nn.Module, tolerance: float 
         import onnxruntime
     except ImportError as error:
         raise MeasureError("checking an ONNX file needs ONNX Runtime: pip install 'millinas[onnxruntime]'") from error
+    import torch
+
+    from nas.ops import Shape
+
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     inputs = example_inputs([Shape(*entry.shape) for entry in session.get_inputs()])
     got = session.run(None, {entry.name: x.numpy() for entry, x in zip(session.get_inputs(), inputs, strict=True)})
@@ -104,13 +120,22 @@ def deployed(model: nn.Module) -> nn.Module:
     """A copy of a model in deployed form and eval mode; a model that is in it already comes back unchanged."""
     if not model.training and not any(parameter.requires_grad for parameter in model.parameters()):
         return model  # only `fuse` leaves a model without anything to train
+    from nas.building import fuse
+
     return fuse(model)
 
 
 def example_inputs(shapes: Sequence[Shape], seed: int = 0) -> tuple[Tensor, ...]:
     """Standard normal tensors of these shapes, the same for the same seed."""
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+    import torch
+
+    return tuple(map(torch.from_numpy, example_arrays(shapes, seed)))
+
+
+def example_arrays(shapes: Sequence[Sequence[int]], seed: int = 0) -> tuple[NDArray[np.float32], ...]:
+    """`example_inputs` as NumPy arrays, without PyTorch."""
+    rng = np.random.default_rng(seed)
+    return tuple(rng.standard_normal(tuple(shape), dtype=np.float32) for shape in shapes)
 
 
 def _outputs_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:

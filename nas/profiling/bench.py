@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
+import functools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,15 +11,19 @@ from pathlib import Path
 from types import TracebackType
 
 from nas.arch import calls_of
+from nas.errors import MeasureError
+from nas.profiling.backends import FileBackend, load_backend
+from nas.profiling.cache import Cache
 from nas.profiling.probes import Probe
-from nas.profiling.process import Engine, Worker, WorkerDeathError
-from nas.profiling.protocol import TOLERANCE, Settings, error_of, good, reference_of
+from nas.profiling.process import Converter, Engine, Worker, WorkerDeathError
+from nas.profiling.protocol import TOLERANCE, Settings, errors_of, good, reference_of
 from nas.profiling.samples import Log
+from nas.profiling.sentinel import sentinel
 from nas.tracing import macs_of_unit
 
 MACS_PER_US = 3e4  # for estimates before anything is measured
 PROBE_SECONDS = 0.07  # to build, export, load and warm a probe
-WORKER_SECONDS = 3.0  # to start a process
+WORKER_SECONDS = 2.0  # to start a process
 SENTINEL_US = 1200.0
 
 Progress = Callable[[float, float, float | None, str], None]
@@ -31,7 +36,7 @@ def silent(done: float, total: float, seconds_left: float | None, text: str) -> 
 
 @dataclass
 class Bench:
-    """One piece of measuring work; a context manager, since it keeps converted probes in a folder while it runs.
+    """One piece of measuring work; a context manager, since it keeps a process that converts probes while it runs.
 
     Attributes:
         engine: runtime and its settings.
@@ -50,16 +55,18 @@ class Bench:
     failures: dict[str, str] = field(default_factory=dict)
 
     def __enter__(self) -> Bench:
-        self._files = tempfile.TemporaryDirectory(prefix="nas-files-")
+        self._converter: Converter | None = None
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._files.cleanup()
+        self._stop_converting()
 
     def run(self, items: Sequence[Item], clock: Clock, passes: Iterable[int] | None = None) -> None:
         """Measure what is missing of these items, in these passes or all."""
         for number in range(self.settings.passes) if passes is None else passes:
             for batch in self._batches(self.missing(number, items)):
+                if clock.is_over:
+                    return
                 self._run_batch(number, batch, clock)
 
     def missing(self, number: int, items: Iterable[Item]) -> list[Item]:
@@ -80,17 +87,21 @@ class Bench:
 
     def _sample_seconds(self, probe: Probe) -> float:
         us = 10 + _macs(probe) / MACS_PER_US
-        calls = min(max(self.settings.sample_us / us, self.settings.least), self.settings.most)
+        calls = min(max(self.settings.sample_us / us, self.settings.least_of(probe)), self.settings.most)
         return (SENTINEL_US + calls * us) / 1e6
 
     def _open(self, number: int, item: Item, reference: float) -> list[str]:
-        """The probes of an item that need another round, by key: those too short of samples, else all in doubt."""
+        """The probes of an item that need another round, by key: those too short of samples, else those that most of
+        the doubt comes from.
+        """
         if lacking := [probe.key for probe, _ in item if self._lacks(number, probe.key, reference)]:
             return lacking
         terms = [(self.log.taken(number, probe.key), weight) for probe, weight in item]
-        if error_of(terms, reference) <= TOLERANCE:
+        error, shares = errors_of(terms, reference)
+        if error <= TOLERANCE:
             return []
-        return [probe.key for probe, _ in item if self._below_limit(number, probe.key)]
+        doubtful = [probe.key for (probe, _), share in zip(item, shares, strict=True) if share >= 1 / (2 * len(item))]
+        return [key for key in doubtful if self._below_limit(number, key)]
 
     def _below_limit(self, number: int, key: str) -> bool:
         return len(self.log.taken(number, key)) < self.settings.limit
@@ -123,8 +134,11 @@ class Bench:
                 return
             text = f"pass {number + 1} of {self.settings.passes}"
             clock.say(f"{text}: preparing {len(probes)} graphs")
+            files = self.convert(probes.values())
+            if any(key in self.failures for key in probes):
+                continue  # without those
             try:
-                with self._worker(number, probes.values()) as worker:
+                with self._worker(number, probes.values(), files) as worker:
                     self.failures.update(worker.failures)
                     clock.add(WORKER_SECONDS + PROBE_SECONDS * len(probes))
                     loaded = [item for item in batch if not any(p.key in worker.failures for p, _ in item)]
@@ -133,16 +147,49 @@ class Bench:
             except WorkerDeathError as death:
                 self.failures[death.key] = str(death)
 
-    def _worker(self, number: int, probes: Iterable[Probe]) -> Worker:
-        files = Path(self._files.name)
+    def _worker(self, number: int, probes: Iterable[Probe], files: dict[str, Path]) -> Worker:
         return Worker(self.engine, list(probes), self.settings, self.seed + number, self.spaces, files)
+
+    def convert(self, probes: Iterable[Probe]) -> dict[str, Path]:
+        """The files of the probes and of the sentinel, by key, with those that were lacking; none for a runtime that
+        loads no files. What cannot be converted stands in `failures` then.
+        """
+        if self._cache is None:
+            return {}
+        wanted = [sentinel(), *probes]
+        files = {probe.key: self._cache.path(probe) for probe in wanted}
+        while lacking := [probe for probe in self._cache.lacking(wanted) if probe.key not in self.failures]:
+            self._cache.shrink()
+            try:
+                if self._converter is None:
+                    self._converter = Converter(self.engine, self.spaces)
+                self.failures.update(self._converter.convert(lacking, files))
+            except WorkerDeathError as death:
+                self.failures[death.key] = str(death)
+                self._stop_converting()
+            self._cache.require_room()
+        if wanted[0].key in self.failures:
+            raise MeasureError(
+                f"{self.engine.runtime} cannot run the reference block: {self.failures[wanted[0].key]}; see to the "
+                "runtime's installation"
+            )
+        return files
+
+    @functools.cached_property
+    def _cache(self) -> Cache | None:
+        return Cache(self.engine) if issubclass(load_backend(self.engine.runtime), FileBackend) else None
+
+    def _stop_converting(self) -> None:
+        if self._converter is not None:
+            self._converter.stop()
+            self._converter = None
 
     def _rounds(self, number: int, worker: Worker, items: list[Item], clock: Clock, text: str) -> None:
         probes = {probe.key: probe for item in items for probe, _ in item}
         while True:
             reference = reference_of(self.log.samples)
             keys = list(dict.fromkeys(key for item in items for key in self._open(number, item, reference)))
-            if not keys:
+            if not keys or clock.is_over:
                 return
             done = min(len(self.log.taken(number, key)) for key in keys)
             clock.say(f"{text}: round {done + 1}")
@@ -163,10 +210,11 @@ class Clock:
     Args:
         total: estimated seconds of all work.
         progress: called with work done, total work, seconds left and what is going on.
+        until: when to stop, by `time.monotonic()`.
     """
 
-    def __init__(self, total: float, progress: Progress = silent) -> None:
-        self.total, self.progress = total, progress
+    def __init__(self, total: float, progress: Progress = silent, until: float = math.inf) -> None:
+        self.total, self.progress, self.until = total, progress, until
         self.done = 0.0
         self.start = time.monotonic()
         self.text = ""
@@ -181,6 +229,20 @@ class Clock:
         self.done = min(self.done + seconds, self.total)
         self._show()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it is time to stop."""
+        return self.left <= 0
+
+    @property
+    def left(self) -> float:
+        """Seconds until then."""
+        return self.until - time.monotonic()
+
+    @property
+    def pace(self) -> float:
+        """Seconds that an estimated second really took so far."""
+        return (time.monotonic() - self.start) / self.done if self.done else 1.0
+
     def _show(self) -> None:
-        pace = (time.monotonic() - self.start) / self.done if self.done else 1.0
-        self.progress(self.done, self.total, (self.total - self.done) * pace, self.text)
+        self.progress(self.done, self.total, min((self.total - self.done) * self.pace, self.left), self.text)

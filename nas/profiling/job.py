@@ -5,30 +5,35 @@ from __future__ import annotations
 import datetime
 import functools
 import random
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nas.arch import Arch, calls_of
-from nas.errors import InputError
-from nas.latency import LEVELS, MIN_NETWORKS, Entry, Header, Network, Table
+from nas.arch import Arch
+from nas.errors import InputError, MeasureError, suggest
+from nas.latency import LEVELS, METHODS, MIN_NETWORKS, Entry, Header, Network, Table, scope_of
 from nas.ops import Row
-from nas.profiling.backends import load_backend
+from nas.profiling.backends import FileBackend, load_backend
 from nas.profiling.bench import Item
 from nas.profiling.device import this_machine
+from nas.profiling.importance import in_order, rows_of_arch, usage
+from nas.profiling.insitu import cover, insides, node_cost_us, row_times
+from nas.profiling.prediction import Prediction, predict
 from nas.profiling.probes import Formula, Probe, formulas
 from nas.profiling.process import Engine
-from nas.profiling.protocol import Settings, Times
+from nas.profiling.protocol import MOST_DRIFT, Noise, Settings, Times, noise_of
 from nas.profiling.samples import Journal
 from nas.profiling.selection import spread, typical_bytes
 from nas.space import Space
-from nas.tracing import calls_of_unit
 
 DEFAULT = Settings()
+CHAINS, IN_SITU = METHODS[:2]
+AUTO = "auto"
+IN_SITU_PROTOCOL = "node times inside sampled networks, median over networks and processes"
+IN_SITU_PIXELS = 128  # blocks of smaller images take few ticks of a node profiler's clock
 #: header fields in which everything in a table agrees
-SAME = ("device", "cpu", "runtime", "runtime_version", "precision", "threads", "form", "level", "space", "input_shape")
+SAME = ("device", "cpu", "runtime", "runtime_version", "precision", "threads", "form", "level", "method")
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,11 @@ class Job:
         settings: how long to measure.
         seed: of the choice of networks.
         only: these rows alone; None for all of the space.
+        method: how rows are timed.
 
     Raises:
-        InputError: where the table at `path` comes from another device, runtime version or settings, naming both.
+        InputError: for an unknown level or method, and where the table at `path` comes from another device, runtime
+            version or settings, naming both.
     """
 
     space: Space
@@ -55,18 +62,23 @@ class Job:
     settings: Settings = DEFAULT
     seed: int = 0
     only: tuple[Row, ...] | None = None
+    method: str = CHAINS
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
             raise InputError(f"level: expected {' or '.join(LEVELS)}, got {self.level!r}")
+        if self.method not in (legal := methods_of(self.engine.runtime, self.level)):
+            why = " Only some runtimes time the nodes of a network, and those of single ops are not told apart."
+            raise InputError(f"{suggest('method', self.method, legal)}." + (why if self.method == IN_SITU else ""))
         load_backend(self.engine.runtime)(self.engine.threads, self.engine.precision)  # raises where it cannot run
         if self.table is not None:
             self._check(asdict(self.table.header), self.path)
 
     @property
     def journal_path(self) -> Path:
-        """Raw samples go here."""
-        return self.path.with_name(self.path.name + ".samples.jsonl")
+        """Raw samples of this space go here."""
+        scope = scope_of(self.space).replace("/", "-")
+        return self.path.with_name(f"{self.path.name}.{scope}.samples.jsonl")
 
     @functools.cached_property
     def table(self) -> Table | None:
@@ -83,45 +95,80 @@ class Job:
         return self.space.rows() if self.level == "block" else self.space.op_rows()
 
     @functools.cached_property
+    def lacking(self) -> tuple[Row, ...]:
+        """The wanted rows that the table lacks or has only predicted, the most used first."""
+        measured = {entry.row for entry in self._known_entries if entry.source != "predicted"}
+        used = usage(self.space, self.level) if self.only is None else {}
+        return in_order((row for row in self.wanted if row not in measured), used)
+
+    @functools.cached_property
+    def inside(self) -> tuple[Arch, ...]:
+        """The networks inside which the lacking rows are timed; none but in situ, and for a few rows of an arch."""
+        if self.method != IN_SITU or self.only is not None or not self.lacking:
+            return ()
+        return cover(self.space, self.lacking, self.seed)
+
+    @functools.cached_property
     def formulas(self) -> tuple[Formula, ...]:
-        """How to time each row that the table lacks; neighbours in a network stand near each other."""
-        lacking = self.wanted if self.table is None else self.table.missing(self.wanted)
-        found = formulas(lacking, self._space_rows, self.space.input_shape, typical_bytes(self.space))
-        return tuple(sorted(found, key=lambda formula: (-_positions(formula.row), str(formula.row))))
+        """How to time each row that is lacking and inside no network."""
+        covered = {row for arch in self.inside for row in rows_of_arch(arch, self.level)}
+        alone = [row for row in self.lacking if row not in covered]
+        if not alone:
+            return ()
+        return formulas(alone, self._space_rows, self.space.input_shape, typical_bytes(self.space))
 
     @property
-    def wants_networks(self) -> bool:
-        """Whether networks are missing, and the rows that price them will be there."""
-        if self.table is not None and len(self.table.networks) >= MIN_NETWORKS:
-            return False
-        known = set(self.wanted).union(() if self.table is None else (entry.row for entry in self.table.entries))
-        return self.settings.networks > 0 and known.issuperset(self._space_rows)
+    def lacks_networks(self) -> int:
+        """How many networks are still to be measured; none where the rows that price them will not be there."""
+        known = {entry.row for entry in self._known_entries}.union(self.wanted)
+        if not known.issuperset(self._space_rows):
+            return 0
+        count = self.settings.networks if self.only is None else min(self.settings.networks, MIN_NETWORKS)
+        return max(min(count, self.space.count()) - len(self._known_networks), 0)
+
+    @property
+    def _known_entries(self) -> tuple[Entry, ...]:
+        return () if self.table is None else self.table.entries
+
+    @functools.cached_property
+    def _known_networks(self) -> tuple[Network, ...]:
+        """The networks of this space that the table has."""
+        found = () if self.table is None else self.table.networks
+        here = (self.space.name, self.space.input_shape)
+        return tuple(network for network in found if (network.arch.family, network.arch.input_shape) == here)
 
     @property
     def complete(self) -> bool:
         """Whether the table lacks nothing."""
-        return self.table is not None and not self.formulas and not self.wants_networks
+        return self.table is not None and not self.lacking and not self.lacks_networks
 
-    def networks(self, journal: Journal, known: Table) -> tuple[Arch, ...]:
-        """The networks to measure, once rows are known: those that the journal has begun with, else new ones.
+    def networks(self, journal: Journal, known: Table, most: int | None = None) -> tuple[Arch, ...]:
+        """The networks to measure, `most` at most, once rows are known: those that the journal names, and new ones.
 
         Those are evenly spread in log predicted latency, as a search and a validation meet networks. None where a row
-        of the space is unknown.
+        of the space is unknown. All that are chosen stand in the journal then.
         """
-        if not self.wants_networks or known.missing(self._space_rows):
+        if known.missing(self._space_rows):
             return ()
-        if journal.networks:
-            return tuple(map(Arch.from_json, journal.networks))
-        return spread(self.space, self.settings.networks, random.Random(self.seed), known.row_us)
+        count = self.lacks_networks if most is None else min(self.lacks_networks, most)
+        begun = self._begun(journal)
+        if len(begun) < count:
+            rng = random.Random(self.seed)
+            taken = {network.arch for network in (*known.checks, *self._known_networks)}.union(begun)
+            begun += spread(self.space, count - len(begun), rng, known.cost_of_row(self.space), taken)
+            journal.choose(tuple(dict.fromkeys((*journal.networks, *(arch.to_json() for arch in begun)))))
+        return begun[:count]
 
     def likely_networks(self, journal: Journal | None = None) -> tuple[Arch, ...]:
         """Networks that take about as long to measure as those that will be, for estimates before rows are known."""
-        if not self.wants_networks:
-            return ()
-        if journal is not None and journal.networks:
-            return tuple(map(Arch.from_json, journal.networks))
-        rng = random.Random(self.seed)
-        return tuple(dict.fromkeys(self.space.sample(rng) for _ in range(self.settings.networks)))
+        begun = () if journal is None else self._begun(journal)
+        rng, count = random.Random(self.seed), self.lacks_networks
+        return (*begun, *dict.fromkeys(self.space.sample(rng) for _ in range(count - len(begun))))[:count]
+
+    def _begun(self, journal: Journal) -> tuple[Arch, ...]:
+        """The networks that the journal names and the table lacks."""
+        measured = {network.arch for network in self._known_networks}
+        return tuple(arch for arch in map(Arch.from_json, journal.networks) if arch not in measured)
 
     def items(self, networks: Sequence[Arch] = ()) -> list[Item]:
         """Everything to time, the networks spread evenly among the rows."""
@@ -131,7 +178,7 @@ class Job:
             items.insert(number * (step + 1), network_item(arch))
         return items
 
-    def header(self) -> Header:
+    def header(self, variant: str = "") -> Header:
         """What a new table would say of itself."""
         machine = this_machine()
         return Header(
@@ -140,20 +187,20 @@ class Job:
             cores=machine.cores,
             runtime=self.engine.runtime,
             runtime_version=load_backend(self.engine.runtime).version(),
+            variant=variant,
             precision=self.engine.precision,
             threads=self.engine.threads,
             level=self.level,
-            space=self.space.name,
-            input_shape=self.space.input_shape,
-            classes=self.space.classes,
+            spaces=(),
+            method=self.method,
+            protocol=f"{IN_SITU_PROTOCOL}; others: {self.settings}" if self.method == IN_SITU else str(self.settings),
             date=datetime.date.today().isoformat(),
-            protocol=str(self.settings),
             sentinel_us=0.0,
         )
 
     def begin(self, journal: Journal, variant: str) -> None:
         """Write the first line of a new journal."""
-        journal.begin(asdict(self.header()) | {"variant": variant})
+        journal.begin(asdict(self.header(variant)))
 
     def check(self, journal: Journal) -> None:
         """Raise where a journal that was begun before does not fit.
@@ -174,31 +221,100 @@ class Job:
                     "they do not go into one table. Write to another one with --table"
                 )
 
-    def result(self, journal: Journal, variant: str, networks: Sequence[Arch] = (), passes: int | None = None) -> Table:
-        """The table with everything that the journal has complete samples of, in the first `passes` or all."""
+    def result(
+        self,
+        journal: Journal,
+        variant: str,
+        networks: Sequence[Arch] = (),
+        passes: int | None = None,
+        predicted: Iterable[Entry] = (),
+    ) -> Table:
+        """The table with everything that the journal has complete samples of, in the first `passes` or all.
+
+        Args:
+            journal: raw samples.
+            variant: of the backend.
+            networks: those that may be in the journal.
+            passes: how many count; None for all.
+            predicted: rows that count where they are not measured.
+
+        Raises:
+            MeasureError: where the machine is in another state than when the table was made, beyond what one factor
+                mends.
+        """
         times = Times(journal.samples)
-        header = self.table.header if self.table is not None else self.header()
+        header = self.table.header if self.table is not None else self.header(variant)
         if self.table is None:
-            protocol = header.protocol + (f"; variant {variant}" if self._has_variants else "")
-            header = replace(header, sentinel_us=round(times.reference_us, 2), protocol=protocol)
+            header = replace(header, sentinel_us=round(times.reference_us, 2))
         scale = header.sentinel_us / times.reference_us  # of a table that gets new rows in another state of the machine
-        entries = [] if self.table is None else list(self.table.entries)
+        if abs(self.drift(journal)) > MOST_DRIFT:
+            raise MeasureError(
+                f"{self.path}: the reference block takes {times.reference_us:.0f} us now and took "
+                f"{header.sentinel_us:.0f} us when the table was made; over {MOST_DRIFT:.0%} apart, new rows do not go "
+                "with the old ones. Nothing was added. Close other programs and run the same command again, which "
+                "measures anew, or write to another table with --table"
+            )
+        entries = {entry.row: entry for entry in (*self._known_entries, *predicted)}
         measured = {} if self.table is None else {network.arch: network for network in self.table.networks}
+        entries |= {entry.row: entry for entry in self._inside_entries(journal, times, networks, passes, scale)}
         for formula in self.formulas:
             if self._finished(journal, formula.terms, passes):
                 timing = times.row(formula)
-                entries.append(Entry(formula.row, timing.us * scale, timing.spread_us * scale, timing.count))
-        rows = {entry.row for entry in entries}
+                us, spread_us = timing.us * scale, timing.spread_us * scale
+                entries[formula.row] = Entry(formula.row, us, spread_us, timing.count)
         for arch in networks:
-            fits = arch not in measured and rows.issuperset(rows_of_arch(arch, self.level))
+            fits = arch not in measured and entries.keys() >= set(rows_of_arch(arch, self.level))
             if fits and self._finished(journal, network_item(arch), passes):
                 timing = times.timing(Probe(arch=arch).key)
                 measured[arch] = Network(arch, timing.us * scale, timing.spread_us * scale, timing.count)
-        return Table(header, entries, measured.values(), self.path)
+        checks = () if self.table is None else self.table.checks
+        return Table(self._with_space(header, entries), entries.values(), measured.values(), self.path, checks)
 
-    @property
-    def _has_variants(self) -> bool:
-        return len(load_backend(self.engine.runtime).variants) > 1
+    def _inside_entries(
+        self, journal: Journal, times: Times, networks: Sequence[Arch], passes: int | None, scale: float
+    ) -> list[Entry]:
+        """The lacking rows that stand in networks which were profiled in every process."""
+        if not self.inside:
+            return []
+        count = self.settings.passes if passes is None else passes
+        archs = dict.fromkeys((*self.inside, *networks))
+        found = {arch: said for arch, said in insides(journal.samples, archs).items() if len(said) >= count}
+        plain = {arch: times.us(key) for arch in networks if (key := Probe(arch=arch).key) in times}
+        rows = row_times(found, node_cost_us(found, plain))
+        return [
+            Entry(row, scale * rows[row][0], scale * rows[row][1], rows[row][2]) for row in self.lacking if row in rows
+        ]
+
+    def drift(self, journal: Journal) -> float:
+        """How much longer the reference block takes than when the table was made, as a fraction; 0 without a table."""
+        if self.table is None or not journal.has_samples:
+            return 0.0
+        return Times(journal.samples).reference_us / self.table.header.sentinel_us - 1
+
+    def predict(self, table: Table, without: Iterable[Row] = ()) -> Prediction | None:
+        """The wanted rows that a table has not measured, predicted from those that it has; None where there are none.
+
+        Args:
+            table: with measured rows.
+            without: rows to leave out, such as those that the runtime cannot run.
+
+        Raises:
+            MeasureError: where too few rows are measured.
+        """
+        measured = [entry for entry in table.entries if entry.source == "measured"]
+        known = {entry.row for entry in measured}.union(without)
+        rows = [row for row in self.wanted if row not in known]
+        return predict(measured, rows) if rows else None
+
+    def noise(self, journal: Journal, networks: Sequence[Arch]) -> Noise:
+        """How disturbed the machine was while what the table lacked was measured."""
+        return noise_of(journal.samples, {probe.key for item in self.items(networks) for probe, _ in item})
+
+    def _with_space(self, header: Header, rows: Iterable[Row]) -> Header:
+        """The header of a table with these rows."""
+        if not set(rows).issuperset(self._space_rows):
+            return header
+        return replace(header, spaces=tuple(dict.fromkeys((*header.spaces, scope_of(self.space)))))
 
     def _finished(self, journal: Journal, item: Item, passes: int | None) -> bool:
         return all(
@@ -208,25 +324,19 @@ class Job:
         )
 
 
+def methods_of(runtime: str, level: str) -> tuple[str, ...]:
+    """How the rows of a runtime can be timed."""
+    backend = load_backend(runtime)
+    in_situ = level == "block" and issubclass(backend, FileBackend) and backend.profiles_nodes
+    return (CHAINS, IN_SITU) if in_situ else (CHAINS,)
+
+
+def method_for(space: Space, runtime: str, level: str) -> str:
+    """The method that validated better on a runtime."""
+    wanted = load_backend(runtime).method
+    return wanted if wanted in methods_of(runtime, level) and space.input_shape[-1] >= IN_SITU_PIXELS else CHAINS
+
+
 def network_item(arch: Arch) -> Item:
     """A whole network, to be timed."""
     return ((Probe(arch=arch), 1.0),)
-
-
-def rows_of_arch(arch: Arch, level: str = "block") -> tuple[Row, ...]:
-    """The rows that an arch needs, each once."""
-    blocks = [call.row for call in calls_of(arch)]
-    if level == "block":
-        return tuple(dict.fromkeys(blocks))
-    return tuple(dict.fromkeys(op.row for row in blocks for op in calls_of_unit(row).ops))
-
-
-def variant_of(header: Header) -> str | None:
-    """The backend's variant that a table was measured with; None for a backend that has but one."""
-    found = re.search(r"; variant (\w+)$", header.protocol)
-    return found[1] if found else None
-
-
-def _positions(row: Row) -> int:
-    shape = row.inputs[0]
-    return shape[2] * shape[3] if shape.is_map else shape[1] if len(shape) == 3 else 1

@@ -1,4 +1,4 @@
-"""The profiler's side of a worker process: start it, ask for rounds, notice when it dies and over what."""
+"""The profiler's side of its processes: start one, ask it for rounds or files, notice when it dies and over what."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from nas.errors import MeasureError
 from nas.profiling.probes import Probe
 from nas.profiling.protocol import Settings
 from nas.profiling.samples import Sample
+from nas.profiling.sentinel import sentinel
 
 
 @dataclass(frozen=True)
@@ -50,71 +51,36 @@ class WorkerDeathError(MeasureError):
         self.key = key
 
 
-class Worker:
-    """A fresh process with these probes loaded; a context manager, since it has to be stopped.
+class _Child:
+    """A process that answers JSON lines with JSON lines; a context manager, since it has to be stopped.
 
     Args:
-        engine: runtime and its settings.
-        probes: to load.
-        settings: how long a sample is.
-        seed: of the order in rounds.
-        spaces: names of the spaces whose blocks the probes use.
-        files: folder for converted probes, shared with other processes before and after.
-
-    Attributes:
-        failures: probes that could not be loaded, by key, with the reason.
-
-    Raises:
-        WorkerDeathError: where a runtime takes the process down; so does `round`.
-        MeasureError: where the process cannot even begin.
+        module: what it runs.
+        threads: for libraries that ask OpenMP.
     """
 
-    def __init__(
-        self, engine: Engine, probes: Sequence[Probe], settings: Settings, seed: int, spaces: Sequence[str], files: Path
-    ) -> None:
+    def __init__(self, module: str, threads: int) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="nas-worker-")
-        self._keys = [probe.key for probe in probes]
+        self._keys: list[str] = []  # of the probes that it may be busy with
         self._busy = Path(self._folder.name) / "busy"
         self._busy.write_bytes(struct.pack("q", -1))
         self._errors = (Path(self._folder.name) / "stderr").open("w+b")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "nas.profiling.worker"],
+            [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
             start_new_session=True,
-            env=_environment(engine.threads),
+            env=_environment(threads),
         )
+
+    def _first(self, request: Any) -> dict[str, Any]:
         try:
-            answer = self._ask(self._job(engine, probes, settings, seed, spaces, files))
+            return self._ask(request)
         except BaseException:
             self.stop()
             raise
-        self.failures: dict[str, str] = answer["failures"]
-
-    def _job(
-        self, engine: Engine, probes: Sequence[Probe], settings: Settings, seed: int, spaces: Sequence[str], files: Path
-    ) -> dict[str, Any]:
-        return {
-            "runtime": engine.runtime,
-            "threads": engine.threads,
-            "precision": engine.precision,
-            "variant": engine.variant,
-            "spaces": list(spaces),
-            "probes": {probe.key: probe.to_data() for probe in probes},
-            "seed": seed,
-            "busy": str(self._busy),
-            "files": str(files),
-            "sample_us": settings.sample_us,
-            "least": settings.least,
-            "most": settings.most,
-        }
-
-    def round(self, keys: Sequence[str]) -> dict[str, Sample]:
-        """One sample of each of these probes."""
-        samples: Mapping[str, list[float]] = self._ask(list(keys))["samples"]
-        return {key: Sample(sentinel, tuple(calls)) for key, (sentinel, *calls) in samples.items()}
 
     def _ask(self, request: Any) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -151,11 +117,142 @@ class Worker:
                     continue
         self._folder.cleanup()
 
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+
+class Worker(_Child):
+    """A fresh process with these probes loaded, which times them.
+
+    Args:
+        engine: runtime and its settings.
+        probes: to load.
+        settings: how long a sample is.
+        seed: of the order in rounds.
+        spaces: names of the spaces whose blocks the probes use.
+        files: converted probes and the sentinel, by key, for a runtime that loads files.
+
+    Attributes:
+        failures: probes that could not be loaded, by key, with the reason.
+
+    Raises:
+        WorkerDeathError: where a runtime takes the process down; so does `round`.
+        MeasureError: where the process cannot even begin.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        probes: Sequence[Probe],
+        settings: Settings,
+        seed: int,
+        spaces: Sequence[str],
+        files: Mapping[str, Path],
+    ) -> None:
+        super().__init__("nas.profiling.worker", engine.threads)
+        self._keys = [probe.key for probe in probes]
+        answer = self._first(self._job(engine, probes, settings, seed, spaces, files))
+        self.failures: dict[str, str] = answer["failures"]
+
+    def _job(
+        self,
+        engine: Engine,
+        probes: Sequence[Probe],
+        settings: Settings,
+        seed: int,
+        spaces: Sequence[str],
+        files: Mapping[str, Path],
+    ) -> dict[str, Any]:
+        return {
+            **_engine_data(engine, spaces),
+            "probes": {probe.key: _probe_data(probe, files) | {"least": settings.least_of(probe)} for probe in probes},
+            "sentinel": _probe_data(sentinel(), files),
+            "seed": seed,
+            "busy": str(self._busy),
+            "sample_us": settings.sample_us,
+            "most": settings.most,
+        }
+
+    def round(self, keys: Sequence[str]) -> dict[str, Sample]:
+        """One sample of each of these probes."""
+        samples: Mapping[str, list[float]] = self._ask(list(keys))["samples"]
+        return {key: Sample(sentinel, tuple(calls)) for key, (sentinel, *calls) in samples.items()}
+
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.stop()
+
+class Converter(_Child):
+    """A process that writes probes to files; see `Worker` for its arguments.
+
+    Raises:
+        MeasureError: where the process cannot even begin.
+    """
+
+    def __init__(self, engine: Engine, spaces: Sequence[str]) -> None:
+        super().__init__("nas.profiling.converter", engine.threads)
+        self._first(_engine_data(engine, spaces) | {"busy": str(self._busy)})
+
+    def convert(self, probes: Sequence[Probe], files: Mapping[str, Path]) -> dict[str, str]:
+        """Write the files of these probes; why those without one failed, by key.
+
+        Raises:
+            WorkerDeathError: where a converter takes the process down.
+        """
+        self._keys = [probe.key for probe in probes]
+        failures: dict[str, str] = self._ask({probe.key: _probe_data(probe, files) for probe in probes})["failures"]
+        return failures
+
+
+class Inspector(_Child):
+    """A fresh process that runs networks with the runtime's node profiler.
+
+    Args:
+        engine: a runtime that gives times of nodes, and its settings.
+        files: the converted sentinel, by key.
+
+    Raises:
+        MeasureError: where the process cannot even begin.
+    """
+
+    def __init__(self, engine: Engine, files: Mapping[str, Path]) -> None:
+        super().__init__("nas.profiling.inspector", engine.threads)
+        job = {"busy": str(self._busy), "sentinel": _probe_data(sentinel(), files)}
+        self._first(_engine_data(engine, ()) | job)
+
+    def inspect(self, probe: Probe, file: Path, runs: int, warm_up: int) -> tuple[float, list[list[tuple[str, float]]]]:
+        """The sentinel's time in microseconds, and names and times of the nodes of each run behind the warm-up.
+
+        Raises:
+            WorkerDeathError: where the runtime takes the process down.
+            MeasureError: where it cannot run the network.
+        """
+        self._keys = [probe.key]
+        answer = self._ask(_probe_data(probe, {probe.key: file}) | {"runs": runs, "warm_up": warm_up})
+        if "failure" in answer:
+            raise MeasureError(answer["failure"])
+        return answer["sentinel_us"], [[(name, us) for name, us in run] for run in answer["runs"]]
+
+    def __enter__(self) -> Inspector:
+        return self
+
+
+def _engine_data(engine: Engine, spaces: Sequence[str]) -> dict[str, Any]:
+    return {
+        "runtime": engine.runtime,
+        "threads": engine.threads,
+        "precision": engine.precision,
+        "variant": engine.variant,
+        "spaces": list(spaces),
+    }
+
+
+def _probe_data(probe: Probe, files: Mapping[str, Path]) -> dict[str, Any]:
+    """A probe for a process that builds it, or its file for one that loads it."""
+    data: dict[str, Any] = {"probe": probe.to_data()}
+    if probe.key in files:
+        data |= {"file": str(files[probe.key]), "shapes": [list(shape) for shape in probe.shapes()]}
+    return data
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -6,29 +6,59 @@ A profile can be killed at any moment: raw samples stand in a journal beside the
 
 from __future__ import annotations
 
+import math
 import random
+import statistics
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nas.arch import Arch
+from nas.arch import Arch, calls_of
 from nas.errors import MeasureError
-from nas.latency import Table
+from nas.latency import MIN_NETWORKS, Table
 from nas.ops import Row
+from nas.profiling import memory
 from nas.profiling.backends import load_backend
-from nas.profiling.bench import Bench, Clock, Progress, silent
+from nas.profiling.bench import Bench, Clock, Item, Progress, silent
 from nas.profiling.device import this_machine
-from nas.profiling.job import Job, network_item, rows_of_arch, variant_of
+from nas.profiling.importance import rows_of_arch
+from nas.profiling.insitu import BATCH, NETWORK_SECONDS, lacking_inside, measure_inside
+from nas.profiling.job import AUTO, DEFAULT, Job, method_for, network_item
+from nas.profiling.prediction import Prediction
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
-from nas.profiling.protocol import Settings, Times
-from nas.profiling.samples import Journal, Log
+from nas.profiling.protocol import GATE, MOST_DRIFT, MOST_SLOW, Noise, Settings, Times, reference_of
+from nas.profiling.samples import Journal, Log, unwritable
 from nas.space import Space
+from nas.units import show_seconds
 
-__all__ = ["Measurement", "Plan", "measure", "plan", "profile", "rows_of_arch", "table_name", "time_networks"]
+__all__ = [
+    "Measurement",
+    "Outcome",
+    "Plan",
+    "job_of",
+    "measure",
+    "plan",
+    "profile",
+    "rows_of_arch",
+    "run",
+    "run_each",
+    "table_name",
+    "time_networks",
+    "unmeasured_percent",
+]
 
 MEASURE = Settings(rounds=10, passes=3)
 CHOOSE = Settings(rounds=5, passes=1)
+SMALL_PIXELS = 128
+TIMED_BOTH_WAYS = 8  # networks that are timed in situ and as a whole
+NETWORKS_SHARE = 0.4  # of a time budget that networks get at most
+MEMORY_SECONDS = 2.0  # to convert a network and count its memory
+STEPS = 8  # that a time budget is spent in at least: after each it is known better how long rows take
+STEP_SECONDS = 20.0  # with shorter steps, starting processes would take most of the time
+MOST_PROBLEMS = 2  # networks whose memory cannot be counted, from the first on, before the others are not tried
+TYPICAL = 201
 
 
 @dataclass(frozen=True)
@@ -46,6 +76,23 @@ class Plan:
     total: int
     networks: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job.
+
+    Attributes:
+        table: as it is on disk.
+        problems: what is not in it and why, where that is no error.
+        noise: how disturbed the machine was; None where nothing was measured.
+        prediction: of the rows that were not measured; None where all were.
+    """
+
+    table: Table
+    problems: tuple[str, ...] = ()
+    noise: Noise | None = None
+    prediction: Prediction | None = None
 
 
 @dataclass(frozen=True)
@@ -74,8 +121,12 @@ class Measurement:
 
 
 def table_name(space: Space, runtime: str, threads: int, level: str = "block", precision: str = "fp32") -> str:
-    """The file name of a space's table, in the folder of its device."""
-    return f"{runtime}-{precision}-{threads}t-{space.name}{'' if level == 'block' else '-op'}.csv"
+    """The file name of the table that a space's rows go into, in the folder of its device.
+
+    The small forms of spaces have a table of their own, so that a card speaks of networks of one size.
+    """
+    small = f"-{space.input_shape[-1]}px" if space.input_shape[-1] < SMALL_PIXELS else ""
+    return f"{runtime}-{precision}-{threads}t{small}{'' if level == 'block' else '-op'}.csv"
 
 
 def profile(
@@ -86,70 +137,61 @@ def profile(
     threads: int = 1,
     level: str = "block",
     precision: str = "fp32",
-    passes: int = 2,
-    rounds: int = 8,
-    networks: int = 12,
+    method: str = AUTO,
+    passes: int = DEFAULT.passes,
+    rounds: int = DEFAULT.rounds,
+    networks: int = DEFAULT.networks,
     seed: int = 0,
     rows: Iterable[Row] | None = None,
+    budget_minutes: float | None = None,
+    accept_noise: bool = False,
     progress: Progress = silent,
 ) -> Table:
     """Measure what a table lacks, write it, and return it; where it lacks nothing, only return it.
 
     Args:
         space: whose rows to measure.
-        path: of the table; raw samples go beside it, into `<path>.samples.jsonl`.
+        path: of the table; raw samples go beside it, into `<path>.<space>.samples.jsonl`.
         runtime: name of a backend.
         threads: threads inside one inference.
         level: "block" or "op": what a row is.
         precision: of weights and activations.
+        method: how rows are timed: "chains", "in-situ", or "auto" for what validated better on the runtime.
         passes: fresh processes; a row takes the median of their times.
-        rounds: samples of every graph in every process; rows that need it get up to three times as many.
+        rounds: samples of every graph in every process; rows that need it get up to four times as many.
         networks: whole networks measured with the rows, where the table then has every row of the space.
         seed: of orders and the choice of networks.
         rows: only these; None for every row an arch of the space can need.
+        budget_minutes: about how long it may take: the rows that most archs use are measured, the others predicted,
+            until a later call measures them; None for as long as all rows take.
+        accept_noise: write a table even where the machine was too disturbed to believe it; the table says so.
         progress: called with work done, total work, seconds left, and what is going on.
 
     Raises:
         InputError: where the table or its samples come from another device, runtime version, precision, thread count,
-            level or space, naming both.
-        MeasureError: where rows cannot be measured, naming each and why; the table holds the others.
-        RunError: where another process profiles into this table.
+            level or method, naming both.
+        MeasureError: where rows cannot be measured, naming each and why; the table holds the others. Where the machine
+            is too noisy, or the time is too short for any prediction.
+        RunError: where another process profiles into this table, or the disk is full.
     """
-    job = _job(space, path, runtime, threads, level, precision, Settings(rounds, passes, networks), seed, rows)
-    if job.complete:
-        assert job.table is not None
-        progress(1, 1, 0.0, "complete, nothing to measure")
-        return job.table
-    with Journal(job.journal_path) as journal:
-        job.check(journal)
-        if journal.header is None:
-            job.begin(journal, _variant(job, seed, progress))
-        assert journal.header is not None
-        variant = str(journal.header["variant"])
-        with Bench(replace(job.engine, variant=variant), job.settings, journal, seed, (space.name,)) as bench:
-            archs = _measure_rows_and_networks(job, bench, journal, variant, progress)
-        table = job.result(journal, variant, archs)
-        if table.entries:
-            table.write(path)
-    _raise_failures(job, archs, bench.failures)
-    return Table.read(path)
+    job = job_of(
+        space,
+        path=path,
+        runtime=runtime,
+        threads=threads,
+        level=level,
+        precision=precision,
+        method=method,
+        passes=passes,
+        rounds=rounds,
+        networks=networks,
+        seed=seed,
+        rows=rows,
+    )
+    return run(job, budget_minutes=budget_minutes, accept_noise=accept_noise, progress=progress).table
 
 
-def _measure_rows_and_networks(
-    job: Job, bench: Bench, journal: Journal, variant: str, progress: Progress
-) -> tuple[Arch, ...]:
-    """Fill the journal; the networks that stand in it then."""
-    clock = Clock(bench.seconds(job.items(job.likely_networks(journal))), progress)
-    bench.run(job.items(), clock, [0])
-    archs = job.networks(journal, job.result(journal, variant, passes=1))
-    if archs and not journal.networks:
-        journal.choose([arch.to_json() for arch in archs])
-    bench.run([network_item(arch) for arch in archs], clock, [0])
-    bench.run(job.items(archs), clock, range(1, job.settings.passes))
-    return archs
-
-
-def plan(
+def job_of(
     space: Space,
     *,
     path: Path,
@@ -157,25 +199,214 @@ def plan(
     threads: int = 1,
     level: str = "block",
     precision: str = "fp32",
-    passes: int = 2,
-    rounds: int = 8,
-    networks: int = 12,
+    method: str = AUTO,
+    passes: int = DEFAULT.passes,
+    rounds: int = DEFAULT.rounds,
+    networks: int = DEFAULT.networks,
     seed: int = 0,
     rows: Iterable[Row] | None = None,
-) -> Plan:
-    """What `profile` with the same arguments would do, and for how long; it measures nothing. Raises as `profile`."""
-    job = _job(space, path, runtime, threads, level, precision, Settings(rounds, passes, networks), seed, rows)
+) -> Job:
+    """What `profile` has to do; the same arguments, for `plan` and `run`. Raises as `profile`."""
+    engine, settings = Engine(runtime, threads, precision), Settings(rounds, passes, networks)
+    if method == AUTO:
+        method = Table.read(path).header.method if Path(path).is_file() else method_for(space, runtime, level)
+    return Job(space, Path(path), engine, level, settings, seed, None if rows is None else tuple(rows), method)
+
+
+def plan(job: Job) -> Plan:
+    """What is left of a job, and how long it takes; it measures nothing. Raises as `profile`."""
     archs, log = job.likely_networks(), Log()
     if job.journal_path.exists():
         with Journal(job.journal_path) as journal:
             job.check(journal)
             archs, log.samples = job.likely_networks(journal), journal.samples
-    bench = Bench(job.engine, job.settings, log, seed)
+    bench = Bench(job.engine, job.settings, log, job.seed)
     items = job.items(archs)
-    open_items = {item for number in range(passes) for item in bench.missing(number, items)}
+    open_items = {item for number in range(job.settings.passes) for item in bench.missing(number, items)}
     left = sum(formula.terms in open_items for formula in job.formulas)
     open_networks = sum(network_item(arch) in open_items for arch in archs)
-    return Plan(len(job.wanted) - left, len(job.wanted), open_networks, bench.seconds(items))
+    inside = lacking_inside(bench, job.inside)
+    left += len({row for arch in inside for row in rows_of_arch(arch, job.level)}.intersection(job.lacking))
+    seconds = bench.seconds(items) + NETWORK_SECONDS * len(inside)
+    return Plan(len(job.wanted) - left, len(job.wanted), open_networks, seconds)
+
+
+def run(
+    job: Job, *, budget_minutes: float | None = None, accept_noise: bool = False, progress: Progress = silent
+) -> Outcome:
+    """Do a job; see `profile`."""
+    until = math.inf if budget_minutes is None else time.monotonic() + 60 * budget_minutes
+    if job.complete:
+        assert job.table is not None
+        progress(1, 1, 0.0, "complete, nothing to measure")
+        return Outcome(*_with_memory(job, job.table, until, progress))
+    with Journal(job.journal_path) as journal:
+        job.check(journal)
+        _forget_disturbed(job, journal, accept_noise)
+        if journal.header is None:
+            job.begin(journal, _variant(job, progress))
+        assert journal.header is not None
+        variant = str(journal.header["variant"])
+        engine = replace(job.engine, variant=variant)
+        with Bench(engine, job.settings, journal, job.seed, (job.space.name,)) as bench:
+            found = _measure_within if until < math.inf else _measure_all
+            archs, prediction, shortage = found(job, bench, journal, variant, progress, until)
+        noise = job.noise(journal, archs)
+        if noise.is_too_much and not accept_noise:
+            raise MeasureError(
+                f"{job.path}: not written, this machine is too noisy to be believed: {noise}, at most {MOST_SLOW:.0%} "
+                "may be. The samples are on disk. Close other programs and run the same command again: it measures "
+                "anew what was disturbed; --accept-noise writes the table as it is"
+            )
+        table = job.result(journal, variant, archs, predicted=prediction.entries if prediction is not None else ())
+        if noise.is_too_much:
+            protocol = f"{table.header.protocol}; noisy machine accepted: {noise}"
+            header = replace(table.header, protocol=protocol)
+            table = Table(header, table.entries, table.networks, table.path, table.checks)
+        if table.entries:
+            _write(table, job.path)
+    _raise_failures(job, archs, bench.failures)
+    if shortage is not None:
+        raise shortage
+    return Outcome(*_with_memory(job, table, until, progress), noise, prediction)
+
+
+def run_each(
+    jobs: Sequence[Job], *, budget_minutes: float | None = None, accept_noise: bool = False, progress: Progress = silent
+) -> list[Outcome]:
+    """Do jobs one after the other, each with a part of the time that is left, in proportion to what it has to do.
+
+    Raises:
+        MeasureError: at the end, where something could not be measured in any of them; see `profile` for the others.
+    """
+    end = time.monotonic() + 60 * (budget_minutes or 0.0)
+    seconds = [1.0 + plan(job).seconds for job in jobs] if budget_minutes is not None else []
+    outcomes, problems = [], []
+    for number, job in enumerate(jobs):
+        minutes = None
+        if budget_minutes is not None:
+            minutes = max(end - time.monotonic(), 0.0) / 60 * seconds[number] / sum(seconds[number:])
+        fresh = replace(job) if number else job  # the one before may have written the same table
+        try:
+            outcomes.append(run(fresh, budget_minutes=minutes, accept_noise=accept_noise, progress=progress))
+        except MeasureError as error:
+            problems.append(str(error))
+    if problems:
+        raise MeasureError("\n".join(problems))
+    return outcomes
+
+
+Found = tuple[tuple[Arch, ...], Prediction | None, MeasureError | None]
+
+
+def _measure_all(job: Job, bench: Bench, journal: Journal, variant: str, progress: Progress, until: float) -> Found:
+    """Fill the journal; the networks that stand in it then."""
+    seconds = bench.seconds(job.items(job.likely_networks(journal)))
+    seconds += NETWORK_SECONDS * len(lacking_inside(bench, job.inside))
+    clock = Clock(seconds, progress, until)
+    measure_inside(bench, job.inside, clock, [0])
+    bench.run(job.items(), clock, [0])
+    archs = job.networks(journal, job.result(journal, variant, passes=1))
+    both = archs[:: max(len(archs) // TIMED_BOTH_WAYS, 1)] if job.inside else ()
+    profiled = tuple(dict.fromkeys((*job.inside, *both)))
+    for number in range(job.settings.passes):
+        bench.run([network_item(arch) for arch in archs] if number == 0 else job.items(archs), clock, [number])
+        measure_inside(bench, profiled, clock, [number])
+    return archs, None, None
+
+
+def _measure_within(job: Job, bench: Bench, journal: Journal, variant: str, progress: Progress, until: float) -> Found:
+    """Fill the journal with rows, the most used first, then with networks, until the time is up; predict other rows."""
+    left = until - time.monotonic()
+    networks = [network_item(arch) for arch in job.likely_networks(journal)]
+    reserved = min(bench.seconds(networks) + MEMORY_SECONDS * len(networks), NETWORKS_SHARE * left)
+    rows = job.items()
+    clock = Clock(min(bench.seconds(rows) + reserved, left), progress, until - reserved)
+    for start in range(0, len(job.inside), BATCH):
+        measure_inside(bench, job.inside[start : start + BATCH], clock, range(job.settings.passes))
+    while step := _step(rows, bench, clock, left / STEPS):
+        bench.run(step, clock)
+        rows = rows[len(step) :]
+    known, prediction = job.result(journal, variant), None
+    try:
+        failed = [f.row for f in job.formulas if any(probe.key in bench.failures for probe in f.probes)]
+        prediction = job.predict(known, failed)
+        if prediction is not None:
+            known = job.result(journal, variant, predicted=prediction.entries)
+    except MeasureError as error:
+        text = f"{job.path}: {show_seconds(left)} were too short: {error}. They are saved; the same command goes on"
+        return (), None, MeasureError(text)
+    seconds = clock.pace * bench.seconds(networks) / max(len(networks), 1) + MEMORY_SECONDS
+    archs = job.networks(journal, known, max(int((until - time.monotonic()) / seconds), MIN_NETWORKS))
+    clock.until = math.inf  # they are few enough
+    bench.run([network_item(arch) for arch in archs], clock)
+    return archs, prediction, None
+
+
+def _step(rows: Sequence[Item], bench: Bench, clock: Clock, seconds: float) -> Sequence[Item]:
+    """The first rows: as many as the clock leaves time for, and these seconds or those of a short step."""
+    count, most = len(rows), min(clock.left, max(seconds, STEP_SECONDS))
+    while count and bench.seconds(rows[:count]) * clock.pace > most:
+        count //= 2
+    return rows[:count]
+
+
+def _forget_disturbed(job: Job, journal: Journal, accept_noise: bool) -> None:
+    """Leave out what an earlier run was refused for, so that it is measured again."""
+    if abs(job.drift(journal)) > MOST_DRIFT:
+        journal.forget(0.0)
+    elif job.noise(journal, job.likely_networks(journal)).is_too_much and not accept_noise:
+        journal.forget(GATE * reference_of(journal.samples))
+
+
+def _with_memory(job: Job, table: Table, until: float, progress: Progress) -> tuple[Table, tuple[str, ...]]:
+    """The table, written, with the peak memory of the networks of the space; and why it lacks that of any.
+
+    A few rows more are no reason to measure the memory of networks that were there before.
+    """
+    if job.only is not None:
+        return Table.read(job.path), ()
+    here = (job.space.name, job.space.input_shape)
+    engine = replace(job.engine, variant=table.header.variant)
+    networks, problems = list(table.networks), list[str]()
+    lacking = [
+        number
+        for number, network in enumerate(networks)
+        if network.peak_bytes is None and (network.arch.family, network.arch.input_shape) == here
+    ]
+    for done, number in enumerate(lacking):
+        arch = networks[number].arch
+        progress(done, len(lacking), None, f"memory of network {done + 1} of {len(lacking)}")
+        if time.monotonic() > until:
+            problems.append(f"memory of {len(lacking) - done} networks not measured: the time is up")
+            break
+        try:
+            networks[number] = replace(networks[number], peak_bytes=memory.peak_bytes(engine, arch))
+        except MeasureError as error:
+            problems.append(f"memory of network {arch.id} not measured: {error}")
+            if done + 1 == len(problems) == MOST_PROBLEMS:
+                problems.append(f"memory of {len(lacking) - done - 1} further networks not tried")
+                break
+    if networks != list(table.networks):
+        table = Table(table.header, table.entries, networks, table.path, table.checks)
+        _write(table, job.path)
+    return Table.read(job.path), tuple(problems)
+
+
+def _write(table: Table, path: Path) -> None:
+    try:
+        table.write(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unmeasured_percent(table: Table, space: Space, seed: int = 0) -> float:
+    """How much of the predicted time of a typical network of a space rests on rows that were not measured: the median
+    over random networks, in percent.
+    """
+    rng = random.Random(seed)
+    prices = [table.price(calls_of(space.sample(rng))) for _ in range(TYPICAL)]
+    return 100 * statistics.median(price.unmeasured_us / price.total_us for price in prices)
 
 
 def measure(
@@ -222,13 +453,16 @@ def time_networks(
     settings: Settings = MEASURE,
     seed: int = 0,
     progress: Progress = silent,
+    log: Log | None = None,
 ) -> Times:
     """Time whole networks in interleaved rounds, in fresh processes; look them up with `Probe(arch=arch).key`.
+
+    Samples that `log` holds count, and it receives the others.
 
     Raises:
         MeasureError: where one cannot be run, with the reason.
     """
-    log = Log()
+    log = Log() if log is None else log
     spaces = tuple(sorted({arch.family for arch in archs}))
     items = [network_item(arch) for arch in archs]
     with Bench(engine, settings, log, seed, spaces) as bench:
@@ -250,26 +484,11 @@ def fastest_variant(archs: Sequence[Arch], engine: Engine, seed: int, progress: 
     return min(totals, key=totals.__getitem__)
 
 
-def _variant(job: Job, seed: int, progress: Progress) -> str:
+def _variant(job: Job, progress: Progress) -> str:
     if job.table is not None:
-        return variant_of(job.table.header) or load_backend(job.engine.runtime).variants[0]
-    rng = random.Random(seed)
-    return fastest_variant([job.space.sample(rng) for _ in range(2)], job.engine, seed, progress)
-
-
-def _job(
-    space: Space,
-    path: Path,
-    runtime: str,
-    threads: int,
-    level: str,
-    precision: str,
-    settings: Settings,
-    seed: int,
-    rows: Iterable[Row] | None,
-) -> Job:
-    engine = Engine(runtime, threads, precision)
-    return Job(space, Path(path), engine, level, settings, seed, None if rows is None else tuple(rows))
+        return job.table.header.variant
+    rng = random.Random(job.seed)
+    return fastest_variant([job.space.sample(rng) for _ in range(2)], job.engine, job.seed, progress)
 
 
 def _raise_failures(job: Job, archs: Sequence[Arch], failures: Mapping[str, str]) -> None:

@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from nas.profiling.probes import Formula
+from nas.profiling.probes import Formula, Probe
 from nas.profiling.samples import Sample, Samples
 
 GATE = 1.10  # a sentinel above this times the reference marks a slow spell; these take 1.3 times as long and more
 REFERENCE = 10.0  # percentile of all sentinels that is the reference
 QUANTILE = 25.0  # percentile of a probe's samples, and of the calls in a sample
+MOST_SLOW = 0.50  # share of samples in slow spells above which a profile is refused; shared machines had 0.02 to 0.26
+MOST_DRIFT = (
+    0.30  # of the reference between a table and new rows for it; beyond, one factor does not bring them together
+)
 TOLERANCE = 0.02  # standard error of a row in one process, as far as its samples tell, that needs no more rounds
 WARM_UP = 1 / 2  # share of a sample's calls that only warm the caches: many small kernels need two or three calls
 
@@ -34,15 +38,17 @@ class Settings:
         passes: fresh processes.
         networks: whole networks measured with the rows.
         sample_us: calls of a sample go on for about this long, in microseconds, between `least` and `most` calls.
+        least_network: as `least`, of whole networks: those of many small kernels settle at their third call.
         batch_rows: rows whose probes are loaded together.
         batch_bytes: limit on their weights.
     """
 
-    rounds: int = 8
+    rounds: int = 6
     passes: int = 2
-    networks: int = 12
+    networks: int = 40
     sample_us: float = 10_000.0
-    least: int = 4
+    least: int = 3
+    least_network: int = 4
     most: int = 24
     batch_rows: int = 128
     batch_bytes: int = 2**30
@@ -52,10 +58,14 @@ class Settings:
         """Samples outside slow spells that suffice for a probe in one pass."""
         return math.ceil(self.rounds / 2)
 
+    def least_of(self, probe: Probe) -> int:
+        """The fewest calls in a sample of a probe."""
+        return self.least if probe.arch is None else self.least_network
+
     @property
     def limit(self) -> int:
         """Samples of a probe in one pass after which it is given no more rounds."""
-        return 3 * self.rounds
+        return 4 * self.rounds
 
     def __str__(self) -> str:
         return (
@@ -81,8 +91,50 @@ class Timing:
 
 def reference_of(samples: Samples) -> float:
     """The sentinel's time outside slow spells, in microseconds, over all passes."""
-    sentinels = [sample.sentinel_us for by_key in samples.values() for taken in by_key.values() for sample in taken]
+    sentinels = _sentinels(samples)
     return float(np.percentile(sentinels, REFERENCE)) if sentinels else math.nan
+
+
+def _sentinels(samples: Samples, keys: Collection[str] | None = None) -> list[float]:
+    return [
+        sample.sentinel_us
+        for by_key in samples.values()
+        for key, taken in by_key.items()
+        if keys is None or key in keys
+        for sample in taken
+    ]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How disturbed the machine was, by the sentinel.
+
+    Attributes:
+        slow: share of samples in slow spells.
+        ratio: the sentinel's median over the reference.
+    """
+
+    slow: float
+    ratio: float
+
+    @property
+    def is_too_much(self) -> bool:
+        """Whether what was measured meanwhile should not be believed."""
+        return self.slow > MOST_SLOW
+
+    def __str__(self) -> str:
+        return (
+            f"{self.slow:.0%} of samples in slow spells, sentinel's median {self.ratio:.2f} times its p{REFERENCE:.0f}"
+        )
+
+
+def noise_of(samples: Samples, keys: Collection[str] | None = None) -> Noise:
+    """How disturbed the machine was while samples were taken: those of these probes, or all."""
+    sentinels = np.array(_sentinels(samples, keys))
+    if not len(sentinels):
+        return Noise(0.0, 1.0)
+    reference = reference_of(samples)
+    return Noise(float((sentinels > GATE * reference).mean()), float(np.median(sentinels)) / reference)
 
 
 def good(taken: Iterable[Sample], reference: float) -> int:
@@ -106,17 +158,23 @@ def kept(taken: Sequence[Sample], reference: float) -> np.ndarray:
 
 
 def error_of(terms: Iterable[tuple[Sequence[Sample], float]], reference: float) -> float:
-    """The relative standard error of a weighted sum of probes' times, by the samples of each probe in one process.
+    """The relative standard error of a weighted sum of probes' times, by the samples of each probe in one process."""
+    return errors_of(terms, reference)[0]
+
+
+def errors_of(terms: Iterable[tuple[Sequence[Sample], float]], reference: float) -> tuple[float, tuple[float, ...]]:
+    """The relative standard error of a weighted sum of probes' times, and the share of each term in its square.
 
     That of a lower quartile of n samples is about their interquartile range over sqrt(n).
     """
-    total = variance = 0.0
+    total, variances = 0.0, []
     for taken, weight in terms:
         times = kept(taken, reference)
         low, high = np.percentile(times, [25, 75])
         total += weight * float(low)
-        variance += (weight * float(high - low)) ** 2 / len(times)
-    return math.sqrt(variance) / total if total > 0 else math.inf
+        variances.append((weight * float(high - low)) ** 2 / len(times))
+    error = math.sqrt(sum(variances)) / total if total > 0 else math.inf
+    return error, tuple(variance / (sum(variances) or 1.0) for variance in variances)
 
 
 def over_processes(values: Sequence[float]) -> float:

@@ -1,7 +1,8 @@
 """The journal of a profile: raw samples beside the table, a line a round, so that a kill at any moment loses one round.
 
-The first line names the device, the runtime and its settings; others hold samples, one the networks to measure. A torn
-last line, what a kill leaves, is cut when the journal is opened again.
+The first line names the device, the runtime and its settings; others hold samples, some the networks to measure, some
+say which of the samples before them do not count. A torn last line, what a kill leaves, is cut when the journal is
+opened again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,14 @@ from typing import Any
 from nas.errors import InputError, RunError
 
 FORMAT = 1
+
+
+def unwritable(path: Path, error: OSError) -> RunError:
+    """What to raise where a file of a profile cannot be written, such as on a full disk."""
+    return RunError(
+        f"{path}: cannot be written ({error.strerror or error}); make room, or see to its permissions. What was "
+        "measured before is on disk, and the same command continues from there"
+    )
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,17 @@ class Log:
         """The samples of a probe in pass `number`."""
         return self.samples[number][key]
 
+    @property
+    def has_samples(self) -> bool:
+        """Whether there is any sample."""
+        return any(taken for by_key in self.samples.values() for taken in by_key.values())
+
+    def forget(self, sentinel_us: float) -> None:
+        """Drop the samples so far whose sentinel took longer than this."""
+        for by_key in self.samples.values():
+            for key, taken in by_key.items():
+                by_key[key] = [sample for sample in taken if sample.sentinel_us <= sentinel_us]
+
 
 class Journal(Log):
     """A log that is also a file; only one process at a time has it open.
@@ -73,8 +93,11 @@ class Journal(Log):
         self.path = path
         self.header: dict[str, Any] | None = None
         self.networks: tuple[str, ...] = ()  # archs as JSON
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab+")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab+", buffering=0)  # what a full disk refuses is not tried again when it closes
+        except OSError as error:
+            raise unwritable(path, error) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -108,10 +131,19 @@ class Journal(Log):
         self._append({"pass": number, "samples": data})
         super().add(number, samples)
 
+    def forget(self, sentinel_us: float) -> None:
+        """Drop the samples so far whose sentinel took longer than this, from now on; they stay in the file."""
+        self._append({"forget_above_us": sentinel_us})
+        super().forget(sentinel_us)
+
     def _append(self, line: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        text = json.dumps(line).encode() + b"\n"
+        try:
+            while text:
+                text = text[self._file.write(text) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise unwritable(self.path, error) from error
 
     def _read(self) -> None:
         self._file.seek(0)
@@ -135,6 +167,8 @@ class Journal(Log):
             self.header = dict(line["header"])
         elif "networks" in line:
             self.networks = tuple(map(str, line["networks"]))
+        elif "forget_above_us" in line:
+            super().forget(float(line["forget_above_us"]))
         else:
             taken = line["samples"].items()
             super().add(

@@ -1,112 +1,42 @@
-"""How far a table's predictions are off: unseen networks of its space, predicted and then measured on this machine."""
+"""How far a table's predictions are off: unseen networks of its spaces, predicted and then measured on this machine.
+
+A validation can be killed at any moment: raw samples stand in a journal beside the table until its card is written.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import search_spaces
 from nas.arch import Arch, calls_of
-from nas.errors import InputError
-from nas.latency import Table
+from nas.card import Card, Errors
+from nas.errors import InputError, MeasureError
+from nas.kinds import kinds, only
+from nas.latency import Network, Table
+from nas.profiling import memory
+from nas.profiling.backends import load_backend
 from nas.profiling.bench import Progress, silent
 from nas.profiling.device import this_machine
-from nas.profiling.job import variant_of
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.profiler import MEASURE, time_networks
-from nas.profiling.protocol import Settings
+from nas.profiling.protocol import Settings, Times
+from nas.profiling.samples import Journal, unwritable
 from nas.profiling.selection import spread
+from nas.space import Space
 from nas.units import show_us
 
 LEAST = 12  # networks; fewer say little about ranks
 REFIT = 5  # other networks, for a scale where the machine is another one or in another state
 DRIFT = 0.02  # of the sentinel, above which the machine is in another state than when the table was made
-DRAWS = 1000
-
-
-@dataclass(frozen=True)
-class Errors:
-    """How predictions compare with measurements of the same networks; errors are relative to the measurement.
-
-    Attributes:
-        mape_percent: mean absolute error.
-        bias_percent: mean error; negative where predictions are too low.
-        within_5: share of networks off by at most 5 %.
-        within_10: by at most 10 %.
-        worst_percent: the error furthest from zero.
-        spearman: rank correlation.
-        kendall: rank correlation by pairs (tau b).
-        reference_kendall: the tau that random errors of the same mean absolute size would leave on these networks.
-    """
-
-    mape_percent: float
-    bias_percent: float
-    within_5: float
-    within_10: float
-    worst_percent: float
-    spearman: float
-    kendall: float
-    reference_kendall: float
-
-    @classmethod
-    def of(cls, predicted: Sequence[float], measured: Sequence[float], seed: int = 0) -> Errors:
-        """Compare two lists of latencies, of the same unit.
-
-        Raises:
-            InputError: for fewer than two networks, which have no order.
-        """
-        from scipy.stats import kendalltau, spearmanr
-
-        guess, truth = np.asarray(predicted, float), np.asarray(measured, float)
-        if len(truth) < 2:
-            raise InputError(f"errors need at least two networks, got {len(truth)}")
-        error = guess / truth - 1
-        mape = float(np.abs(error).mean())
-        return cls(
-            mape_percent=100 * mape,
-            bias_percent=100 * float(error.mean()),
-            within_5=float((np.abs(error) <= 0.05).mean()),
-            within_10=float((np.abs(error) <= 0.10).mean()),
-            worst_percent=100 * float(error[np.abs(error).argmax()]),
-            spearman=float(spearmanr(guess, truth)[0]),
-            kendall=float(kendalltau(guess, truth)[0]),
-            reference_kendall=reference_kendall(truth, mape, seed),
-        )
-
-
-def reference_kendall(truth: np.ndarray, mape: float, seed: int = 0) -> float:
-    """Kendall's tau that a predictor with independent normal relative errors would reach, the mean of many draws.
-
-    Args:
-        truth: (n,) measured latencies.
-        mape: mean absolute relative error of the predictor, as a fraction.
-        seed: of the draws.
-    """
-    from scipy.stats import kendalltau
-
-    errors = np.random.default_rng(seed).normal(0.0, mape * np.sqrt(np.pi / 2), (DRAWS, len(truth)))
-    return float(np.mean([kendalltau(truth * (1 + error), truth)[0] for error in errors]))
-
-
-@dataclass(frozen=True)
-class Checked:
-    """One network, predicted and measured."""
-
-    arch: Arch
-    predicted_us: float
-    measured_us: float
-    spread_us: float
-
-    @property
-    def error(self) -> float:
-        """Relative error of the prediction."""
-        return self.predicted_us / self.measured_us - 1
 
 
 @dataclass(frozen=True)
@@ -114,80 +44,97 @@ class Validation:
     """What came out.
 
     Attributes:
-        table: where the table is.
-        calibrated: whether its predictions are.
+        table: the table with these networks as its card.
         here: whether it was measured on a machine like this one.
         device: this machine.
-        networks: those measured, by measured latency.
-        errors: of the table's predictions.
         sentinel_drift: of the reference block, now against then, as a fraction.
         scale: factor on predictions, fitted on other networks; where the machine or its state is another.
         scaled: the errors after it.
+        unwritten: why the card is not in the table's file; "" where it is.
+        memory_problem: why the peak memory of networks is not known; "" where it is.
     """
 
-    table: str
-    calibrated: bool
+    table: Table
     here: bool
     device: str
-    networks: tuple[Checked, ...]
-    errors: Errors
     sentinel_drift: float
     scale: float | None = None
     scaled: Errors | None = None
+    unwritten: str = ""
+    memory_problem: str = ""
 
     @property
-    def ratio(self) -> float:
-        """The slowest network over the fastest."""
-        return self.networks[-1].measured_us / self.networks[0].measured_us
+    def card(self) -> Card:
+        """The errors of the predictions."""
+        assert self.table.card is not None
+        return self.table.card
 
     def facts(self) -> dict[str, Any]:
         """Plain data, latencies in milliseconds."""
-        networks = [
-            {
-                "arch": item.arch.id,
-                "predicted_ms": item.predicted_us / 1e3,
-                "measured_ms": item.measured_us / 1e3,
-                "measured_spread_ms": item.spread_us / 1e3,
-                "error_percent": 100 * item.error,
-            }
-            for item in self.networks
-        ]
         return {
-            "table": self.table,
-            "calibrated": self.calibrated,
+            "table": self.table.where,
+            "calibrated": bool(self.table.calibrations),
             "this_machine": self.here,
             "device": self.device,
-            **dataclasses.asdict(self.errors),
-            "max_min_ratio": self.ratio,
+            **self.card.facts(),
             "sentinel_drift_percent": 100 * self.sentinel_drift,
             "scale": self.scale,
             "scaled": None if self.scaled is None else dataclasses.asdict(self.scaled),
-            "networks": networks,
+            "written": not self.unwritten,
+            "unwritten_because": self.unwritten or None,
+            "memory_problem": self.memory_problem or None,
         }
 
     def text(self) -> str:
-        """A few lines for a person."""
-        lines = [f"{'arch':14}{'predicted':>12}{'measured':>12}{'error':>9}"]
-        for item in self.networks:
+        """Some lines for a person."""
+        card = self.card
+        lines = [f"{'arch':14}{'family':24}{'predicted':>12}{'measured':>12}{'error':>9}"]
+        for item in card.networks:
             times = f"{show_us(item.predicted_us):>12}{show_us(item.measured_us):>12}"
-            lines.append(f"{item.arch.id:14}{times}{item.error:>+9.1%}")
-        count = len(self.networks)
-        lines.append(f"{count} unseen networks, the slowest {self.ratio:.1f} times the fastest, on {self.device}")
+            lines.append(f"{item.arch.id:14}{item.family:24}{times}{item.error:>+9.1%}")
+        lines.append(
+            f"{len(card.networks)} unseen networks, the slowest {card.ratio:.1f} times the fastest, on {self.device}"
+        )
         if not self.here:
-            lines.append(f"NOT THIS MACHINE: {self.table} was measured on another one")
+            lines.append(f"NOT THIS MACHINE: {self.table.where} was measured on another one")
         if abs(self.sentinel_drift) > DRIFT:
             lines.append(f"the reference block takes {self.sentinel_drift:+.1%} of what it took for the table")
-        lines += _describe(self.errors, "as predicted" if self.calibrated else "as predicted, uncalibrated")
+        lines += _describe(card.errors, f"as predicted{'' if self.table.calibrations else ', uncalibrated'}")
+        if len(card.families) > 1:
+            lines += [
+                f"  {name}: MAPE {mape:.1f} %, bias {bias:+.1f} % ({count} networks)"
+                for name, count, mape, bias in card.families
+            ]
+        if self.memory_problem:
+            lines.append(f"  peak memory was not measured: {self.memory_problem}")
+        if card.memory_mape_percent is not None:
+            lines.append(f"  peak memory: MAPE {card.memory_mape_percent:.1f} %")
+        if card.coverage_band is not None:
+            low, high = card.coverage_band
+            lines.append(
+                f"  90 % interval: {card.coverage_percent:.0f} % inside (chance allows {low:.0f} to {high:.0f} %)"
+            )
         if self.scaled is not None:
             lines += _describe(self.scaled, f"after one scale ({self.scale:.3f}) fitted on {REFIT} other networks")
+        lines += self._repeatability()
+        lines.append(f"card not written: {self.unwritten}" if self.unwritten else f"card written to {self.table.where}")
         return "\n".join(lines)
+
+    def _repeatability(self) -> list[str]:
+        card = self.card
+        parts = [f"networks {card.repeatability_networks_percent:.1f} %"]
+        if card.repeatability_percent is not None:
+            parts.append(f"rows from 0.1 ms {card.repeatability_percent:.1f} %")
+        if card.repeatability_large_percent is not None:
+            parts.append(f"from 0.5 ms {card.repeatability_large_percent:.1f} %")
+        return [f"fresh processes lie apart, 95th percentile: {', '.join(parts)}"]
 
 
 def _describe(errors: Errors, title: str) -> list[str]:
     return [
         f"{title}:",
         f"  MAPE {errors.mape_percent:.1f} %, bias {errors.bias_percent:+.1f} %, worst {errors.worst_percent:+.1f} %; "
-        f"within 5 %: {errors.within_5:.0%}, within 10 %: {errors.within_10:.0%}",
+        f"within 5 %: {errors.within_5_percent:.0f} %, within 10 %: {errors.within_10_percent:.0f} %",
         f"  Spearman {errors.spearman:.3f}, Kendall {errors.kendall:.3f} "
         f"(random errors of this MAPE would leave {errors.reference_kendall:.3f})",
     ]
@@ -196,58 +143,166 @@ def _describe(errors: Errors, title: str) -> list[str]:
 def validate(
     table: Table,
     *,
-    archs: int = LEAST,
+    archs: int = 40,
     seed: int = 1,
     settings: Settings = MEASURE,
     progress: Progress = silent,
 ) -> Validation:
-    """Predict and measure networks that the table has not seen, evenly spread in log latency over its space.
+    """Predict and measure networks that the table has not seen, evenly spread in log latency over each of its spaces.
 
-    On another machine, or where the sentinel says that this one is in another state, the errors are also given after
-    one scale, fitted on five further networks that are measured in the same rounds.
+    They become the table's card, and replace an earlier one: in its file too, where that is one of this machine and can
+    be written. Of a space whose stages choose among kinds, half of the networks are of one kind each, of all kinds in
+    turn. On another machine, or where the sentinel says that this one is in another state, the errors are also given
+    after one scale, fitted on five further networks that are measured in the same rounds.
+
+    Args:
+        table: with all rows of its spaces.
+        archs: how many networks, in equal parts from its spaces.
+        seed: of the choice of networks.
+        settings: how long to measure.
+        progress: called with work done, total work, seconds left, and what is going on.
 
     Raises:
-        InputError: for fewer than 12 networks, or a space that has no more.
-        MissingLatency: where the table lacks rows of its space.
+        InputError: for fewer than 12 networks, spaces that have no more, a table without a whole space, or samples on
+            disk of another validation with this seed.
+        MissingLatency: where the table lacks rows of its spaces.
         MeasureError: where a network cannot be run.
+        RunError: where another process validates this table with this seed, or the disk is full.
     """
     if archs < LEAST:
         raise InputError(f"archs: expected at least {LEAST}, got {archs}")
-    header = table.header
-    space = dataclasses.replace(
-        search_spaces.load(header.space), input_shape=header.input_shape, classes=header.classes
-    )
-    table.require(space)
+    if not table.spaces:
+        raise InputError(f"{table.where} holds no space as a whole; complete one: nas profile SPACE -t {table.where}")
+    for space in table.spaces:
+        table.require(space)
     rng = random.Random(seed)
     seen = {network.arch for network in table.networks}
-    unseen = spread(space, archs, rng, table.row_us, seen)
+    unseen = _draw(table, archs, rng, seen)
     if len(unseen) < archs:
-        raise InputError(f"space {space.name} has {len(unseen)} networks that {table.where} has not seen, not {archs}")
-    engine = Engine(header.runtime, header.threads, header.precision, variant_of(header))
-    others = spread(space, REFIT, rng, table.row_us, seen.union(unseen))
-    times = time_networks((*unseen, *others), engine, settings, seed, progress)
-    here, drift = this_machine().measured(header), times.reference_us / header.sentinel_us - 1
-    scale = None
-    if others and (not here or abs(drift) > DRIFT):
-        pairs = [(times.us(Probe(arch=arch).key), _predict(table, arch)) for arch in others]
-        scale = float(np.median([measured / predicted for measured, predicted in pairs]))
-    checked = []
-    for arch in unseen:
-        timing = times.timing(Probe(arch=arch).key)
-        checked.append(Checked(arch, _predict(table, arch), timing.us, timing.spread_us))
-    checked.sort(key=lambda item: item.measured_us)
-    predicted, measured = [item.predicted_us for item in checked], [item.measured_us for item in checked]
-    return Validation(
-        table=table.where,
-        calibrated=table.calibration is not None,
-        here=here,
-        device=this_machine().slug,
-        networks=tuple(checked),
-        errors=Errors.of(predicted, measured),
-        sentinel_drift=drift,
-        scale=scale,
-        scaled=None if scale is None else Errors.of([scale * us for us in predicted], measured),
+        names = ", ".join(table.header.spaces)
+        raise InputError(f"{table.where} ({names}) has {len(unseen)} networks that it has not seen, not {archs}")
+    others = _draw(table, REFIT, rng, seen.union(unseen))
+    times = _time(table, (*unseen, *others), settings, seed, progress)
+    peaks, problem = _peaks(table, unseen, progress)
+    header = table.header
+    drift = times.reference_us / header.sentinel_us - 1
+    checked = f"{len(unseen)} networks, seed {seed}, {datetime.date.today().isoformat()}, sentinel {drift:+.1%}"
+    carded = Table(
+        dataclasses.replace(header, checked=checked),
+        table.entries,
+        table.networks,
+        table.path,
+        [_network(arch, times, peaks.get(arch)) for arch in unseen],
     )
+    here = this_machine().measured(header)
+    found = Validation(carded, here, this_machine().slug, drift, unwritten=_unwritable(table), memory_problem=problem)
+    if not found.unwritten:
+        _write(carded)
+    if table.path is not None:
+        _journal_path(table.path, seed).unlink(missing_ok=True)
+    if not others or (here and abs(drift) <= DRIFT):
+        return found
+    scale = float(np.median([times.us(Probe(arch=arch).key) / _predict(table, arch) for arch in others]))
+    predicted = [scale * item.predicted_us for item in found.card.networks]
+    scaled = Errors.of(predicted, [item.measured_us for item in found.card.networks])
+    return dataclasses.replace(found, scale=scale, scaled=scaled)
+
+
+def _draw(table: Table, count: int, rng: random.Random, seen: set[Arch]) -> list[Arch]:
+    """Networks in equal parts from the spaces of a table; a space with fewer leaves its part to the others."""
+    drawn: list[Arch] = []
+    spaces = sorted(table.spaces, key=Space.count)
+    for number, space in enumerate(spaces):
+        part = -(-(count - len(drawn)) // (len(spaces) - number))
+        drawn += (pure := _pure(space, part // 2, rng, table, seen.union(drawn)))
+        drawn += spread(space, part - len(pure), rng, table.cost_of_row(space), seen.union(drawn))
+    return drawn
+
+
+def _pure(space: Space, count: int, rng: random.Random, table: Table, seen: set[Arch]) -> list[Arch]:
+    """Networks of one kind each, all kinds in turn, evenly spread in log latency; none where stages choose no kind."""
+    names = list(kinds(space))
+    rng.shuffle(names)
+    cost, drawn = table.cost_of_row(space), list[Arch]()
+    for number, kind in enumerate(names[:count]):
+        even = spread(only(space, kind), count, rng, cost, seen.union(drawn))
+        drawn += even[number :: len(names)]
+    return drawn
+
+
+def _time(table: Table, archs: Sequence[Arch], settings: Settings, seed: int, progress: Progress) -> Times:
+    """Measure networks; samples that an interrupted validation left beside the table count."""
+    header = table.header
+    engine = Engine(header.runtime, header.threads, header.precision, header.variant)
+    if table.path is None or not os.access(table.path.parent, os.W_OK):
+        return time_networks(archs, engine, settings, seed, progress)
+    machine = this_machine()
+    about = {
+        "table": table.hash,
+        "device": machine.slug,
+        "cpu": machine.cpu,
+        "version": load_backend(header.runtime).version(),
+        "rounds": settings.rounds,
+        "passes": settings.passes,
+        "networks": [arch.id for arch in archs],
+    }
+    path = _journal_path(table.path, seed)
+    with Journal(path) as journal:
+        if journal.header is None:
+            journal.begin(about)
+        begun = journal.header or about
+        if wrong := [name for name, value in about.items() if begun.get(name) != value]:
+            raise InputError(
+                f"{path} holds samples of another validation, its {', '.join(wrong)} differ: give that one's arguments "
+                "to go on with it, another --seed, or remove the file"
+            )
+        return time_networks(archs, engine, settings, seed, progress, journal)
+
+
+def _journal_path(path: Path, seed: int) -> Path:
+    return path.with_name(f"{path.name}.validation-{seed}.samples.jsonl")
+
+
+def _unwritable(table: Table) -> str:
+    """Why a card cannot be written into a table's file; "" where it can."""
+    if table.path is None:
+        return "the table is no file"
+    if not this_machine().measured(table.header):
+        return f"{table.where} is a table of another machine"
+    if (version := load_backend(table.header.runtime).version()) != table.header.runtime_version:
+        return (
+            f"{table.where} was measured with {table.header.runtime} {table.header.runtime_version}, this is {version}"
+        )
+    if not (os.access(table.path, os.W_OK) and os.access(table.path.parent, os.W_OK)):
+        return f"{table.where} cannot be written here; copy it and validate the copy"
+    return ""
+
+
+def _write(table: Table) -> None:
+    assert table.path is not None
+    try:
+        table.write(table.path)
+    except OSError as error:
+        raise unwritable(table.path, error) from error
+
+
+def _peaks(table: Table, archs: Sequence[Arch], progress: Progress) -> tuple[dict[Arch, int], str]:
+    """Peak memory of networks in bytes, and why the others have none."""
+    header = table.header
+    engine = Engine(header.runtime, header.threads, header.precision, header.variant)
+    found: dict[Arch, int] = {}
+    for number, arch in enumerate(archs):
+        progress(number, len(archs), None, f"memory of network {number + 1} of {len(archs)}")
+        try:
+            found[arch] = memory.peak_bytes(engine, arch)
+        except MeasureError as error:
+            return found, str(error)
+    return found, ""
+
+
+def _network(arch: Arch, times: Times, peak: int | None) -> Network:
+    timing = times.timing(Probe(arch=arch).key)
+    return Network(arch, timing.us, timing.spread_us, timing.count, peak)
 
 
 def _predict(table: Table, arch: Arch) -> float:

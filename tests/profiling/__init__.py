@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nas.latency import Table
+import pytest
+
+from nas.latency import Table, scope_of
 from nas.ops import Row, Shape
-from nas.profiling.backends import load_backend
+from nas.profiling.backends import FileBackend, load_backend
 from nas.profiling.backends.fake import CALL_US, row_us
+from nas.profiling.converter import convert
 from nas.profiling.probes import Probe
-from nas.profiling.process import Engine, Worker
+from nas.profiling.process import Converter, Engine, Worker
 from nas.profiling.profiler import profile
 from nas.profiling.protocol import Settings
 from nas.profiling.samples import Sample
 from nas.profiling.worker import Bench
+from nas.space import Space
 from tests.small import TINY
 
 LOGITS = "Logits classes=10 heads=2 @ 1x48"
@@ -31,7 +35,13 @@ class LocalWorker(Worker):
     """A worker in this process: a real one takes seconds to import PyTorch. It cannot survive a crash."""
 
     def __init__(
-        self, engine: Engine, probes: Sequence[Probe], settings: Settings, seed: int, spaces: Sequence[str], files: Path
+        self,
+        engine: Engine,
+        probes: Sequence[Probe],
+        settings: Settings,
+        seed: int,
+        spaces: Sequence[str],
+        files: Mapping[str, Path],
     ) -> None:
         self._busy = Path("busy")
         job = json.loads(json.dumps(self._job(engine, probes, settings, seed, spaces, files)))
@@ -47,6 +57,29 @@ class LocalWorker(Worker):
         pass
 
 
+class LocalConverter(Converter):
+    """A converter in this process, as above."""
+
+    def __init__(self, engine: Engine, spaces: Sequence[str]) -> None:
+        backend = load_backend(engine.runtime)(engine.threads, engine.precision, engine.variant)
+        assert isinstance(backend, FileBackend)
+        self._backend = backend
+
+    def convert(self, probes: Sequence[Probe], files: Mapping[str, Path]) -> dict[str, str]:
+        items = {probe.key: {"probe": probe.to_data(), "file": str(files[probe.key])} for probe in probes}
+        return convert(self._backend, items, bytearray(8))  # type: ignore[arg-type]
+
+    def stop(self) -> None:
+        pass
+
+
+def stay_local(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure and convert in this process; the memory of networks is made up."""
+    monkeypatch.setattr("nas.profiling.bench.Worker", LocalWorker)
+    monkeypatch.setattr("nas.profiling.bench.Converter", LocalConverter)
+    monkeypatch.setattr("nas.profiling.memory.peak_bytes", lambda engine, arch: 10**6 + len(arch.to_text()))
+
+
 def true_us(row: Row) -> float:
     """What the fake runtime's table should say of a row: the first row has what a call costs."""
     return row_us(row) + (CALL_US if row.inputs == (IMAGE,) else 0.0)
@@ -57,9 +90,9 @@ def few(path: Path, **changes: Any) -> Table:
     return profile(TINY, path=path, rows=FEW, **(SHORT | changes))
 
 
-def samples_of(path: Path) -> Path:
+def samples_of(path: Path, space: Space = TINY) -> Path:
     """The side file of a table."""
-    return path.with_name(path.name + ".samples.jsonl")
+    return path.with_name(f"{path.name}.{scope_of(space).replace('/', '-')}.samples.jsonl")
 
 
 def whole_lines(path: Path) -> list[bytes]:

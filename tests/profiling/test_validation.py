@@ -1,29 +1,33 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import json
 import math
+import os
 import random
 import statistics
 
-import numpy as np
 import pytest
 from scipy import stats
 
 import search_spaces
-from nas.arch import calls_of
-from nas.errors import InputError, MissingLatency
+from nas.arch import Arch, calls_of
+from nas.errors import InputError, MeasureError, MissingLatency
 from nas.latency import Entry, Network, Table
-from nas.profiling import validation
+from nas.profiling import memory, validation
 from nas.profiling.backends.fake import row_us
 from nas.profiling.device import this_machine
+from nas.profiling.job import Job
+from nas.profiling.process import Engine
 from nas.profiling.profiler import measure, time_networks
 from nas.profiling.protocol import Settings
-from nas.profiling.validation import LEAST, Errors, reference_kendall, validate
+from nas.profiling.samples import Journal
+from nas.profiling.validation import LEAST, validate
 from tests.profiling import LocalWorker, true_us
-from tests.small import fake_table
+from tests.small import TINY, fake_table
 
 SPACE = search_spaces.load("efficientformer-32")
+HYBRID = search_spaces.load("hybrid-32")
 QUICK = Settings(rounds=2, passes=1)
 
 
@@ -36,6 +40,16 @@ def table_off_by(error: float, networks: int = 6, **header: object) -> Table:
     seen = {SPACE.sample(rng) for _ in range(networks)}
     measured = [Network(arch, 6.0 + sum(row_us(call.row) for call in calls_of(arch)), 0.1, 3) for arch in seen]
     return Table(fake_table(SPACE, **values).header, rows, measured)
+
+
+def weight_bytes(engine: object, arch: Arch) -> int:
+    """Stands for the memory of a network, which takes a process to measure."""
+    return 1000 * len(calls_of(arch))
+
+
+@pytest.fixture(autouse=True)
+def no_process_for_memory(monkeypatch):
+    monkeypatch.setattr(memory, "peak_bytes", weight_bytes)
 
 
 @pytest.fixture(scope="module")
@@ -52,40 +66,45 @@ def checked(sentinel_us):
     table = table_off_by(0.3, sentinel_us=sentinel_us)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nas.profiling.bench.Worker", LocalWorker)
-        return table, validate(table, settings=QUICK)
+        patch.setattr(memory, "peak_bytes", weight_bytes)
+        return table, validate(table, archs=LEAST, settings=QUICK)
 
 
 def test_the_networks_are_unseen_distinct_and_measured(checked):
     table, found = checked
-    archs = [item.arch for item in found.networks]
+    archs = [item.arch for item in found.card.networks]
     assert len(set(archs)) == len(archs) == LEAST == 12
     assert set(archs).isdisjoint(network.arch for network in table.networks)
-    for item in found.networks:
+    for item in found.card.networks:
         assert item.arch in SPACE
         assert item.predicted_us == pytest.approx(table.price(calls_of(item.arch)).total_us)
         assert item.measured_us == pytest.approx(sum(true_us(call.row) for call in calls_of(item.arch)), rel=0.01)
+    assert {item.arch: item.peak_bytes for item in found.table.checks} == {
+        arch: weight_bytes(None, arch) for arch in archs
+    }
 
 
 def test_the_networks_are_even_in_log_latency(checked):
     table, found = checked
     (low, _), (high, _) = table.extremes(SPACE)
-    logs = sorted(math.log(item.predicted_us) for item in found.networks)
+    logs = sorted(math.log(item.predicted_us) for item in found.card.networks)
     step = math.log(high / low) / (len(logs) - 1)
     for number, value in enumerate(logs):  # none is half a step from its place between the ends of the space
         assert abs(value - math.log(low) - number * step) < step / 2
-    assert found.ratio == pytest.approx(high / low, rel=0.3)
+    assert found.card.ratio == pytest.approx(high / low, rel=0.3)
 
 
 def test_the_errors_are_those_by_hand(checked):
     _, found = checked
-    guess, truth = [n.predicted_us for n in found.networks], [n.measured_us for n in found.networks]
+    networks = found.card.networks
+    guess, truth = [n.predicted_us for n in networks], [n.measured_us for n in networks]
     off = [(p - m) / m for p, m in zip(guess, truth, strict=True)]
     assert max(map(abs, off)) > 0.01  # else nothing is checked
-    errors = found.errors
+    errors = found.card.errors
     assert errors.mape_percent == pytest.approx(100 * statistics.mean(map(abs, off)))
     assert errors.bias_percent == pytest.approx(100 * statistics.mean(off))
-    assert errors.within_5 == sum(abs(e) <= 0.05 for e in off) / len(off)
-    assert errors.within_10 == sum(abs(e) <= 0.10 for e in off) / len(off)
+    assert errors.within_5_percent == pytest.approx(100 * sum(abs(e) <= 0.05 for e in off) / len(off))
+    assert errors.within_10_percent == pytest.approx(100 * sum(abs(e) <= 0.10 for e in off) / len(off))
     assert errors.worst_percent == pytest.approx(100 * max(off, key=abs))
     assert errors.spearman == pytest.approx(stats.spearmanr(guess, truth).statistic)
     assert errors.kendall == pytest.approx(stats.kendalltau(guess, truth).statistic)
@@ -94,31 +113,134 @@ def test_the_errors_are_those_by_hand(checked):
     assert abs(found.sentinel_drift) < 0.01
 
 
-def test_errors_of_numbers_anyone_can_check():
-    errors = Errors.of([104.0, 190.0, 345.0, 300.0], [100.0, 200.0, 300.0, 400.0])
-    assert errors.mape_percent == pytest.approx((4 + 5 + 15 + 25) / 4)
-    assert errors.bias_percent == pytest.approx((4 - 5 + 15 - 25) / 4)
-    assert errors.within_10 == 0.5
-    assert errors.worst_percent == pytest.approx(-25)
-    assert errors.kendall == pytest.approx((5 - 1) / 6)  # one of six pairs is the wrong way round
-    assert errors.spearman == pytest.approx(1 - 6 * (1 + 1) / (4 * 15))
-    with pytest.raises(InputError, match="at least two networks, got 1"):
-        Errors.of([1.0], [1.0])
+def test_the_facts_are_complete_and_every_network_can_be_rebuilt(checked):
+    _, found = checked
+    facts = found.facts()
+    asked = ["mape", "bias", "within_5", "within_10", "coverage"]
+    asked = [f"{name}_percent" for name in asked] + ["spearman", "kendall", "reference_kendall", "families", "worst"]
+    assert set(asked) < set(facts)
+    assert facts["mape_percent"] == found.card.errors.mape_percent
+    assert facts["coverage_percent"] is None  # six calibration networks give no interval
+    assert facts["worst"]["error_percent"] == found.card.errors.worst_percent
+    assert facts["families"][0] | {"mape_percent": 0, "bias_percent": 0} == {
+        "family": "efficientformer-32",
+        "networks": LEAST,
+        "mape_percent": 0,
+        "bias_percent": 0,
+    }
+    assert facts["repeatability"]["networks_p95_percent"] >= 0
+    for item, network in zip(facts["networks"], found.card.networks, strict=True):
+        assert Arch.from_json(json.dumps(item["architecture"])) == network.arch
+        assert item["measured_ms"] == network.measured_us / 1000
+    assert f"MAPE {found.card.errors.mape_percent:.1f} %" in found.text()
+    assert "card not written: the table is no file" in found.text()
 
 
-def test_the_reference_kendall_is_one_without_error_and_falls_with_it():
-    truth = np.geomspace(100, 200, 12)
-    taus = [reference_kendall(truth, mape) for mape in (0.0, 0.02, 0.05, 0.1, 0.3)]
-    assert taus[0] == pytest.approx(1)
-    assert all(after < before for before, after in itertools.pairwise(taus))
+def on_disk(table: Table, folder) -> Table:
+    return Table.read(table.write(folder / "table.csv"))
 
 
-def test_the_reference_kendall_of_two_networks_is_known():
-    # truths 1 and r are swapped when 1 + e1 > r (1 + e2), with e of mean absolute size m: normal with m sqrt(pi / 2)
-    mape, ratio = 0.1, 1.1
-    sigma = mape * math.sqrt(math.pi / 2)
-    swapped = stats.norm.cdf(-(ratio - 1) / (sigma * math.sqrt(1 + ratio**2)))
-    assert reference_kendall(np.array([1.0, ratio]), mape) == pytest.approx(1 - 2 * swapped, abs=0.08)
+def test_the_card_is_written_into_the_table_and_predictions_stay(local, sentinel_us, tmp_path):
+    table = on_disk(table_off_by(0.1, sentinel_us=sentinel_us), tmp_path)
+    assert table.card is None
+    found = validate(table, archs=LEAST, seed=4, settings=QUICK)
+    assert found.unwritten == ""
+    again = Table.read(table.path)
+    assert again.card.errors.mape_percent == pytest.approx(found.card.errors.mape_percent, rel=1e-3)
+    assert "seed 4" in again.header.checked
+    assert again.hash == table.hash
+    assert again.networks == table.networks
+    assert list(tmp_path.glob("*.jsonl")) == []
+    other = validate(again, archs=LEAST, seed=5, settings=QUICK)  # other networks replace them
+    assert {n.arch for n in other.table.checks} != {n.arch for n in again.checks}
+    assert len(Table.read(table.path).checks) == LEAST
+
+
+def test_a_card_of_another_machine_or_version_or_of_a_read_only_file_is_only_shown(
+    local, sentinel_us, tmp_path, monkeypatch
+):
+    table = on_disk(table_off_by(0.1, cpu="another cpu", sentinel_us=sentinel_us), tmp_path)
+    text = table.path.read_text()
+    found = validate(table, archs=LEAST, settings=QUICK)
+    assert "a table of another machine" in found.unwritten
+    assert table.path.read_text() == text
+    table = on_disk(table_off_by(0.1, runtime_version="0.9", sentinel_us=sentinel_us), tmp_path)
+    found = validate(table, archs=LEAST, settings=QUICK)
+    assert "was measured with fake 0.9, this is 1" in found.unwritten
+    table = on_disk(table_off_by(0.1, sentinel_us=sentinel_us), tmp_path)
+    text = table.path.read_text()
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode, **more: mode != os.W_OK and allowed(path, mode, **more))
+    found = validate(table, archs=LEAST, settings=QUICK)
+    assert "cannot be written here; copy it" in found.text()
+    assert table.path.read_text() == text
+    assert os.listdir(tmp_path) == ["table.csv"]
+
+
+def test_an_interrupted_validation_goes_on_where_it_was(sentinel_us, tmp_path, monkeypatch):
+    table = on_disk(table_off_by(0.1, sentinel_us=sentinel_us), tmp_path)
+    rounds: list[int] = []
+
+    class Counting(LocalWorker):
+        def round(self, keys):
+            if len(rounds) == 3:
+                rounds.append(0)
+                raise KeyboardInterrupt
+            rounds.append(len(keys))
+            return super().round(keys)
+
+    monkeypatch.setattr("nas.profiling.bench.Worker", Counting)
+    settings = Settings(rounds=5, passes=1)
+    with pytest.raises(KeyboardInterrupt):
+        validate(table, archs=LEAST, settings=settings)
+    (journal,) = tmp_path.glob("*.jsonl")
+    assert journal.name == "table.csv.validation-1.samples.jsonl"
+    with pytest.raises(InputError, match=r"holds samples of another validation, its networks differ"):
+        validate(table, archs=LEAST + 1, settings=settings)
+    before = len(rounds)
+    found = validate(table, archs=LEAST, settings=settings)
+    full = LEAST + validation.REFIT
+    assert rounds[:3] == [full] * 3
+    assert rounds[before : before + 2] == [full] * 2  # three of five rounds were on disk
+    assert len(found.card.networks) == LEAST
+    assert not journal.exists()
+
+
+def test_the_hybrid_is_checked_on_mixed_networks_and_on_pure_ones_of_every_kind():
+    machine = this_machine()
+    table = fake_table(HYBRID, device=machine.slug, cpu=machine.cpu)
+    seen = {network.arch for network in table.networks}
+    drawn = validation._draw(table, 28, random.Random(2), seen)
+    assert len(drawn) == len(set(drawn)) == 28
+    assert seen.isdisjoint(drawn)
+    assert all(arch in HYBRID for arch in drawn)
+    kinds = {"mb4d", "mb3d", "shuffle", "nextvit", "mobileformer", "mobilevit", "inverted"}
+    from nas.kinds import family_of
+
+    families = [family_of(arch) for arch in drawn]
+    assert {f"hybrid-32:{kind}" for kind in kinds} <= set(families)
+    assert families.count("hybrid-32") >= 10
+
+
+def test_several_spaces_of_a_table_have_equal_parts():
+    other = search_spaces.load("nextvit-32")
+    one, two = fake_table(SPACE), fake_table(other)
+    header = dataclasses.replace(one.header, spaces=(SPACE.name, other.name))
+    rows = {entry.row: entry for entry in (*one.entries, *two.entries)}
+    drawn = validation._draw(Table(header, rows.values()), 13, random.Random(0), set())
+    count = sum(arch.family == SPACE.name for arch in drawn)
+    assert {count, len(drawn) - count} == {6, 7}
+
+
+def test_a_profile_after_a_validation_measures_none_of_the_cards_networks(path):
+    table = fake_table(TINY)
+    checks = [Network(arch, 100.0, 0.1, 3) for arch in list(TINY.archs())[:12:2]]
+    carded = Table(table.header, table.entries, [], path, checks)
+    job = Job(TINY, path, Engine("fake", 1, "fp32"), "block", Settings(rounds=2, passes=1, networks=20))
+    with Journal(path.with_name("journal")) as journal:
+        chosen = job.networks(journal, carded)
+    assert len(chosen) == 20
+    assert {network.arch for network in checks}.isdisjoint(chosen)
 
 
 def test_on_another_machine_errors_are_also_given_after_one_scale(local, sentinel_us, monkeypatch):
@@ -132,13 +254,13 @@ def test_on_another_machine_errors_are_also_given_after_one_scale(local, sentine
     honest = table_off_by(0.0, cpu="another cpu", device="elsewhere", sentinel_us=sentinel_us)
     slower = [dataclasses.replace(entry, us=1.5 * entry.us) for entry in honest.entries]
     networks = [dataclasses.replace(network, us=1.5 * network.us) for network in honest.networks]
-    found = validate(Table(honest.header, slower, networks), settings=QUICK)
+    found = validate(Table(honest.header, slower, networks), archs=LEAST, settings=QUICK)
     assert not found.here
     assert "NOT THIS MACHINE" in found.text()
-    assert found.errors.mape_percent == pytest.approx(50, abs=1)
+    assert found.card.errors.mape_percent == pytest.approx(50, abs=1)
     assert found.scale == pytest.approx(1 / 1.5, rel=0.01)
     assert found.scaled.mape_percent < 1
-    test = {item.arch for item in found.networks}
+    test = {item.arch for item in found.card.networks}
     (together,) = timed  # in the same rounds
     refit = set(together) - test
     assert len(refit) == 5
@@ -147,21 +269,21 @@ def test_on_another_machine_errors_are_also_given_after_one_scale(local, sentine
 
 
 def test_a_drifted_sentinel_is_told(local, sentinel_us):
-    found = validate(table_off_by(0.0, sentinel_us=sentinel_us / 1.1), settings=QUICK)
+    found = validate(table_off_by(0.0, sentinel_us=sentinel_us / 1.1), archs=LEAST, settings=QUICK)
     assert found.here
     assert found.sentinel_drift == pytest.approx(0.1, abs=0.01)
     assert "the reference block takes +10" in found.text() or "the reference block takes +9" in found.text()
     assert found.scaled is not None
 
 
-def test_facts_hold_what_the_text_says(checked):
-    _, found = checked
-    facts = found.facts()
-    assert len(facts["networks"]) == LEAST
-    assert facts["mape_percent"] == found.errors.mape_percent
-    assert facts["max_min_ratio"] == found.networks[-1].measured_us / found.networks[0].measured_us
-    assert facts["networks"][0]["measured_ms"] == found.networks[0].measured_us / 1000
-    assert f"MAPE {found.errors.mape_percent:.1f} %" in found.text()
+def test_memory_that_nobody_counts_is_told_and_left_out(local, sentinel_us, monkeypatch):
+    def refuse(engine, arch):
+        raise MeasureError("nothing counts the memory here")
+
+    monkeypatch.setattr(memory, "peak_bytes", refuse)
+    found = validate(table_off_by(0.0, sentinel_us=sentinel_us), archs=LEAST, settings=QUICK)
+    assert "peak memory was not measured: nothing counts the memory here" in found.text()
+    assert {item.peak_bytes for item in found.table.checks} == {None}
 
 
 def test_too_few_networks_and_missing_rows_are_refused(local, sentinel_us):
@@ -170,3 +292,5 @@ def test_too_few_networks_and_missing_rows_are_refused(local, sentinel_us):
         validate(table, archs=11)
     with pytest.raises(MissingLatency, match="lacks 1 of"):
         validate(Table(table.header, table.entries[1:]))
+    with pytest.raises(InputError, match="holds no space as a whole"):
+        validate(Table(dataclasses.replace(table.header, spaces=()), table.entries))

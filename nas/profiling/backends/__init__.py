@@ -15,26 +15,50 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from nas.errors import InputError, MeasureError, suggest
-from nas.ops import Shape
+
+if TYPE_CHECKING:  # a process that only loads files and runs them does without PyTorch
+    from torch import nn
+
+    from nas.ops import Shape
 
 
 class Session(ABC):
-    """A model, loaded and ready, with fixed random inputs at batch 1."""
+    """A model, loaded and ready, with fixed random inputs at batch 1: `nas.export.example_inputs`."""
 
     @abstractmethod
     def run(self) -> None:
-        """Run one inference."""
+        """Run one inference, to its end."""
 
     def timed_run(self) -> float:
         """Run one inference; how long it took, in seconds."""
         start = time.perf_counter()
         self.run()
         return time.perf_counter() - start
+
+    def outputs(self) -> tuple[Any, ...]:
+        """Run one inference and give its outputs as fp32 NumPy arrays, in the order of the module's.
+
+        Raises:
+            MeasureError: where the runtime computes nothing.
+        """
+        raise MeasureError(f"{type(self).__name__} gives no outputs")
+
+
+class ProfiledSession(Session):
+    """A session that also notes the time of each node; slower than one that does not."""
+
+    @abstractmethod
+    def nodes(self) -> list[list[tuple[str, float]]]:
+        """Node names and microseconds of every run so far, one inner list a run, each in order of execution.
+
+        A runtime that only keeps means gives one list, of the means over all runs but the first: make at least two.
+        It ends the profile: ask once, after the last run. A name is the runtime's: it begins with the path of the
+        module in the exported model where the runtime keeps it, and a fused node has the name of one of its parts.
+        Nodes that were not executed are left out.
+        """
 
 
 class Backend(ABC):
@@ -47,12 +71,16 @@ class Backend(ABC):
 
     Raises:
         InputError: for a precision or variant that the backend does not know.
-        MeasureError: where the runtime is not installed, naming the extra that installs it.
+        MeasureError: where the runtime is not installed, naming the extra that installs it, or its hardware is missing.
     """
 
     name: ClassVar[str]
     distribution: ClassVar[str]  # what carries its version
+    import_name: ClassVar[str | None] = None  # where it is not the distribution's
+    untested: ClassVar[str | None] = None  # the hardware it is for, where we never had it to run this backend on
+    memory: ClassVar[str | None] = "process"  # where its memory is counted: also "torch.cuda", None for nowhere
     extra: ClassVar[str | None] = None  # of this package, installs it
+    method: ClassVar[str] = "chains"  # how `--method auto` times rows: what validated better, see the README
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     variants: ClassVar[tuple[str, ...]] = ("default",)  # ways to run; a profile measures networks in all, keeps one
 
@@ -68,10 +96,15 @@ class Backend(ABC):
 
     @classmethod
     def require(cls) -> None:
-        """Raise where the runtime is not installed."""
-        if importlib.util.find_spec(cls.distribution) is None:
-            install = f"pip install 'millinas[{cls.extra}]'" if cls.extra else f"pip install {cls.distribution}"
-            raise MeasureError(f"runtime {cls.name!r} needs {cls.distribution}, which is not installed: {install}")
+        """Raise where the runtime cannot run: it is not installed, or this machine lacks what it needs."""
+        if importlib.util.find_spec(cls.import_name or cls.distribution) is None:
+            raise cls.not_installed()
+
+    @classmethod
+    def not_installed(cls) -> MeasureError:
+        """The error that says how to install the runtime."""
+        install = f"pip install 'millinas[{cls.extra}]'" if cls.extra else f"pip install {cls.distribution}"
+        return MeasureError(f"runtime {cls.name!r} needs {cls.distribution}, which is not installed: {install}")
 
     @classmethod
     def version(cls) -> str:
@@ -87,6 +120,8 @@ class Backend(ABC):
 class FileBackend(Backend):
     """A backend that loads files, so that the processes of a profile can share what one has converted."""
 
+    profiles_nodes: ClassVar[bool] = False  # whether `load_profiled` works
+
     @abstractmethod
     def convert(self, module: nn.Module, shapes: Sequence[Shape], path: Path) -> None:
         """Write a module in deployed form to `path`, with one input tensor per shape."""
@@ -94,6 +129,14 @@ class FileBackend(Backend):
     @abstractmethod
     def load(self, path: Path, shapes: Sequence[Shape]) -> Session:
         """Load what `convert` wrote; the file may go afterwards."""
+
+    def load_profiled(self, path: Path, shapes: Sequence[Shape]) -> ProfiledSession:
+        """Load what `convert` wrote, to time its nodes.
+
+        Raises:
+            MeasureError: where the runtime does not say how long its nodes take.
+        """
+        raise MeasureError(f"runtime {self.name!r} does not time single nodes")
 
     def prepare(self, module: nn.Module, shapes: Sequence[Shape]) -> Session:
         with tempfile.TemporaryDirectory(prefix="nas-model-") as folder:

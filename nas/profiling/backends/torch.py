@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,18 +13,24 @@ from nas.export import example_inputs
 from nas.ops import Shape
 from nas.profiling.backends import Backend, Session
 
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 class TorchSession(Session):
-    """A module and its inputs, in one memory format."""
+    """A module, or what was compiled of it, and its inputs."""
 
-    def __init__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def __init__(self, module: Callable[..., Any], inputs: tuple[Tensor, ...]) -> None:
         self.module, self.inputs = module, inputs
 
     def run(self) -> None:
         with torch.inference_mode():
             self.module(*self.inputs)
+
+    def outputs(self) -> tuple[Any, ...]:
+        with torch.inference_mode():
+            made = self.module(*self.inputs)
+        return tuple(y.float().cpu().numpy() for y in (made if isinstance(made, tuple) else (made,)))
 
 
 class TorchEager(Backend):
@@ -31,13 +38,15 @@ class TorchEager(Backend):
 
     name = "torch"
     distribution = "torch"
+    precisions = ("fp32", "bf16")
     variants = tuple(FORMATS)
 
     def prepare(self, module: nn.Module, shapes: Sequence[Shape]) -> Session:
         torch.set_num_threads(self.threads)
-        layout = FORMATS[self.variant]
-        inputs = (x.contiguous(memory_format=layout) if x.ndim == 4 else x for x in example_inputs(shapes))
-        return TorchSession(copy.deepcopy(module).to(memory_format=layout), tuple(inputs))
+        dtype, layout = DTYPES[self.precision], FORMATS[self.variant]
+        inputs = (x.to(dtype) for x in example_inputs(shapes))
+        inputs = (x.contiguous(memory_format=layout) if x.ndim == 4 else x for x in inputs)
+        return TorchSession(copy.deepcopy(module).to(dtype).to(memory_format=layout), tuple(inputs))
 
 
 BACKEND = TorchEager

@@ -1,0 +1,126 @@
+"""OpenVINO on the CPU, one stream, reading the same ONNX files as ONNX Runtime.
+
+The inference precision is always said, since OpenVINO takes bf16 by itself where the CPU is quick at it. int8 is the
+QDQ file of ONNX Runtime's static quantization, the rest of its graph in fp32.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nas.errors import MeasureError
+from nas.export import write_onnx
+from nas.profiling.backends import FileBackend, ProfiledSession, Session
+from nas.profiling.backends.onnxruntime import OnnxRuntime, feeds_of, write_quantized_onnx
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from nas.ops import Shape
+
+HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+
+
+class OpenVinoSession(Session):
+    """An inference request whose input tensors are set."""
+
+    def __init__(self, request: Any, feeds: dict[str, Any]) -> None:
+        import openvino
+
+        self.request = request
+        for name, array in feeds.items():
+            request.set_tensor(name, openvino.Tensor(array))
+
+    def run(self) -> None:
+        self.request.infer()
+
+    def outputs(self) -> tuple[Any, ...]:
+        self.run()
+        return tuple(tensor.data.copy() for tensor in self.request.output_tensors)
+
+
+class ProfiledOpenVinoSession(OpenVinoSession, ProfiledSession):
+    """One with counters on, which hold a mean over all runs since it was loaded, in whole microseconds."""
+
+    def __init__(self, request: Any, feeds: dict[str, Any]) -> None:
+        super().__init__(request, feeds)
+        self.count = 0
+
+    def run(self) -> None:
+        super().run()
+        self.count += 1
+        if self.count == 1:
+            self.first = self._means()
+
+    def nodes(self) -> list[list[tuple[str, float]]]:
+        """One list: the means over all runs but the first, which is still cold.
+
+        Raises:
+            MeasureError: before the second run.
+        """
+        if self.count < 2:
+            raise MeasureError(f"OpenVINO: node times need at least 2 runs, got {self.count}")
+        means = (
+            (self.count * last - first) / (self.count - 1)
+            for last, first in zip(self._means(), self.first, strict=True)
+        )
+        names = (node.node_name for node in self.request.profiling_info)
+        return [[(name, us) for name, us in zip(names, means, strict=True) if us > 0]]
+
+    def _means(self) -> list[float]:
+        return [1e6 * node.real_time.total_seconds() for node in self.request.profiling_info]
+
+
+class OpenVino(FileBackend):
+    """OpenVINO's CPU plug-in."""
+
+    name = "openvino"
+    distribution = "openvino"
+    extra = "openvino"
+    precisions = tuple(HINTS)
+    profiles_nodes = True
+    method = "in-situ"
+
+    def __init__(self, threads: int = 1, precision: str = "fp32", variant: str | None = None) -> None:
+        super().__init__(threads, precision, variant)
+        if precision == "bf16" and "BF16" not in self._core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise MeasureError(f"runtime {self.name!r}: this CPU has no bf16 instructions; use fp32 or int8")
+        if precision == "int8":
+            OnnxRuntime.require()
+
+    def convert(self, module: nn.Module, shapes: Sequence[Shape], path: Path) -> None:
+        if self.precision == "int8":
+            write_quantized_onnx(module, shapes, path)
+        else:
+            write_onnx(module, shapes, path)
+
+    def load(self, path: Path, shapes: Sequence[Shape]) -> Session:
+        return OpenVinoSession(*self._open(path, shapes))
+
+    def load_profiled(self, path: Path, shapes: Sequence[Shape]) -> ProfiledSession:
+        return ProfiledOpenVinoSession(*self._open(path, shapes, PERF_COUNT=True))
+
+    def _core(self) -> Any:
+        blocked: dict[str, Any] = sys.modules
+        blocked.setdefault("openvino_telemetry", None)  # it would send usage data, from a fork of what is timed
+        import openvino
+
+        return openvino.Core()
+
+    def _open(self, path: Path, shapes: Sequence[Shape], **properties: Any) -> tuple[Any, dict[str, Any]]:
+        core = self._core()
+        properties |= {
+            "INFERENCE_PRECISION_HINT": HINTS[self.precision],
+            "INFERENCE_NUM_THREADS": self.threads,
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,
+        }
+        compiled = core.compile_model(core.read_model(path), "CPU", properties)
+        used = {name for entry in compiled.inputs for name in entry.names}
+        return compiled.create_infer_request(), feeds_of(shapes, used)
+
+
+BACKEND = OpenVino

@@ -1,0 +1,317 @@
+"""Bundles: a profile in a folder, for a device that has Python, NumPy and a runtime but neither PyTorch nor `nas`.
+
+`make` converts every graph and puts `nas.profiling.runner` beside them as run.py; run there, it writes samples, of
+which `collect` makes the table that a profile on the device would have made. Large weights are no part of a graph's
+file: they are random anyway, so all graphs read them from a few files of random numbers, one for each power of two that
+standard deviations are near to. The weights of one graph follow each other there, so copies of a block stay apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nas.arch import Arch, calls_of
+from nas.errors import InputError, MeasureError, suggest
+from nas.latency import Header, Table, scope_of, space_of
+from nas.ops import Row, Shape, parse_unit
+from nas.profiling import runner
+from nas.profiling.bench import Bench, Progress, silent
+from nas.profiling.job import Job
+from nas.profiling.probes import Probe
+from nas.profiling.process import Engine
+from nas.profiling.profiler import table_name
+from nas.profiling.protocol import MOST_SLOW, Settings
+from nas.profiling.samples import Journal, Log
+from nas.profiling.selection import spread
+from nas.profiling.sentinel import sentinel
+from nas.profiling.shared_weights import SharedWeights
+from nas.space import Space
+from nas.tracing import macs_of_unit
+
+GRAPHS = "graphs"
+CONVERTED = 32  # graphs that one request converts
+SUFFIXES = {"onnxruntime": ".onnx", "openvino": ".onnx", "litert": ".tflite"}
+
+
+def make(
+    space: Space,
+    *,
+    folder: Path,
+    runtime: str = "onnxruntime",
+    threads: int = 1,
+    level: str = "block",
+    precision: str = "fp32",
+    passes: int = 2,
+    rounds: int = 8,
+    networks: int = 12,
+    seed: int = 0,
+    rows: Iterable[Row] | None = None,
+    progress: Progress = silent,
+) -> Path:
+    """Write a bundle; where `folder` holds it already, only return it. See `nas.profiling.profiler.profile`.
+
+    Networks are chosen by multiply-adds, since no row is measured yet.
+
+    Returns:
+        The folder; copied to a device, `python run.py` there measures.
+
+    Raises:
+        InputError: for a runtime that cannot be bundled, a space that cannot be loaded by its name, or a folder that
+            holds something else.
+        MeasureError: where the runtime is not installed, or the reference block cannot be converted.
+    """
+    if runtime not in runner.RUNTIMES:
+        raise InputError(f"bundles: {suggest('runtime', runtime, runner.RUNTIMES)}")
+    if space_of(scope_of(space)) != space:
+        raise InputError(
+            f"space {space.name!r} is not the one that is known by this name; put its file into NAS_SPACES"
+        )
+    only = None if rows is None else tuple(rows)
+    job = Job(
+        space,
+        folder / "table.csv",
+        Engine(runtime, threads, precision),
+        level,
+        Settings(rounds, passes, networks),
+        seed,
+        only,
+    )
+    plan = _plan(job)
+    if (folder / runner.MANIFEST).exists():
+        _require_same(folder, plan)
+        return folder
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder}: holds other files and no bundle; name a new folder")
+    whole = folder.absolute()
+    begun = whole.with_name(f"{whole.name}.begun")  # what an interrupted call leaves is made anew
+    shutil.rmtree(begun, ignore_errors=True)
+    graphs, failures = _write_graphs(job, begun / GRAPHS, progress)
+    shutil.copyfile(runner.__file__, begun / "run.py")
+    names = sorted(path.relative_to(begun).as_posix() for path in [begun / "run.py", *begun.glob(f"{GRAPHS}/*")])
+    manifest = plan | {
+        "header": asdict(_header(job)),
+        "sentinel": graphs.pop(sentinel().key),
+        "graphs": graphs,
+        "unconverted": failures,
+        "files": {name: runner.fingerprint(begun / name) for name in names},
+    }
+    (begun / runner.MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    begun.replace(whole)
+    return folder
+
+
+def _plan(job: Job) -> dict[str, Any]:
+    """The part of a manifest that follows from what was asked for."""
+    rows = None if job.only is None else [_row_data(row) for row in job.only]
+    archs = _networks(job)
+    settings = asdict(job.settings) | {"seed": job.seed, "enough": job.settings.enough, "limit": job.settings.limit}
+    items = [list(dict.fromkeys(probe.key for probe, _ in item)) for item in job.items(archs)]
+    asked = {"space": scope_of(job.space), "rows": rows, "level": job.level} | asdict(job.engine)
+    networks = [arch.to_json() for arch in archs]
+    plan = {"format": runner.FORMAT, "asked": asked, "settings": settings, "networks": networks, "items": items}
+    data: dict[str, Any] = json.loads(json.dumps(plan))
+    return data
+
+
+def _networks(job: Job) -> tuple[Arch, ...]:
+    if not job.lacks_networks:
+        return ()
+    return spread(job.space, job.lacks_networks, random.Random(job.seed), macs_of_unit)
+
+
+def _header(job: Job) -> Header:
+    """That of the table, but for the device, which run.py fills in."""
+    header = job.header("default")
+    return dataclasses.replace(header, device="", cpu="", cores=0, protocol=f"{header.protocol}, in a bundle")
+
+
+def _require_same(folder: Path, plan: Mapping[str, Any]) -> None:
+    found = _read_manifest(folder)
+    for name in ("asked", "settings"):
+        for key, value in plan[name].items():
+            if found[name].get(key) != value:
+                raise InputError(
+                    f"{folder}: holds a bundle with {key} {found[name].get(key)!r}, asked for is {value!r}; "
+                    "name another folder"
+                )
+    if any(found[name] != plan[name] for name in plan):
+        raise InputError(f"{folder}: holds a bundle of another version of nas; name another folder")
+
+
+def _write_graphs(job: Job, folder: Path, progress: Progress) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Convert the sentinel and all graphs; what a manifest says of each by key, and why others failed."""
+    folder.mkdir(parents=True)
+    items = job.items(_networks(job))
+    probes = list(dict.fromkeys([sentinel(), *(probe for item in items for probe, _ in item)]))
+    suffix, shared = SUFFIXES[job.engine.runtime], SharedWeights()
+    graphs = {}
+    with Bench(job.engine, job.settings, Log(), job.seed, (job.space.name,)) as bench:
+        for start in range(0, len(probes), CONVERTED):
+            progress(start, len(probes), None, f"converting graph {start + 1} of {len(probes)}")
+            batch = probes[start : start + CONVERTED]
+            files = bench.convert(batch)
+            for number, probe in enumerate(batch, start):
+                if probe.key in bench.failures:
+                    continue
+                path = folder / f"{number:04}{suffix}"
+                if suffix == ".onnx":
+                    path.write_bytes(shared.without_weights(files[probe.key]))
+                else:
+                    shutil.copyfile(files[probe.key], path)
+                graphs[probe.key] = _graph_data(probe, f"{GRAPHS}/{path.name}")
+    shared.write(folder)
+    return graphs, bench.failures
+
+
+def _graph_data(probe: Probe, file: str) -> dict[str, Any]:
+    rows = probe.rows if probe.arch is None else [call.row for call in calls_of(probe.arch)]
+    shapes = [list(shape) for shape in probe.shapes()]
+    return {
+        "file": file,
+        "shapes": shapes,
+        "weight_bytes": probe.weight_bytes,
+        "macs": sum(map(macs_of_unit, rows)),
+    }
+
+
+@dataclass(frozen=True)
+class _Taken(Job):
+    """A job whose samples another device took.
+
+    Attributes:
+        facts: what their header says.
+    """
+
+    facts: Header | None = None
+
+    def header(self, variant: str = "") -> Header:
+        assert self.facts is not None
+        return self.facts
+
+
+def collect(folder: Path, *, output: Path | None = None, partial: bool = False, accept_noise: bool = False) -> Table:
+    """The table of a bundle that was run on its device, written to `output`.
+
+    Args:
+        folder: the bundle, or of it the manifest and what run.py wrote.
+        output: the table; None for the usual place of one of that device. One that is there is completed.
+        partial: also take what is not complete.
+        accept_noise: write a table even where the device was too disturbed to believe it; the table says so.
+
+    Raises:
+        InputError: for a folder that holds no bundle of this format, was not run, lacks samples, or does not belong
+            into the table at `output`.
+        MeasureError: where the device was too disturbed, or could not measure rows, naming each and why; the table
+            holds the others.
+    """
+    manifest = _read_manifest(folder)
+    if not (folder / runner.SAMPLES).exists():
+        raise InputError(f"{folder}: has no {runner.SAMPLES}; copy the folder to the device and there: python run.py")
+    failures = manifest["unconverted"] | _read_failures(folder)
+    with Journal(folder / runner.SAMPLES) as journal:
+        if journal.header is None or not journal.samples:
+            raise InputError(f"{folder / runner.SAMPLES}: holds no samples; on the device: python run.py")
+        job = _job(manifest, Header(**journal.header | {"spaces": ()}), output)
+        _require_same_run(folder, manifest, job)
+        lacking = _lacking(manifest, journal, failures)
+        if lacking and not partial:
+            raise InputError(
+                f"{folder}: {lacking} of {len(manifest['graphs'])} graphs lack samples; go on with python run.py on "
+                "the device, or take what is there with --partial"
+            )
+        archs = tuple(map(Arch.from_json, manifest["networks"]))
+        noise = job.noise(journal, archs)
+        if noise.is_too_much and not accept_noise:
+            raise MeasureError(
+                f"{folder}: the device was too disturbed to be believed: {noise}, at most {MOST_SLOW:.0%} may be. "
+                f"Close other programs there, let it cool, remove {runner.SAMPLES} and run python run.py again; "
+                "--accept-noise takes the samples as they are"
+            )
+        if noise.is_too_much:
+            facts = dataclasses.replace(
+                job.header(), protocol=f"{job.header().protocol}; noisy device accepted: {noise}"
+            )
+            job = dataclasses.replace(job, facts=facts)
+        table = job.result(journal, "default", archs)
+    if table.entries:
+        table.write(job.path)
+    _raise_failures(folder, job, failures)
+    return Table.read(job.path)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    if not (folder / runner.MANIFEST).is_file():
+        raise InputError(f"{folder}: holds no bundle; make one with nas profile SPACE --bundle {folder}")
+    try:
+        return runner.read_manifest(folder)
+    except runner.Failure as failure:
+        raise InputError(f"{folder}: {failure}") from failure
+
+
+def _read_failures(folder: Path) -> dict[str, str]:
+    path = folder / runner.FAILURES
+    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+def _job(manifest: Mapping[str, Any], facts: Header, output: Path | None) -> _Taken:
+    asked = manifest["asked"]
+    settings = {field.name: manifest["settings"][field.name] for field in dataclasses.fields(Settings)}
+    space, seed = space_of(asked["space"]), manifest["settings"]["seed"]
+    only = None if asked["rows"] is None else tuple(map(_row_of, asked["rows"]))
+    engine = Engine(asked["runtime"], asked["threads"], asked["precision"])
+    name = table_name(space, engine.runtime, engine.threads, asked["level"], engine.precision)
+    path = output or Path("latency_tables") / facts.device / name
+    return _Taken(space, path, engine, asked["level"], Settings(**settings), seed, only, facts=facts)
+
+
+def _require_same_run(folder: Path, manifest: Mapping[str, Any], job: _Taken) -> None:
+    mine = asdict(job.header())
+    for name in ("runtime", "precision", "threads", "level", "protocol", "form", "method"):
+        if mine[name] != manifest["header"][name]:
+            raise InputError(
+                f"{folder}: the samples have {name} {mine[name]!r}, the bundle {manifest['header'][name]!r}; they are "
+                "of another bundle"
+            )
+    known = {key for item in manifest["items"] for key in item}
+    if not all(probe.key in known for formula in job.formulas for probe in formula.probes):
+        raise InputError(f"{folder}: the bundle is of another version of nas or its spaces; make it anew and run it")
+
+
+def _lacking(manifest: Mapping[str, Any], journal: Journal, failures: Mapping[str, str]) -> int:
+    """The number of graphs with too few samples, without those that a failed one stands in a row with."""
+    settings = manifest["settings"]
+    wanted = {key for item in manifest["items"] if not any(key in failures for key in item) for key in item}
+    return sum(
+        any(len(journal.taken(number, key)) < settings["rounds"] for number in range(settings["passes"]))
+        for key in wanted
+    )
+
+
+def _raise_failures(folder: Path, job: Job, failures: Mapping[str, str]) -> None:
+    lines = []
+    for formula in job.formulas:
+        reasons = dict.fromkeys(failures[probe.key] for probe in formula.probes if probe.key in failures)
+        lines += [f"  {formula.row}: {reason}" for reason in reasons]
+    lines += [f"  {key}: {reason}" for key, reason in failures.items() if key.startswith("network ")]
+    if lines:
+        raise MeasureError(
+            f"{folder}: {len(lines)} rows or networks could not be measured on the device; {job.path} holds the "
+            "others, python run.py on the device tries these again:\n" + "\n".join(lines)
+        )
+
+
+def _row_data(row: Row) -> list[Any]:
+    return [*str(row.unit).partition(" ")[::2], [str(shape) for shape in row.inputs]]
+
+
+def _row_of(data: Sequence[Any]) -> Row:
+    name, fields, shapes = data
+    return Row(parse_unit(name, fields), tuple(map(Shape.parse, shapes)))

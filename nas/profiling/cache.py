@@ -1,0 +1,124 @@
+"""Converted probes on disk, by content, so that every process and every later profile finds them.
+
+A file's name is a hash of all it depends on: the graph, the runtime and its settings, every installed package and the
+source of what builds and converts models. So a file is never wrong, and one that is no longer asked for ages away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import site
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nas
+import search_spaces
+from nas.errors import MeasureError
+from nas.profiling import backends
+from nas.profiling.device import this_machine
+
+if TYPE_CHECKING:
+    from nas.profiling.probes import Probe
+    from nas.profiling.process import Engine
+
+LIMIT_BYTES = 16 * 2**30  # a profile of a thousand rows has ten, and comes back for them in every pass
+LIMIT_SHARE = 0.25  # of what the disk has free, files of the cache counted as free
+LEAST_FREE_BYTES = 2**26  # with less, what cannot be written fails for want of room
+YOUNG_SECONDS = 600.0  # a file used since then is left: some process may be about to load it
+#: of the package `nas`: what builds and converts models
+SOURCES = ("ops.py", "blocks.py", "building.py", "tracing.py", "export.py", "arch.py", "profiling/probes.py")
+
+
+def cache_folder() -> Path:
+    """Where converted probes are: `$NAS_CACHE`, or `millinas` in the user's cache folder."""
+    if chosen := os.environ.get("NAS_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millinas"
+
+
+class Cache:
+    """The converted probes of one engine.
+
+    Args:
+        engine: runtime and its settings.
+        folder: where the files are; they may be of other engines too.
+        limit_bytes: size of all files above which the oldest go.
+    """
+
+    def __init__(self, engine: Engine, folder: Path | None = None, limit_bytes: int = LIMIT_BYTES) -> None:
+        self.folder = (folder or cache_folder()) / "converted"
+        self.limit_bytes = limit_bytes
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MeasureError(
+                f"{self.folder}: converted models cannot be written here ({error.strerror}); name another folder in "
+                "the environment variable NAS_CACHE"
+            ) from error
+        version = backends.load_backend(engine.runtime).version()
+        fields = [engine.runtime, engine.threads, engine.precision, engine.variant, version]
+        self._about = json.dumps([*fields, this_machine().cpu, sys.version, _installed(), _sources()])
+
+    def path(self, probe: Probe) -> Path:
+        """Where a probe's file is, or will be."""
+        text = self._about + json.dumps(probe.to_data(), sort_keys=True)
+        return self.folder / hashlib.sha256(text.encode()).hexdigest()
+
+    def lacking(self, probes: Iterable[Probe]) -> list[Probe]:
+        """Those without a file; the files of the others become young."""
+        found = []
+        for probe in probes:
+            try:
+                os.utime(self.path(probe))
+            except FileNotFoundError:
+                found.append(probe)
+        return found
+
+    def shrink(self) -> None:
+        """Remove the oldest files as far as there are too many, but none that is young."""
+        files = []
+        for path in self.folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another process shrinks it as well
+                files.append((path.stat().st_mtime, path.stat().st_size, path))
+        size = sum(count for _, count, _ in files)
+        limit = min(self.limit_bytes, LIMIT_SHARE * (shutil.disk_usage(self.folder).free + size))
+        for used, count, path in sorted(files):
+            if size <= limit or used > time.time() - YOUNG_SECONDS:
+                return
+            path.unlink(missing_ok=True)
+            size -= count
+
+    def require_room(self) -> None:
+        """Raise where the disk is full.
+
+        Raises:
+            MeasureError: naming the folder.
+        """
+        if shutil.disk_usage(self.folder).free < LEAST_FREE_BYTES:
+            raise MeasureError(
+                f"{self.folder}: the disk is full, models cannot be converted; make room or name another folder in the "
+                "environment variable NAS_CACHE. What was measured before is on disk, and the same command continues"
+            )
+
+
+def _installed() -> list[str]:
+    """Every installed package with its version."""
+    folders = {Path(folder) for folder in (*sys.path, *site.getsitepackages()) if folder}
+    return sorted({info.name for folder in folders if folder.is_dir() for info in folder.glob("*.dist-info")})
+
+
+def _sources() -> str:
+    """A hash of the source that decides what is in a converted file."""
+    package = Path(nas.__file__).parent
+    outside = filter(None, os.environ.get("NAS_SPACES", "").split(os.pathsep))
+    folders = [*search_spaces.__path__, *outside, *backends.__path__]
+    files = [package / name for name in SOURCES]
+    files += [file for folder in folders for file in sorted(Path(folder).glob("*.py"))]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from nas.building import build, cost_of, load_arch
+from nas.errors import InputError, MeasureError
+from nas.profiling import memory
+from nas.profiling.backends import load_backend
+from nas.profiling.memory import peak_bytes, predicted_bytes
+from nas.profiling.process import Engine
+from tests.small import TINY
+
+
+def test_predicted_memory_is_weights_and_activations_in_the_bytes_of_the_precision(rng):
+    arch = TINY.sample(rng)
+    weights = sum(parameter.numel() for parameter in build(arch).parameters())
+    assert predicted_bytes(arch) == 4 * weights + cost_of(arch).peak_bytes
+    assert predicted_bytes(arch, "bf16") == predicted_bytes(arch) / 2
+    assert predicted_bytes(arch, "int8") == predicted_bytes(arch) / 4
+    with pytest.raises(InputError, match="unknown precision 'fp33', did you mean 'fp32'"):
+        predicted_bytes(arch, "fp33")
+
+
+@pytest.mark.parametrize(("runtime", "preset"), [("onnxruntime", "efficientformer-l1"), ("torch", "mobilevit-xxs")])
+def test_a_network_takes_at_least_its_weights_and_not_many_times_as_much(runtime, preset):
+    pytest.importorskip(runtime)
+    arch = load_arch(preset)
+    weights = {"efficientformer-l1": 12.2e6, "mobilevit-xxs": 1.26e6}[preset]  # published, with the norms folded
+    assert 4 * weights <= peak_bytes(Engine(runtime), arch) <= 4 * predicted_bytes(arch)
+
+
+def test_the_process_that_measures_files_does_without_pytorch():
+    names = ("memory", "backends.onnxruntime", "backends.openvino")
+    text = f"import sys, {', '.join(f'nas.profiling.{name}' for name in names)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", text], check=False).returncode == 0
+
+
+def test_a_network_that_cannot_be_loaded_gives_the_reason(monkeypatch, rng):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(load_backend("onnxruntime"), "convert", lambda self, module, shapes, path: path.write_text("x"))
+    with pytest.raises(MeasureError, match=r"'onnxruntime': the process .* ended with 1: .*(Protobuf|protobuf|Load)"):
+        peak_bytes(Engine("onnxruntime"), TINY.sample(rng))
+
+
+def test_memory_that_nothing_counts_is_an_error(monkeypatch, rng, tmp_path):
+    monkeypatch.setattr(memory, "CLEAR_REFS", tmp_path / "clear_refs")
+    with pytest.raises(MeasureError, match="clear_refs, which is not here"):
+        peak_bytes(Engine("torch"), TINY.sample(rng))
+    monkeypatch.setattr(load_backend("torch"), "memory", None)
+    with pytest.raises(MeasureError, match="'torch': nothing counts the memory"):
+        peak_bytes(Engine("torch"), TINY.sample(rng))

@@ -1,0 +1,80 @@
+"""`nas profile` on the fake runtime, in this process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import search_spaces
+from nas import cli
+from nas.latency import Table, scope_of
+from tests.small import TINY
+
+WIDER = dataclasses.replace(TINY, classes=20)
+
+
+@pytest.fixture
+def nas(local: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run `nas profile` in this process, with two small spaces more; its exit code, output and errors."""
+    load, more = search_spaces.load, {"tiny": TINY, "wider": WIDER}
+    monkeypatch.setattr(search_spaces, "load", lambda name: more.get(name) or load(name))
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        short = ("profile", "--runtime", "fake", "--rounds", 3, "--networks", 6)
+        monkeypatch.setattr(sys, "argv", ["nas", *map(str, (*short, *arguments))])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_several_spaces_go_into_one_table_of_the_device(nas, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = nas("tiny", "wider")
+    assert (code, err.strip()) == (0, "")
+    (path,) = Path("latency_tables").glob("*/fake-fp32-1t-32px.csv")
+    table = Table.read(path)
+    assert table.header.spaces == (scope_of(TINY), scope_of(WIDER))
+    assert f"0 of {len(TINY.rows())} rows of {TINY.name} measured; about" in out
+    assert "repeatability of rows of 0.1 ms and more: there are none" in out  # the fake runtime is quick
+    assert "calibration at 3x32x32" in out
+    assert len(table.networks) == 6
+    code, out, _ = nas("wider", "-t", path, "--dry-run", "--json")
+    assert (code, json.loads(out)["left"]) == (0, 0)
+
+
+def test_a_budget_says_what_prediction_costs(nas, tmp_path, monkeypatch):
+    path = tmp_path / "table.csv"
+    steps = iter([25])
+    monkeypatch.setattr("nas.profiling.profiler._step", lambda rows, bench, clock, seconds: rows[: next(steps, 0)])
+    code, out, _ = nas("tiny", "--budget-minutes", 60, "--output", path)
+    assert code == 0
+    count = sum(entry.source == "predicted" for entry in Table.read(path).entries)
+    assert f"{count} rows predicted from 25 measured ones" in out
+    assert "% on average in cross-validation; they are " in out
+    code, out, _ = nas("tiny", "-t", path, "--json")
+    assert (code, json.loads(out)["unmeasured_rows"]) == (0, 0)
+    assert json.loads(out)["prediction"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["efficientformer-32", "--precision", "fp13"], "unknown precision 'fp13'"),
+        (["efficientformer-32", "--method", "magic"], "unknown method 'magic'"),
+    ],
+)
+def test_wrong_settings_are_named(nas, arguments, message):
+    code, _, err = nas(*arguments)
+    assert code == 2
+    assert message in err
