@@ -50,12 +50,17 @@ class Request(BaseModel):
     table: str | None = Field(
         default=None, description="Latency table, a file or a shipped one; by default this machine is profiled first."
     )
+    level: Literal["block", "op"] | None = Field(
+        default=None,
+        description="Rows to predict from: block or op; op takes the table beside TABLE whose name ends in -op. By "
+        "default those that the table has; block where this machine is profiled.",
+    )
     runtime: str = Field(default="onnxruntime", description="What runs the networks, where this machine is profiled.")
     threads: Positive = Field(default=1, description="Threads set in that runtime.")
     budgets: tuple[str, ...] = Field(
         default=(),
-        description="Hard upper bounds: latency_ms<=5, latency_ms<=p40 (a quantile of the space), params<=3e6, "
-        "macs<=1e9, latency_ms[TABLE]<=5.",
+        description="Hard upper bounds: latency_ms<=5, latency_ms<=p40 (a quantile of the space), latency_ms<=5 @ 0.95 "
+        "(met with 95 % confidence), memory_mb<=50, params<=3e6, macs<=1e9, latency_ms[TABLE]<=5.",
     )
     objective: Literal["accuracy", "front"] = Field(
         default="accuracy", description="The most accurate network within the budgets, or the accuracy-latency front."

@@ -1,7 +1,8 @@
-"""Budgets as they are written: hard upper bounds on latency, parameters and multiply-adds.
+"""Budgets as they are written: hard upper bounds on latency, memory, parameters and multiply-adds.
 
-A budget is `latency_ms<=5`, `latency_ms<=p40` (the 40 % quantile of the space), `params<=3e6`, `macs<=1e9`, or
-`latency_ms[path/table.csv]<=5` for a table other than the request's. `nas.search.limits` resolves it to a number.
+A budget is `latency_ms<=5`, `latency_ms<=p40` (the 40 % quantile of the space), `memory_mb<=50`, `params<=3e6`,
+`macs<=1e9`, or `latency_ms[path/table.csv]<=5` for a table other than the request's. `latency_ms<=5 @ 0.95` is kept by
+a network whose measured latency is below 5 ms with 95 % confidence. `nas.search.limits` resolves it to a number.
 """
 
 from __future__ import annotations
@@ -12,9 +13,15 @@ from dataclasses import dataclass
 
 from nas.errors import BudgetError, suggest
 
-METRICS = ("latency_ms", "params", "macs")
-_FORM = re.compile(r"\s*(?P<metric>\w+)\s*(?:\[(?P<table>[^\[\]]+)\])?\s*<=\s*(?P<bound>\S+)\s*")
-_EXPECTED = "expected a bound such as latency_ms<=5, latency_ms<=p40, params<=3e6 or macs<=1e9"
+METRICS = ("latency_ms", "memory_mb", "params", "macs")
+OF_TABLES = ("latency_ms", "memory_mb")  # the others are the same on every device
+_FORM = re.compile(
+    r"\s*(?P<metric>\w+)\s*(?:\[(?P<table>[^\[\]]+)\])?\s*<=\s*(?P<bound>[^\s@]+)\s*(?:@\s*(?P<confidence>\S+)\s*)?"
+)
+_EXPECTED = (
+    "expected a bound such as latency_ms<=5, latency_ms<=p40, latency_ms<=5 @ 0.95, memory_mb<=50, params<=3e6 or "
+    "macs<=1e9"
+)
 
 
 @dataclass(frozen=True)
@@ -23,10 +30,11 @@ class Budget:
 
     Attributes:
         asked: its text in the usual spelling.
-        metric: `latency_ms`, `params` or `macs`.
+        metric: in `METRICS`; a megabyte is 1e6 bytes.
         limit: the bound in the unit of the metric, None for a quantile.
         quantile: share of the space that may fit, in 0..1, None for a number.
-        table: path of the table that predicts the latency, None for the request's.
+        table: path of the table that predicts latency or memory, None for the request's.
+        confidence: with which the measured latency has to keep it, in 0.5..1; None for the prediction.
     """
 
     asked: str
@@ -34,6 +42,7 @@ class Budget:
     limit: float | None
     quantile: float | None
     table: str | None
+    confidence: float | None = None
 
     @classmethod
     def parse(cls, text: str) -> Budget:
@@ -48,7 +57,7 @@ class Budget:
         metric, table, bound = found["metric"], found["table"], found["bound"]
         if metric not in METRICS:
             raise BudgetError(suggest("metric", metric, METRICS))
-        if table is not None and metric != "latency_ms":
+        if table is not None and metric not in OF_TABLES:
             raise BudgetError(f"{metric} does not depend on a table, got {text!r}")
         percent = bound.startswith("p")
         number = _number(bound.removeprefix("p"))
@@ -56,8 +65,15 @@ class Budget:
             raise BudgetError(f"expected a quantile between p0 and p100, got {bound!r}")
         if not 0 < number < math.inf:
             raise BudgetError(f"{_EXPECTED}, got {text!r}")
+        confidence = None if found["confidence"] is None else _number(found["confidence"])
+        if confidence is not None and metric != "latency_ms":
+            raise BudgetError(f"only a latency has a confidence, got {text!r}")
+        if confidence is not None and not 0.5 <= confidence < 1:
+            raise BudgetError(f"expected a confidence of at least 0.5 and below 1, got {found['confidence']!r}")
         asked = f"{metric}[{table}]<={bound}" if table else f"{metric}<={bound}"
-        return cls(asked, metric, None if percent else number, number / 100 if percent else None, table)
+        if confidence is not None:
+            asked += f" @ {confidence:g}"
+        return cls(asked, metric, None if percent else number, number / 100 if percent else None, table, confidence)
 
 
 def _number(text: str) -> float:

@@ -21,6 +21,7 @@ from nas.search.budgets import Budget
 from nas.search.limits import Estimator, Limit, Survey, resolve, smallest
 from nas.space import Space
 
+NETWORKS = 12  # behind the calibration of a table that a search makes for itself: no interval, but minutes less
 ON_THE_SPOT = 16  # rows that a table may lack and that are measured before a search
 Log = Callable[[str], None]
 Progress = Callable[..., None]
@@ -58,7 +59,7 @@ class Resolved:
 
     def notes(self) -> list[str]:
         """What the saved request says of the run, for people."""
-        limits = [f"{limit.asked} is {limit.metric}<={limit.limit:.6g}" for limit in self.estimator.limits]
+        limits = [f"{limit.asked} is {limit.title}" for limit in self.estimator.limits]
         return [*limits, f"table hash {self.estimator.table.hash}"]
 
 
@@ -71,7 +72,7 @@ def resolve_request(request: Request, log: Log, progress: Progress) -> Resolved:
         MeasureError: this machine cannot be profiled, or lacks the table's runtime.
     """
     device = str(pick_device(request.device))
-    given = None if request.table is None else Table.read(latency_tables.find(request.table))
+    given = None if request.table is None else _table(request.table, request.level)
     space = _space(request, given, log)
     if given is None and not (request.run_dir / "table.csv").is_file():
         log(f"profiling this machine: the rows of {space.name} on {request.runtime}, {request.threads} thread(s)")
@@ -80,8 +81,8 @@ def resolve_request(request: Request, log: Log, progress: Progress) -> Resolved:
     names = [budget.table for budget in budgets if budget.table is not None]
     tables = {name: Table.read(latency_tables.find(name)) for name in names}
     for each in (table, *tables.values()):
-        _require_calibrated(each, request)
         each.require(space)
+        _require_calibrated(each, space, request)
     survey = Survey(space, request.seed)
     limits = resolve(budgets, survey, table, tables)
     filled = request.with_(
@@ -99,12 +100,41 @@ def resolve_request(request: Request, log: Log, progress: Progress) -> Resolved:
     return found
 
 
+def _table(name: str, level: str | None) -> Table:
+    """A table, or its twin of the level asked for, which lies beside it: `NAME.csv` and `NAME-op.csv`.
+
+    Raises:
+        TableError: there is no such twin; it names the command that makes it.
+    """
+    table = Table.read(latency_tables.find(name))
+    if level in (None, table.header.level):
+        return table
+    path = latency_tables.find(name)
+    twin = path.with_name(f"{path.stem.removesuffix('-op')}{'-op' if level == 'op' else ''}.csv")
+    if not twin.is_file():
+        header = table.header
+        raise TableError(
+            f"level: {path} is a table of {header.level} rows, and there is no {twin.name} beside it; make it: "
+            f"nas profile SPACE --runtime {header.runtime} --threads {header.threads} --precision {header.precision} "
+            f"--level {level} --table {twin}"
+        )
+    found = Table.read(twin)
+    if found.header.level != level:
+        raise TableError(f"level: {twin} is a table of {found.header.level} rows, not of {level} rows")
+    return found
+
+
 def _space(request: Request, table: Table | None, log: Log) -> Space:
     """The space asked for, or the table's, with the classes of the data set."""
-    name = request.space or (table.header.space if table is not None else None)
-    if name is None:
+    if request.space is not None:
+        space = search_spaces.load(request.space)
+    elif table is not None and table.spaces:
+        space = table.spaces[0]
+        if len(table.spaces) > 1:
+            names = ", ".join(table.header.spaces)
+            raise InputError(f"space: {table.where} holds the rows of several spaces, name one of them: {names}")
+    else:
         raise InputError("space: neither a space nor a table is named; name one of them (nas spaces, nas tables)")
-    space = search_spaces.load(name)
     classes = load_data(request.dataset, space.input_shape, seed=request.seed).classes
     if classes == space.classes:
         return space
@@ -120,7 +150,15 @@ def _completed(table: Table | None, space: Space, request: Request, progress: Pr
     path = request.run_dir / "table.csv"
     if table is None:
         return profiler.profile(
-            space, path=path, runtime=request.runtime, threads=request.threads, seed=request.seed, progress=progress
+            space,
+            path=path,
+            runtime=request.runtime,
+            threads=request.threads,
+            level=request.level or "block",
+            networks=NETWORKS,
+            seed=request.seed,
+            accept_noise=True,  # the table says so, and finalists are measured anyway
+            progress=progress,
         )
     header = table.header
     lacking = table.missing(space.rows() if header.level == "block" else space.op_rows())
@@ -137,15 +175,18 @@ def _completed(table: Table | None, space: Space, request: Request, progress: Pr
         precision=header.precision,
         seed=request.seed,
         rows=lacking,
+        accept_noise=True,
         progress=progress,
     )
 
 
-def _require_calibrated(table: Table, request: Request) -> None:
-    if table.calibration is None and not request.allow_uncalibrated:
+def _require_calibrated(table: Table, space: Space, request: Request) -> None:
+    if space.input_shape not in table.calibrations and not request.allow_uncalibrated:
+        size = "x".join(map(str, space.input_shape))
         raise TableError(
-            f"{table.where} is not calibrated: no whole networks were measured with it, so nobody knows how far its "
-            f"predictions are off. Measure them with: nas profile --table {table.where}; or set allow_uncalibrated"
+            f"{table.where} is not calibrated for input {size}: no whole networks of that size were measured with it, "
+            "so nobody knows how far its predictions are off. Measure them with: "
+            f"nas profile {space.name} --table {table.where}; or set allow_uncalibrated"
         )
 
 
@@ -170,8 +211,7 @@ def _tell(found: Resolved, log: Log) -> None:
             f"with {version}"
         )
     for limit in limits:
-        unit = " ms" if limit.metric == "latency_ms" else ""
-        log(f"budget {limit.asked}: at most {limit.limit:.4g}{unit}")
+        log(f"budget {limit.asked}: {limit.title}")
     share = found.survey.share_that_fits(found.estimator)
     log(
         f"the smallest architecture takes {found.smallest[0]:.4g} ms; {share:.1%} of {found.survey} fit"

@@ -17,6 +17,7 @@ from nas.arch import Arch, calls_of
 from nas.building import cost_of
 from nas.evaluation.training import TrainResult
 from nas.search.finalists import Finalist, Ranking
+from nas.search.limits import MB
 from nas.search.resolved import Resolved
 from nas.units import to_ms
 
@@ -44,8 +45,8 @@ def result_data(
             limit.as_data() | {"used": used} for limit, used in zip(found.estimator.limits, winner.used, strict=True)
         ],
         "counts": {"proposed": len(trials)} | {state: int(counts.get(state, 0)) for state in states},
-        "finalists": [finalist_data(finalist) for finalist in finalists],
-        "winner": finalist_data(winner)
+        "finalists": [finalist_data(finalist, found) for finalist in finalists],
+        "winner": finalist_data(winner, found)
         | {
             "training": {
                 "epochs": training.epochs,
@@ -64,9 +65,10 @@ def result_data(
     }
 
 
-def finalist_data(finalist: Finalist) -> dict[str, Any]:
+def finalist_data(finalist: Finalist, found: Resolved) -> dict[str, Any]:
     """A finalist as `result.json` holds it."""
-    record = finalist.record
+    record, estimate = finalist.record, found.estimator.estimate(finalist.arch)
+    latency = estimate.latency
 
     def ms(us: float | None) -> float | None:
         return None if us is None else to_ms(us)
@@ -77,6 +79,8 @@ def finalist_data(finalist: Finalist) -> dict[str, Any]:
         "predicted_ms": ms(record.predicted_us),
         "measured_ms": ms(finalist.measured_us),
         "measured_spread_ms": ms(finalist.spread_us),
+        "unmeasured_percent": 100 * latency.unmeasured_us / latency.total_us,
+        "memory_mb": None if estimate.memory_bytes is None else estimate.memory_bytes / MB,
         "params": record.params,
         "macs": record.macs,
         "val_losses": list(finalist.losses),
@@ -95,7 +99,7 @@ def _reference(found: Resolved) -> dict[str, Any]:
 
 def _provenance(found: Resolved, study: optuna.Study) -> dict[str, Any]:
     table = found.estimator.table
-    header = table.header
+    header, size = table.header, found.space.input_shape
     started = min(trial.datetime_start for trial in study.get_trials(deepcopy=False) if trial.datetime_start)
     packages = ("torch", "optuna", "timm", "numpy")
     return {
@@ -106,8 +110,9 @@ def _provenance(found: Resolved, study: optuna.Study) -> dict[str, Any]:
         "runtime": f"{header.runtime} {header.runtime_version}",
         "threads": header.threads,
         "precision": header.precision,
-        "calibration": str(table.calibration) if table.calibration else None,
+        "calibration": str(calibration) if (calibration := table.calibrations.get(size)) else None,
         "table_mape_percent": table.mape_percent,
+        "card": None if table.card is None else str(table.card),
         "not_this_machine": found.not_this_machine,
         "seed": found.request.seed,
         "versions": {"nas": __version__} | {name: importlib.metadata.version(name) for name in packages},

@@ -30,7 +30,6 @@ from nas.export import export_onnx
 from nas.front import front_data
 from nas.latency import Table
 from nas.profiling import profiler
-from nas.profiling.job import variant_of
 from nas.report import write_report
 from nas.request import Request
 from nas.search import engine
@@ -218,7 +217,7 @@ def _measure(arch: Arch, table: Table) -> Measured:
         runtime=header.runtime,
         threads=header.threads,
         precision=header.precision,
-        variant=variant_of(header),
+        variant=header.variant,
     )
 
 

@@ -1,12 +1,14 @@
 """Budgets and limits, checked against all archs of a small space one by one."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from nas.arch import calls_of
 from nas.building import cost_of
-from nas.errors import BudgetError, MissingLatency
-from nas.latency import Table
+from nas.errors import BudgetError, MissingLatency, TableError
+from nas.latency import Network, Table
 from nas.search.budgets import Budget
 from nas.search.limits import Estimator, Limit, Survey, resolve, smallest
 from tests.search.fakes import estimator_at, fake_table, tiny_space
@@ -153,3 +155,119 @@ def test_the_median_network_has_as_many_faster_as_slower(table):
     median = table.price(calls_of(survey.median(table))).total_us / 1000
     latencies = survey.costs("latency_ms", table)
     assert np.sum(latencies < median - 1e-9) <= 200 <= np.sum(latencies <= median + 1e-9)
+
+
+# confidence and memory
+
+
+def noisy_table(count: int) -> Table:
+    """A table whose networks take 1.02 to 1.18 times their rows, and 1 kB for each parameter."""
+    plain = fake_table(SPACE, networks=1)
+    archs = list(SPACE.archs())[:count]
+    factors = np.linspace(1.02, 1.18, len(archs))
+    networks = [
+        Network(arch, plain.raw_us(calls_of(arch)) * factor, 0.1, 9, 1000 * cost_of(arch).params)
+        for arch, factor in zip(archs, np.random.default_rng(0).permutation(factors), strict=True)
+    ]
+    return Table(plain.header, plain.entries, networks)
+
+
+def test_a_confidence_is_read_and_kept():
+    budget = Budget.parse("latency_ms[x.csv]<=5@0.95")
+    assert (budget.limit, budget.confidence, budget.table) == (5.0, 0.95, "x.csv")
+    assert budget.asked == "latency_ms[x.csv]<=5 @ 0.95"
+    assert Budget.parse(budget.asked) == budget
+    assert Budget.parse("latency_ms<=p40 @ .9").quantile == 0.4
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("latency_ms<=5 @ 1", "expected a confidence of at least 0.5 and below 1, got '1'"),
+        ("latency_ms<=5 @ 95", "expected a confidence"),
+        ("latency_ms<=5 @ high", "expected a confidence"),
+        ("latency_ms<=5 @", "expected a bound"),
+        ("params<=5 @ 0.95", "only a latency has a confidence"),
+        ("memory_mb<=5 @ 0.95", "only a latency has a confidence"),
+    ],
+)
+def test_what_is_no_confidence_is_refused(text, says):
+    with pytest.raises(BudgetError, match=says):
+        Budget.parse(text)
+
+
+def test_a_limit_with_confidence_applies_to_the_upper_bound(archs):
+    table = noisy_table(48)
+    factor = table.calibrations[SPACE.input_shape].bound(0.95)
+    assert 1.03 < factor < 1.1
+    bounds = [factor * us for us in costs("latency_ms", archs, table)]
+    limit = float(np.median(bounds))
+    estimator = estimator_at(SPACE, table, f"latency_ms<={limit!r} @ 0.95", f"latency_ms<={limit!r}")
+    fits = [estimator.estimate(arch).used for arch in archs]
+    assert fits == [pytest.approx((bound, bound / factor)) for bound in bounds]
+    allowed = [estimator.constraints(estimator.estimate(arch)) for arch in archs]
+    sure = [each[f"latency_ms<={limit!r} @ 0.95"] <= 0 for each in allowed]
+    plain = [each[f"latency_ms<={limit!r}"] <= 0 for each in allowed]
+    assert sum(sure) == sum(bound <= limit for bound in bounds) < sum(plain)
+    survey = Survey(SPACE, 0, 300)
+    assert survey.share_that_fits(estimator) == np.mean(
+        [factor * us <= limit for us in survey.costs("latency_ms", table)]
+    )
+
+
+def test_a_quantile_with_confidence_is_one_of_predictions():
+    table, survey = noisy_table(48), Survey(SPACE, 0, 200)
+    sure, plain = (resolve([Budget.parse(f"latency_ms<=p40{end}")], survey, table, {})[0] for end in (" @ 0.9", ""))
+    assert sure.limit == plain.limit
+    assert survey.share_that_fits(Estimator(table, (sure,))) < survey.share_that_fits(Estimator(table, (plain,)))
+
+
+def test_rows_that_were_predicted_widen_the_bound(archs):
+    table = noisy_table(48)
+    entries = [replace(entry, source="predicted", spread_us=5.0) for entry in table.entries]
+    doubtful = Table(table.header, entries, table.networks)
+    for arch in archs[:5]:
+        calls = calls_of(arch)
+        uses = np.array([calls.count(call) for call in dict.fromkeys(calls)])
+        counts: dict = {}
+        for call in calls:
+            counts[call.row] = counts.get(call.row, 0) + 1
+        slope = doubtful.calibrations[SPACE.input_shape].scale
+        sigma = slope * 5.0 * np.sqrt(sum(count**2 for count in counts.values()))
+        assert uses.sum() == len(calls)
+        extra = doubtful.bound_us(calls, 0.95) - table.bound_us(calls, 0.95)
+        assert extra == pytest.approx(1.645 * sigma, rel=1e-3)
+
+
+def test_too_few_calibration_networks_for_a_confidence_are_an_error_with_the_command():
+    with pytest.raises(
+        BudgetError, match=r"confidence of 0.95 needs 40 calibration networks .*has 12; .*--networks 40"
+    ):
+        estimator_at(SPACE, fake_table(SPACE), "latency_ms<=5 @ 0.95")
+    with pytest.raises(BudgetError, match=r"confidence of 0.99 needs 99 calibration networks .*has 48"):
+        estimator_at(SPACE, noisy_table(48), "latency_ms<=5 @ 0.99")
+
+
+def test_an_unreachable_budget_with_confidence_offers_one_that_works():
+    table = noisy_table(48)
+    least, arch = smallest(SPACE, "latency_ms", table)
+    with pytest.raises(BudgetError, match="with 95 % confidence") as caught:
+        estimator_at(SPACE, table, f"latency_ms<={least * 1.001} @ 0.95")
+    offered = str(caught.value).rpartition("Ask for ")[2].removesuffix(" or more.")
+    estimator = estimator_at(SPACE, table, offered)
+    assert estimator.misfit(estimator.estimate(arch)) == ""
+
+
+def test_a_memory_budget_is_hard(archs):
+    table = noisy_table(48)
+    limit = float(np.median([cost_of(arch).params for arch in archs])) / 1000
+    estimator = estimator_at(SPACE, table, f"memory_mb<={limit}")
+    for arch in archs:
+        estimate = estimator.estimate(arch)
+        assert estimate.memory_bytes == pytest.approx(1000 * cost_of(arch).params, rel=0.01)
+        assert (estimator.misfit(estimate) == "") == (estimate.memory_bytes <= 1e6 * limit)
+    with pytest.raises(BudgetError, match=r"which takes [0-9.]+ MB by table"):
+        estimator_at(SPACE, table, "memory_mb<=0.001")
+    with pytest.raises(TableError, match="0 networks with measured memory, a prediction needs 5"):
+        estimator_at(SPACE, fake_table(SPACE), "memory_mb<=50")
+    assert estimator_at(SPACE, fake_table(SPACE)).estimate(archs[0]).memory_bytes is None

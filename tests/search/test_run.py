@@ -4,6 +4,7 @@ What is slow is made up: scores, measurements, and but for one test the training
 """
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import onnxruntime
@@ -12,7 +13,7 @@ import torch
 
 import search_spaces
 from nas.arch import Arch, calls_of
-from nas.building import build
+from nas.building import build, cost_of
 from nas.errors import BudgetError, InputError, MissingLatency, RunError, TableError
 from nas.evaluation.training import TrainResult
 from nas.front import front_data, read_trials
@@ -23,6 +24,7 @@ from nas.request import Request
 from nas.search import run
 from nas.search.limits import Survey
 from nas.search.lock import RunLock
+from nas.search.resolved import _table
 from tests.search.fakes import FakeScorer, HereWorkers, fake_table
 
 SPACE = search_spaces.load("efficientformer-32")
@@ -268,6 +270,65 @@ def test_an_uncalibrated_table_is_refused_unless_asked_for(tmp_path, table_path,
         carry_out(request(tmp_path, path), world)
     _, result = carry_out(request(tmp_path, path, allow_uncalibrated=True, repeats=0, finalists=1), world)
     assert result["provenance"]["calibration"] is None
+
+
+def sure_table(tmp_path):
+    """A table of this machine with 48 calibration networks, which take 4 kB for each parameter and 1 MB."""
+    machine = this_machine()
+    table = fake_table(SPACE, 48, device=machine.slug, cpu=machine.cpu, runtime_version="1")
+    networks = [replace(item, peak_bytes=4000 * cost_of(item.arch).params + 10**6) for item in table.networks]
+    return Table(table.header, table.entries, networks).write(tmp_path / "sure.csv")
+
+
+def test_a_budget_with_confidence_and_one_on_memory_are_kept_and_reported(tmp_path, world):
+    path = sure_table(tmp_path)
+    table = Table.read(path)
+    budgets = ["latency_ms<=p60 @ 0.95", "memory_mb<=p60"]
+    folder, result = carry_out(request(tmp_path, path, budgets=budgets), world)
+    latency, memory = result["budgets"]
+    assert (latency["asked"], latency["confidence"], memory["confidence"]) == ("latency_ms<=p60 @ 0.95", 0.95, None)
+    factor = table.calibrations[SPACE.input_shape].bound(0.95)
+    trials = read_trials(folder / "trials.csv")
+    evaluated = trials[trials["state"] == "evaluated"]
+    assert (factor * evaluated["predicted_ms"] <= latency["limit"] * (1 + 1e-9)).all()
+    arch = Arch.from_json((folder / "best.json").read_text())
+    expected = (4000 * cost_of(arch).params + 10**6) / 1e6
+    assert result["winner"]["memory_mb"] == pytest.approx(expected, rel=0.01)
+    assert memory["used"] == result["winner"]["memory_mb"] <= memory["limit"]
+    assert latency["used"] == result["winner"]["measured_ms"]
+    assert result["winner"]["unmeasured_percent"] == 0
+    assert any("with 95 % confidence" in line for line in world.lines)
+    assert "kept with 95 % confidence" in (folder / "report.html").read_text()
+
+
+def test_a_confidence_that_the_table_cannot_give_is_refused(tmp_path, table_path, world):
+    with pytest.raises(BudgetError, match=r"needs 40 calibration networks .* has 12; .*nas profile"):
+        carry_out(request(tmp_path, table_path, budgets=["latency_ms<=1 @ 0.95"]), world)
+
+
+def test_the_level_picks_the_twin_of_a_table(tmp_path, table_path):
+    block = Table.read(table_path)
+    header = replace(block.header, level="op")
+    path = block.write(tmp_path / "t.csv")
+    twin = Table(header, [Entry(row, 1.0, 0.1, 3) for row in SPACE.op_rows()]).write(tmp_path / "t-op.csv")
+    assert _table(str(path), None).header.level == "block"
+    assert _table(str(path), "block").header.level == "block"
+    assert _table(str(path), "op").path == twin
+    assert _table(str(twin), "op").path == twin
+    assert _table(str(twin), "block").path == path
+    twin.unlink()
+    with pytest.raises(
+        TableError, match=r"no t-op.csv beside it; make it: nas profile SPACE .*--level op --table .*t-op"
+    ):
+        _table(str(path), "op")
+    block.write(twin)
+    with pytest.raises(TableError, match=r"t-op.csv is a table of block rows"):
+        _table(str(path), "op")
+
+
+def test_the_level_is_one_of_two():
+    with pytest.raises(InputError, match="level: expected 'block' or 'op', got 'node'"):
+        Request(level="node")
 
 
 def test_a_classifier_that_the_table_lacks_is_measured_on_the_spot_into_a_copy(
