@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from nas.errors import NasError
     from nas.evaluation.runs import export_arch, train_arch
     from nas.facts import describe, estimate
+    from nas.importing import import_table
     from nas.latency import Table
+    from nas.profiling.bundle import collect as collect_bundle
+    from nas.profiling.bundle import make as make_bundle
     from nas.profiling.profiler import measure, profile
+    from nas.profiling.transferring import transfer_table
     from nas.profiling.validation import validate
     from nas.report import write_report
     from nas.request import Request
@@ -34,17 +38,21 @@ _WHERE = {
     "Table": ("nas.latency", "Table"),
     "build": ("nas.building", "build"),
     "calls_of": ("nas.arch", "calls_of"),
+    "collect_bundle": ("nas.profiling.bundle", "collect"),
     "cost_of": ("nas.building", "cost_of"),
     "describe": ("nas.facts", "describe"),
     "estimate": ("nas.facts", "estimate"),
     "export_arch": ("nas.evaluation.runs", "export_arch"),
     "fuse": ("nas.building", "fuse"),
+    "import_table": ("nas.importing", "import_table"),
     "load_arch": ("nas.building", "load_arch"),
     "load_space": ("search_spaces", "load"),
+    "make_bundle": ("nas.profiling.bundle", "make"),
     "measure": ("nas.profiling.profiler", "measure"),
     "profile": ("nas.profiling.profiler", "profile"),
     "run_search": ("nas.search.run", "run_search"),
     "train_arch": ("nas.evaluation.runs", "train_arch"),
+    "transfer_table": ("nas.profiling.transferring", "transfer_table"),
     "validate": ("nas.profiling.validation", "validate"),
     "write_report": ("nas.report", "write_report"),
 }
@@ -56,17 +64,21 @@ __all__ = [
     "Table",
     "build",
     "calls_of",
+    "collect_bundle",
     "cost_of",
     "describe",
     "estimate",
     "export_arch",
     "fuse",
+    "import_table",
     "load_arch",
     "load_space",
+    "make_bundle",
     "measure",
     "profile",
     "run_search",
     "train_arch",
+    "transfer_table",
     "validate",
     "write_report",
 ]

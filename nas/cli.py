@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from nas.errors import InputError, NasError, suggest
 if TYPE_CHECKING:
     from nas.arch import Arch
     from nas.latency import Table
+    from nas.profiling.profiler import Outcome
     from nas.space import Space
 
 
@@ -53,6 +55,7 @@ RequestArgument = Annotated[
 ]
 TableOption = Annotated[str, typer.Option("--table", "-t", help="A table: a CSV file or the name of a shipped one.")]
 RuntimeOption = Annotated[str, typer.Option("--runtime", help="What runs the network: onnxruntime or torch.")]
+PrecisionOption = Annotated[str, typer.Option("--precision", help="Of weights and activations: fp32, bf16, int8.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads set in the runtime itself.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of all randomness.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -129,9 +132,16 @@ def estimate(arch: ArchArgument, table: TableOption, as_json: JsonOption = False
     if as_json:
         return _print_json(found)
     low, high = found["predicted_low_ms"], found["predicted_high_ms"]
-    interval = f", 90 % between {low:.4g} and {high:.4g} ms" if low is not None else ""
+    interval = f", 90 % between {low:.4g} and {high:.4g} ms" if low is not None else ", no interval known"
     _say(f"[bold]{found['latency_ms']:.4g} ms[/bold] {found['source']}{interval}")
-    if not found["this_machine"]:
+    if found["unmeasured_percent"]:
+        _say(f"{found['unmeasured_percent']:.1f} % of it rests on rows that were themselves predicted or imported")
+    if found["memory_bytes"] is not None:
+        error = f"held-out error {found['memory_mape_percent']:.1f} %"
+        _say(f"{found['memory_bytes'] / 1e6:.1f} MB of memory at its peak, predicted ({error})")
+    if found["this_machine"]:
+        _say(f"by {found['table']}, measured on a machine like this one", markup=False)
+    else:
         _say(f"NOT THIS MACHINE: {found['table']} was measured on {found['cpu']}", markup=False)
     rows = [(b["stage"], b["block"], b["inputs"], f"{b['us']:.1f}", f"{b['share']:.1%}") for b in found["blocks"]]
     rows.append(("", "outside the blocks", "", f"{found['outside_blocks_us']:.1f}", ""))
@@ -141,8 +151,15 @@ def estimate(arch: ArchArgument, table: TableOption, as_json: JsonOption = False
 @app.command()
 def measure(
     arch: ArchArgument,
-    runtime: RuntimeOption = "onnxruntime",
-    threads: ThreadsOption = 1,
+    runtime: Annotated[
+        str | None, typer.Option("--runtime", help="What runs the network; default: the table's, or onnxruntime.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Threads in the runtime; default: the table's, or 1.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="fp32, bf16, int8, ...; default: the table's, or fp32.")
+    ] = None,
     table: Annotated[str | None, typer.Option("--table", "-t", help="Also predict from this table.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -152,14 +169,20 @@ def measure(
 
     network = _arch(arch)
     known = _table(table) if table else None
+    usual = ("onnxruntime", 1, "fp32") if known is None else _engine_of(known)
+    runtime, threads, precision = runtime or usual[0], threads or usual[1], precision or usual[2]
+    variant = known.header.variant if known is not None and (runtime, threads, precision) == usual else None
     with _progress() as report:
-        result = profiler.measure(network, runtime=runtime, threads=threads, progress=report)
+        result = profiler.measure(
+            network, runtime=runtime, threads=threads, precision=precision, variant=variant, progress=report
+        )
     found: dict[str, Any] = {
         "arch": network.id,
         "measured_ms": result.us / 1e3,
         "measured_spread_ms": result.spread_us / 1e3,
         "samples": result.count,
         "runtime": f"{runtime} {result.runtime_version}",
+        "precision": precision,
         "threads": threads,
         "device": result.device,
         "source": "measured",
@@ -170,83 +193,289 @@ def measure(
     if as_json:
         return _print_json(found)
     _say(f"[bold]{found['measured_ms']:.4g} ms[/bold] measured (spread {found['measured_spread_ms']:.2g} ms)")
-    _say(f"{found['runtime']}, {threads} thread(s), {found['device']}")
+    _say(f"{found['runtime']}, {precision}, {threads} thread(s), {found['device']}")
     if known is not None:
         off = found["predicted_ms"] / found["measured_ms"] - 1
         _say(f"{found['predicted_ms']:.4g} ms predicted by {found['table']} ({off:+.1%})")
 
 
+def _engine_of(table: Table) -> tuple[str, int, str]:
+    """Runtime, threads and precision of a table."""
+    return table.header.runtime, table.header.threads, table.header.precision
+
+
 @app.command()
 def profile(
-    space: Annotated[str | None, typer.Argument(metavar="[SPACE]", help="A space (nas spaces).")] = None,
+    spaces: Annotated[
+        list[str] | None, typer.Argument(metavar="[SPACE]...", help="Spaces (nas spaces), all into one table.")
+    ] = None,
     table: Annotated[
         Path | None, typer.Option("--table", "-t", "--output", "-o", help="The table to write or complete.")
     ] = None,
     arch: Annotated[str | None, typer.Option("--arch", help="Only the rows that this arch needs.")] = None,
     runtime: RuntimeOption = "onnxruntime",
     threads: ThreadsOption = 1,
+    precision: PrecisionOption = "fp32",
     level: Annotated[str, typer.Option("--level", help="What a row is: block or op.")] = "block",
+    method: Annotated[
+        str, typer.Option("--method", help="How rows are timed: chains, in-situ, or auto: what validated better.")
+    ] = "auto",
     rounds: Annotated[int | None, typer.Option("--rounds", min=3, help="Measuring rounds of each pass.")] = None,
     networks: Annotated[
         int | None, typer.Option("--networks", min=5, help="Whole networks for the calibration.")
     ] = None,
+    budget_minutes: Annotated[
+        float | None,
+        typer.Option("--budget-minutes", min=0.1, help="Measure the most used rows for so long, predict the others."),
+    ] = None,
+    accept_noise: Annotated[
+        bool, typer.Option("--accept-noise", help="Write the table even where the machine is too noisy.")
+    ] = False,
     seed: SeedOption = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is left and how long it takes.")] = False,
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", help="Only write a folder that measures on a device without PyTorch: python run.py."),
+    ] = None,
+    collect: Annotated[
+        Path | None, typer.Option("--collect", metavar="DIR", help="Make the table of a bundle that was run.")
+    ] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Collect a bundle that is not complete.")] = False,
+    host: Annotated[
+        str | None, typer.Option("--host", metavar="USER@BOARD", help="Copy a bundle over ssh, run and collect it.")
+    ] = None,
+    ssh_port: Annotated[int | None, typer.Option("--ssh-port", help="Port of the host's ssh server.")] = None,
+    identity: Annotated[Path | None, typer.Option("--identity", help="File of the private key for the host.")] = None,
+    ssh_config: Annotated[Path | None, typer.Option("--ssh-config", help="Configuration file of ssh.")] = None,
+    python: Annotated[str, typer.Option("--python", help="The host's Python, with NumPy and the runtime.")] = "python3",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure every row that a space can need on this machine into a latency table.
+    """Measure every row that spaces can need on this machine into a latency table.
 
-    Ends with whole networks and the calibration fitted on them. The same command continues after an interruption; rows
-    of another device, runtime version or thread count are never mixed into one file.
+    Rows that most archs use come first. Ends with whole networks, the calibration fitted on them, and their memory. The
+    same command continues after an interruption, and measures what a time budget left to prediction once it has none;
+    rows of another device, runtime version or thread count are never mixed into one file.
     """
-    from nas import facts
     from nas.profiling import device, profiler
     from nas.units import show_seconds
 
+    if collect is not None:
+        return _collect(collect, table, partial, accept_noise, as_json)
     known = _table(str(table)) if table is not None and table.is_file() else None
-    wanted = _profiled_space(space, known, arch)
+    settings: dict[str, Any] = {"runtime": runtime, "threads": threads, "precision": precision, "level": level}
+    settings |= {"method": method, "seed": seed}
     if known is not None:
-        runtime, threads, level = known.header.runtime, known.header.threads, known.header.level
-    path = table or Path("latency_tables") / device.this_machine().slug / profiler.table_name(
-        wanted, runtime, threads, level
-    )
-    settings: dict[str, Any] = {"runtime": runtime, "threads": threads, "level": level, "path": path, "seed": seed}
+        settings |= {name: getattr(known.header, name) for name in settings if name != "seed"}
     settings |= {key: value for key, value in (("rounds", rounds), ("networks", networks)) if value is not None}
     if arch is not None:
-        settings["rows"] = profiler.rows_of_arch(_arch(arch), level)
-    left = profiler.plan(wanted, **settings)
-    if not as_json:
-        _say(f"{path}: {left.done} of {left.total} rows measured; about {show_seconds(left.seconds)} left")
+        settings["rows"] = profiler.rows_of_arch(_arch(arch), settings["level"])
+    if bundle is not None or host is not None:
+        (space, *more) = _profiled_spaces(spaces, known, arch)
+        if more:
+            raise InputError("a bundle is of one space; make one for each, collect them into one table with --table")
+        folder = _bundle(space, bundle or Path("bundles") / f"{host}-{space.name}", settings)
+        if host is None:
+            return _say(f"{folder}: copy it to the device, there: python run.py; back here: nas profile --collect DIR")
+        from nas.profiling.remote import Remote
+
+        with _progress() as report:
+            Remote(host, ssh_port, identity, python, config=ssh_config).measure(folder, report)
+        return _collect(folder, table, partial, accept_noise, as_json)
+    jobs = []
+    for space in _profiled_spaces(spaces, known, arch):
+        name = profiler.table_name(space, *(settings[key] for key in ("runtime", "threads", "level", "precision")))
+        path = table or Path("latency_tables") / device.this_machine().slug / name
+        jobs.append(profiler.job_of(space, path=path, **settings))
+    left = [profiler.plan(job) for job in jobs]
+    total = {
+        "table": str(jobs[0].path),
+        "rows": sum(plan.total for plan in left),
+        "left": sum(plan.total - plan.done for plan in left),
+        "seconds": sum(plan.seconds for plan in left),
+    }
+    if dry_run and as_json:
+        return _print_json(total)
+    for job, plan in zip(jobs, left, strict=True):
+        if not as_json:
+            text = f"{plan.done} of {plan.total} rows of {job.space.name} measured"
+            _say(f"{job.path}: {text}; about {show_seconds(plan.seconds)} left")
     if dry_run:
-        return (
-            _print_json(
-                {"table": str(path), "rows": left.total, "left": left.total - left.done, "seconds": left.seconds}
-            )
-            if as_json
-            else None
-        )
+        return None
     with _progress() as report:
-        result = profiler.profile(wanted, **settings, progress=report)
+        outcomes = profiler.run_each(jobs, budget_minutes=budget_minutes, accept_noise=accept_noise, progress=report)
+    found = [_profile_facts(job.space, outcome) for job, outcome in zip(jobs, outcomes, strict=True)]
+    if as_json:
+        return _print_json(found[0] if len(found) == 1 else {"profiles": found})
+    for facts in found:
+        _say_profile(facts)
+
+
+def _bundle(space: Space, folder: Path, settings: dict[str, Any]) -> Path:
+    """Write a bundle, or find it there already."""
+    from nas.profiling.bundle import make
+
+    if settings["method"] not in ("chains", "auto"):
+        raise InputError(f"method: bundles are timed by chains, not {settings['method']}")
+    with _progress() as report:
+        return make(space, folder=folder, progress=report, **{k: v for k, v in settings.items() if k != "method"})
+
+
+def _collect(folder: Path, table: Path | None, partial: bool, accept_noise: bool, as_json: bool) -> None:
+    """Make the table of a bundle."""
+    from nas import facts
+    from nas.profiling.bundle import collect
+
+    result = collect(folder, output=table, partial=partial, accept_noise=accept_noise)
     found = facts.table_facts(result)
     if as_json:
         return _print_json(found)
-    _say(f"[bold]{path}[/bold]: {found['rows']} rows, {found['networks']} networks")
-    _say(f"calibration: {found['calibration'] or 'none: fewer than 5 networks measured'}")
+    _say(f"[bold]{result.path}[/bold]: {found['rows']} rows, {found['networks']} networks, on {result.header.cpu}")
+
+
+def _profile_facts(space: Space, outcome: Outcome) -> dict[str, Any]:
+    """What a profile put into its table, for this space and as a whole."""
+    from nas import facts
+    from nas.latency import LARGE_US, SMALL_US
+    from nas.profiling.profiler import unmeasured_percent
+
+    table, guess = outcome.table, outcome.prediction
+    found = facts.table_facts(table) | {
+        "space": space.name,
+        "repeatability_p95_percent": table.repeatability(SMALL_US),
+        "repeatability_p95_large_percent": table.repeatability(LARGE_US),
+        "noise": None if outcome.noise is None else str(outcome.noise),
+        "problems": list(outcome.problems),
+        "prediction": None,
+    }
+    if guess is not None:
+        found["prediction"] = {
+            "rows": len(guess.entries),
+            "behind": guess.behind,
+            "model": guess.model,
+            "mape_percent": guess.mape_percent,
+            "share_of_typical_network_percent": unmeasured_percent(table, space),
+        }
+    return found
+
+
+def _say_profile(found: dict[str, Any]) -> None:
+    path, guess = found["table"], found["prediction"]
+    _say(f"[bold]{path}[/bold]: {found['rows']} rows, {found['networks']} networks, profiled {found['space']}")
+    if guess is not None:
+        _say(
+            f"{guess['rows']} rows predicted from {guess['behind']} measured ones ({guess['model']}): off by "
+            f"{guess['mape_percent']:.1f} % on average in cross-validation; they are "
+            f"{guess['share_of_typical_network_percent']:.0f} % of the time of a typical network. The same command "
+            "without --budget-minutes measures them"
+        )
+    for name, least in (("repeatability_p95_large_percent", "0.5"), ("repeatability_p95_percent", "0.1")):
+        if found[name] is not None:
+            _say(f"two fresh processes lie up to {found[name]:.1f} % apart (p95 of rows of {least} ms and more)")
+        else:
+            _say(f"repeatability of rows of {least} ms and more: there are none")
+    for size, line in found["calibrations"].items():
+        _say(f"calibration at {size}: {line}")
+    if not found["calibrations"]:
+        _say("calibration: none, fewer than 5 networks measured")
+    for line in found["problems"]:
+        _say(line, markup=False)
     _say(f"Next: nas validate {path}, or nas search --table {path} --budget 'latency_ms<=p40'")
 
 
-def _profiled_space(name: str | None, table: Table | None, arch: str | None) -> Space:
-    """The space to profile: the one named, or that of the table or arch; with the table's size and classes."""
+def _profiled_spaces(names: list[str] | None, table: Table | None, arch: str | None) -> list[Space]:
+    """The spaces to profile: those named, or those of the table or arch; with the arch's size and classes."""
     import search_spaces
 
-    if name is None and table is None and arch is None:
+    if arch is not None:
+        network = _arch(arch)
+        found = [search_spaces.load(name) for name in names or [network.family]]
+        return [replace(space, input_shape=network.input_shape, classes=network.classes) for space in found]
+    if names:
+        return [search_spaces.load(name) for name in names]
+    if table is None:
         raise InputError(f"which space? Known: {', '.join(search_spaces.spaces())}")
-    network = _arch(arch) if arch is not None else None
-    known = name or (table.header.space if table is not None else network.family if network is not None else "")
-    space = search_spaces.load(known)
-    if table is not None:
-        space = replace(space, input_shape=table.header.input_shape, classes=table.header.classes)
-    return space if network is None else replace(space, input_shape=network.input_shape, classes=network.classes)
+    if not table.spaces:
+        raise InputError(f"which space? {table.where} holds none as a whole")
+    return list(table.spaces)
+
+
+@app.command()
+def transfer(
+    sources: Annotated[
+        list[str], typer.Option("--from", metavar="TABLE", help="A full table of another device or runtime; repeat.")
+    ],
+    path: Annotated[Path, typer.Option("--to", help="The table to write.")],
+    measure: Annotated[int, typer.Option("--measure", min=5, help="Whole networks to measure.")] = 20,
+    runtime: RuntimeOption = "onnxruntime",
+    threads: ThreadsOption = 1,
+    precision: Annotated[str, typer.Option("--precision", help="Of weights and activations.")] = "fp32",
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict a table for this machine from few measured networks and the full tables of others.
+
+    Its rows are marked as predicted and carry their standard errors. A third of the networks, unseen by the rows, gives
+    the calibration and the error; nas validate checks it on others. The same command continues after an interruption.
+    """
+    from nas import facts
+    from nas.profiling import transferring
+
+    known = [_table(name) for name in sources]
+    with _progress() as report:
+        result = transferring.transfer_table(
+            known,
+            path=path,
+            measure=measure,
+            runtime=runtime,
+            threads=threads,
+            precision=precision,
+            seed=seed,
+            progress=report,
+        )
+    found = facts.table_facts(result)
+    if as_json:
+        return _print_json(found)
+    _say(f"[bold]{path}[/bold]: {found['rows']} rows predicted from {measure} networks and {len(known)} table(s)")
+    for size, line in found["calibrations"].items():
+        _say(f"calibration at {size}: {line}")
+    if not found["calibrations"]:
+        _say("calibration: none, so no error is known; 10 networks or more give one")
+    _say(f"Next: nas validate {path}")
+
+
+@app.command(name="import")
+def import_(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A foreign latency table.")],
+    kind: Annotated[str, typer.Option("--format", help="Of the file: ofa (Once-for-All, ProxylessNAS) or csv.")],
+    output: Annotated[Path, typer.Option("--output", "-o", "--table", "-t", help="The table to write.")],
+    device: Annotated[str, typer.Option("--device", help="What it was measured on: a short name.")],
+    runtime: Annotated[str, typer.Option("--runtime", help="What ran the blocks.")],
+    precision: Annotated[str, typer.Option("--precision", help="Of weights and activations.")],
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime.")],
+    unit: Annotated[str | None, typer.Option("--unit", help="Of latencies in ofa files: us or ms.")] = None,
+    cpu: Annotated[str, typer.Option("--cpu", help="Model name of the processor.")] = "unknown",
+    version: Annotated[str, typer.Option("--runtime-version", help="Version of the runtime.")] = "unknown",
+    date: Annotated[str, typer.Option("--date", help="When it was measured, ISO.")] = "unknown",
+    spaces: Annotated[
+        list[str] | None, typer.Option("--space", help="A space of which it holds every row; repeat.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take over a latency table of others; what has no exact equivalent is listed with the reason, never guessed.
+
+    A csv has the columns block,fields,inputs, then us or ms, and if wanted spread_us or spread_ms and count.
+    """
+    from nas.importing import Origin, import_table
+
+    origin = Origin(device, runtime, precision, threads, cpu, runtime_version=version, date=date)
+    found = import_table(path, origin, format=kind, unit=unit, spaces=spaces or ())
+    found.table.write(output)
+    if as_json:
+        skipped = [{"key": key, "reason": reason} for key, reason in found.skipped]
+        return _print_json({"table": str(output), "rows": len(found.table.entries), "skipped": skipped})
+    for key, reason in found.skipped:
+        _say(f"not representable: {key}: {reason}", markup=False)
+    _say(f"[bold]{output}[/bold]: {len(found.table.entries)} rows imported, {len(found.skipped)} not representable")
 
 
 @app.command()
@@ -332,13 +561,14 @@ def _request_file(name: str) -> Path:
 @app.command()
 def validate(
     table: Annotated[str, typer.Argument(metavar="TABLE", help="A table: a CSV file or the name of a shipped one.")],
-    archs: Annotated[int, typer.Option("--archs", min=12, help="Unseen networks to measure.")] = 12,
+    archs: Annotated[int, typer.Option("--archs", min=12, help="Unseen networks to measure.")] = 40,
     seed: SeedOption = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure unseen networks, spread evenly in log latency over the table's space, against its predictions.
+    """Measure unseen networks, spread evenly in log latency over the table's spaces, against its predictions.
 
-    On another machine than the table's, the error is given raw and after one scale refitted on five other networks.
+    They become the table's card, written into its file where it is one of this machine. On another machine the error is
+    given raw and after one scale refitted on five other networks. The same command continues after an interruption.
     """
     from nas.profiling import validation
 
@@ -356,11 +586,20 @@ def train(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of weights and log; default runs/train-ARCH-DATA.")
     ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", "-r", help="A paper's: efficientformer-300, ...; small for small images.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=2, help="Images a step.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="Highest learning rate.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other field of the recipe.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="A preset, a JSON file of an arch, or a model of timm.")
+    ] = None,
+    teacher_weights: Annotated[
+        Path | None, typer.Option("--teacher-weights", help="Its state dict; without, those that timm publishes.")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     threads: Annotated[
@@ -371,7 +610,8 @@ def train(
 ) -> None:
     """Train an architecture on a dataset; the same command continues from the last epoch written.
 
-    The head takes the dataset's number of classes; images are brought to the arch's input size.
+    The head takes the dataset's number of classes; images are brought to the arch's input size. On several GPUs:
+    torchrun --nproc-per-node 8 --no-python nas train ...
     """
     from nas.evaluation.runs import train_arch
 
@@ -380,7 +620,21 @@ def train(
     network = _arch(arch)
     folder = out or Path("runs") / f"train-{Path(arch).stem}-{data.split(':')[0]}"
     with _progress() as report:
-        found = train_arch(network, data, folder, fields, device=device, threads=threads, seed=seed, progress=report)
+        found = train_arch(
+            network,
+            data,
+            folder,
+            fields,
+            recipe=recipe,
+            teacher=teacher,
+            teacher_weights=teacher_weights,
+            device=device,
+            threads=threads,
+            seed=seed,
+            progress=report,
+        )
+    if not found.pop("first_process"):
+        return  # the first of several processes speaks
     if as_json:
         return _print_json(found)
     _say(f"test accuracy [bold]{found['test_accuracy']:.2%}[/bold]")
@@ -428,9 +682,8 @@ def spaces(as_json: JsonOption = False) -> None:
     from nas import facts
 
     found = facts.spaces()
-    presets = sorted(search_spaces.presets())
     if as_json:
-        return _print_json({"spaces": found, "presets": presets})
+        return _print_json({"spaces": found, "presets": sorted(search_spaces.presets())})
     rows = [
         (
             s["space"],
@@ -442,8 +695,10 @@ def spaces(as_json: JsonOption = False) -> None:
         )
         for s in found
     ]
-    _print_table(("space", "input", ">archs", ">rows", ">op rows", ">minutes to profile"), rows)
-    _say(f"presets: {', '.join(presets)}")
+    _print_table(("space", "input", ">archs", ">rows", ">op rows", ">minutes"), rows)
+    for name in search_spaces.families():
+        if names := sorted(getattr(search_spaces.family(name), "PRESETS", {})):
+            _say(f"presets of {name}: {', '.join(names)}")
 
 
 @app.command()
@@ -451,23 +706,47 @@ def tables(
     paths: Annotated[list[Path] | None, typer.Argument(metavar="[TABLE]...", help="Further table files.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the shipped latency tables with their device, runtime, rows and error."""
+    """List the shipped latency tables with what they hold and how far they can be trusted.
+
+    MAPE, bias, share of networks within 5 %, Kendall's tau and coverage of the 90 % interval are of a table's card: of
+    networks that it was not fitted on (nas validate).
+    """
     from nas import facts
 
-    found = facts.tables(*(paths or []))
+    found, untested = facts.tables(*(paths or [])), facts.untested()
     if as_json:
-        return _print_json({"tables": found})
-    rows = [
-        (t["table"], t["cpu"], t["runtime"], f"{t['threads']}", t["space"], str(t["rows"]), _percent(t["mape_percent"]))
-        if "error" not in t
-        else (t["table"], t["error"], *[""] * 5)
-        for t in found
-    ]
-    _print_table(("table", "cpu", "runtime", ">threads", "space", ">rows", ">held-out error"), rows)
+        return _print_json({"tables": found, "untested_runtimes": untested})
+    for device, group in itertools.groupby(found, key=lambda t: str(Path(t["name"]).parent)):
+        _say(f"[bold]{device}[/bold]")
+        columns = ("table", "measured with", "spaces", ">rows", ">MAPE", ">bias", ">in 5 %", ">Kendall", ">covered")
+        _print_table(columns, [_table_line(t) for t in group])
+    for t in found:
+        if "error" in t:
+            _say(f"{t['table']}: {t['error']}", markup=False)
+    if untested:
+        _say("Never run by us on the hardware they are for, so untested:")
+        _print_table(("runtime", "for"), sorted(untested.items()))
 
 
-def _percent(value: float | None) -> str:
-    return "uncalibrated" if value is None else f"{value:.1f} %"
+def _table_line(table: dict[str, Any]) -> tuple[str, ...]:
+    """A table's line in `nas tables`."""
+    name = Path(table["name"]).name
+    if "error" in table:
+        return (name, "cannot be read, see below", *[""] * 7)
+    settings = f"{table['runtime'].split()[0]} {table['precision']} {table['threads']}t, {table['level']}"
+    predicted = f", {table['unmeasured_rows']} not measured" if table["unmeasured_rows"] else ""
+    line = (name, settings, ", ".join(table["spaces"]) or "none whole", f"{table['rows']}{predicted}")
+    if (card := table["card"]) is None:
+        return (*line, "no card", *[""] * 4)
+    covered = card["coverage_percent"]
+    return (
+        *line,
+        f"{card['mape_percent']:.1f} %",
+        f"{card['bias_percent']:+.1f} %",
+        f"{card['within_5_percent']:.0f} %",
+        f"{card['kendall']:.3f}",
+        "-" if covered is None else f"{covered:.0f} %",
+    )
 
 
 def _arch(name: str) -> Arch:

@@ -5,6 +5,7 @@ Latencies are in milliseconds here, since these are figures for people; each say
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from nas.arch import Arch, calls_of, stage_runs
 from nas.building import cost_of
 from nas.errors import NasError
 from nas.latency import Table
+from nas.profiling.backends import load_backend, runtimes
 from nas.profiling.device import this_machine
 from nas.space import Space
 from nas.tracing import macs_of_unit, params_of_unit
 from nas.units import to_ms
 
-ROW_SECONDS, ROW_SECONDS_224 = 0.5, 0.6  # of a block row: fixed, and in proportion to pixels; from timed profiles
+ROW_SECONDS, ROW_SECONDS_224 = 0.7, 1.1  # of a block row: fixed, and in proportion to pixels; from the shipped tables
 
 
 def describe(arch: Arch) -> dict[str, Any]:
@@ -55,12 +57,12 @@ def architecture(arch: Arch) -> list[dict[str, str]]:
 
 
 def estimate(arch: Arch, table: Table) -> dict[str, Any]:
-    """The predicted latency of an arch with each block's share.
+    """The predicted latency of an arch with each block's share, and its peak memory where the table knows it.
 
     Raises:
         MissingLatency: naming every row the table lacks.
     """
-    latency = table.price(calls_of(arch))
+    latency, fit = table.price(calls_of(arch)), table.memory_fit if table.knows_memory else None
     blocks = [
         {
             "stage": call.stage,
@@ -77,7 +79,11 @@ def estimate(arch: Arch, table: Table) -> dict[str, Any]:
         "predicted_ms": to_ms(latency.total_us),
         "predicted_low_ms": None if latency.low_us is None else to_ms(latency.low_us),
         "predicted_high_ms": None if latency.high_us is None else to_ms(latency.high_us),
-        "source": "predicted" if latency.calibrated else "predicted, uncalibrated",
+        "source": f"predicted{'' if latency.calibrated else ', uncalibrated'}"
+        f"{', from imported rows' if table.header.method == 'imported' else ''}",
+        "unmeasured_percent": 100 * latency.unmeasured_us / latency.total_us,
+        "memory_bytes": None if fit is None else fit.peak_bytes(arch),
+        "memory_mape_percent": None if fit is None else fit.mape_percent,
         "outside_blocks_us": latency.offset_us,
         "table": table.where,
         "table_hash": table.hash,
@@ -119,7 +125,7 @@ def spaces() -> list[dict[str, Any]]:
 
 def table_facts(table: Table) -> dict[str, Any]:
     """What a table was measured on, what it holds and how far it can be trusted."""
-    header, calibration = table.header, table.calibration
+    header, card = table.header, table.card
     return {
         "table": table.where,
         "device": header.device,
@@ -129,22 +135,37 @@ def table_facts(table: Table) -> dict[str, Any]:
         "precision": header.precision,
         "threads": header.threads,
         "level": header.level,
-        "space": header.space,
+        "spaces": list(header.spaces),
+        "method": header.method,
+        "variant": header.variant,
         "date": header.date,
         "rows": len(table.entries),
         "networks": len(table.networks),
-        "calibration": None if calibration is None else str(calibration),
+        "unmeasured_rows": sum(entry.source != "measured" for entry in table.entries),
+        "calibrations": {"x".join(map(str, size)): str(fit) for size, fit in table.calibrations.items()},
         "mape_percent": table.mape_percent,
+        "memory": dataclasses.asdict(table.memory_fit) if table.knows_memory else None,
+        "checked": header.checked,
+        "card": None if card is None else card.facts(),
         "table_hash": table.hash,
     }
 
 
 def tables(*paths: Path) -> list[dict[str, Any]]:
-    """`table_facts` of the shipped tables and of those named; one that cannot be read says why."""
+    """`table_facts` of the shipped tables and of those named, with the name that finds them; one that cannot be read
+    says why.
+    """
     found = []
-    for path in (*map(latency_tables.find, latency_tables.names()), *paths):
+    for name in (*latency_tables.names(), *map(str, paths)):
+        path = latency_tables.find(name)
         try:
-            found.append(table_facts(Table.read(path)))
+            found.append({"name": name, **table_facts(Table.read(path))})
         except NasError as error:
-            found.append({"table": str(path), "error": str(error)})
+            found.append({"name": name, "table": str(path), "error": str(error)})
     return found
+
+
+def untested() -> dict[str, str]:
+    """The runtimes that we could not run on the hardware they are for, and that hardware."""
+    backends = map(load_backend, runtimes())
+    return {backend.name: backend.untested for backend in backends if backend.untested is not None}

@@ -57,7 +57,7 @@ AXIS_TITLES = {
     "val_loss": "validation loss",
     "val_accuracy": "validation accuracy (fraction)",
 }
-METRICS = {"latency_ms": "latency", "params": "parameters", "macs": "MACs"}
+METRICS = {"latency_ms": "latency", "memory_mb": "memory", "params": "parameters", "macs": "MACs"}
 BAND_PERCENT = 5.0
 
 
@@ -376,14 +376,14 @@ def _uses(
     budget: Mapping[str, Any], winner: Mapping[str, Any], table: str | None, where: str
 ) -> list[tuple[str, float]]:
     """The winner's figures that a budget limits, each with how it is known."""
-    if budget["metric"] != "latency_ms":
+    if budget["metric"] not in ("latency_ms", "memory_mb"):
         return [("counted", winner[budget["metric"]])]
-    if budget["table"] in (None, table):
+    if budget["metric"] == "latency_ms" and budget["table"] in (None, table):
         measured = [] if winner["measured_ms"] is None else [("measured", winner["measured_ms"])]
         return [("predicted", winner["predicted_ms"]), *measured]
     if budget.get("used") is None:
         raise InputError(
-            f"{where}.used: a budget on {budget['table']}, not on {table}, needs the winner's latency there"
+            f"{where}.used: a budget on {budget['table']}, not on the latency by {table}, needs what the winner takes"
         )
     return [("predicted", budget["used"])]
 
@@ -408,6 +408,8 @@ def show_ms(ms: float) -> str:
 
 
 def _amount(metric: str, value: float) -> str:
+    if metric == "memory_mb":
+        return f"{value:.4g} MB"
     return show_ms(value) if metric == "latency_ms" else show_count(value)
 
 

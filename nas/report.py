@@ -36,11 +36,12 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Budget(TypedDict):
     """A resolved upper bound, and what was asked for."""
 
-    metric: Literal["latency_ms", "params", "macs"]
+    metric: Literal["latency_ms", "memory_mb", "params", "macs"]
     limit: PositiveFloat
     asked: str
     table: str | None
     quantile_of: NotRequired[str | None]
+    confidence: NotRequired[Fraction | None]
     used: NotRequired[PositiveFloat | None]
 
 
@@ -61,6 +62,8 @@ class Candidate(TypedDict):
     number: NonNegativeInt
     predicted_ms: PositiveFloat
     measured_spread_ms: NotRequired[FiniteFloat | None]
+    unmeasured_percent: NotRequired[FiniteFloat]
+    memory_mb: NotRequired[PositiveFloat | None]
     params: NonNegativeInt
     macs: NonNegativeInt
     val_losses: Annotated[list[FiniteFloat], Field(min_length=1)]
@@ -145,6 +148,7 @@ class Provenance(TypedDict):
     precision: str
     calibration: NotRequired[str | None]
     table_mape_percent: NotRequired[FiniteFloat | None]
+    card: NotRequired[str | None]
     not_this_machine: bool
     seed: int
     versions: dict[str, str]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,16 @@ torch.set_num_threads(1)
 def rng() -> random.Random:
     """A fresh, seeded source of randomness."""
     return random.Random(0)
+
+
+@pytest.fixture(autouse=True)
+def child_signals() -> Iterator[None]:
+    """PyTorch's data loaders leave a handler of SIGCHLD behind; with several runtimes loaded, which change the stack of
+    signals, the end of the next child process would crash the tests.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before)
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import sys
 
 import pytest
 
 from nas import cli
+from nas.arch import calls_of
 from search_spaces import efficientformer as ef
 from tests.small import fake_table
 
@@ -15,9 +17,9 @@ from tests.small import fake_table
 def nas(monkeypatch, capsys):
     """Run the command line in this process: `nas("describe", ...)` gives exit code, standard output and error."""
 
-    def run(*arguments: object) -> tuple[int, str, str]:
+    def run(*arguments: object, columns: int = 200) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["nas", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("COLUMNS", str(columns))
         code = 0
         try:
             cli.main()
@@ -31,7 +33,7 @@ def nas(monkeypatch, capsys):
 
 @pytest.fixture
 def table_path(tmp_path):
-    return fake_table(ef.SMALL, error=0.01).write(tmp_path / "fake.csv")
+    return fake_table(ef.SMALL, networks=60, error=0.01).write(tmp_path / "fake.csv")
 
 
 @pytest.fixture
@@ -84,6 +86,60 @@ def test_tables_lists_shipped_and_named_ones_and_says_what_cannot_be_read(nas, t
     assert code == 0
     assert found[str(table_path)]["rows"] == len(ef.SMALL.rows())
     assert "no millinas latency table" in found[str(bad)]["error"]
+
+
+def test_tables_fit_a_terminal_and_show_cards_and_untested_runtimes(nas, monkeypatch, tmp_path):
+    from dataclasses import replace
+
+    import latency_tables
+    from nas.latency import Network, Table
+
+    table = fake_table(ef.SMALL, networks=60, error=0.01)
+    unseen = [arch for seed in range(20) if (arch := ef.SMALL.sample(random.Random(500 + seed)))]
+    networks = {network.arch for network in table.networks}
+    checks = [
+        Network(arch, table.price(calls_of(arch)).total_us / 1.04, 1.0, 3)
+        for arch in dict.fromkeys(unseen)
+        if arch not in networks
+    ]
+    entries = [replace(table.entries[0], source="predicted"), *table.entries[1:]]
+    folder = tmp_path / "a-device"
+    Table(table.header, entries, table.networks, None, checks).write(folder / "fake-fp32-1t.csv")
+    table.write(folder / "fake-fp32-1t-op.csv")
+    monkeypatch.setattr(latency_tables, "ROOT", tmp_path)
+    code, out, _ = nas("tables", columns=120)
+    assert code == 0
+    assert all(len(line.rstrip()) <= 120 for line in out.splitlines())
+    lines = {line.split()[0]: line for line in out.splitlines() if line}
+    assert re.search(r"fake fp32 1t, block .*efficientformer-32", lines["fake-fp32-1t"])
+    assert re.search(r"\+4\.0 % +100 % +1\.000 +0 %", lines["fake-fp32-1t"])
+    assert "not measured" in out
+    assert "no card" in lines["fake-fp32-1t-op"]
+    assert "untested" in out
+    assert re.search(r"coreml +an Apple computer", out)
+    found = json.loads(nas("tables", "--json")[1])
+    first = next(item for item in found["tables"] if item["name"] == "a-device/fake-fp32-1t")
+    assert first["card"]["bias_percent"] == pytest.approx(4, abs=0.01)
+    assert first["unmeasured_rows"] == 1
+    assert found["untested_runtimes"]["tensorrt"] == "an NVIDIA GPU"
+
+
+def test_estimate_tells_memory_and_rows_that_were_not_measured(nas, tmp_path, arch_path):
+    from dataclasses import replace
+
+    from nas.latency import Table
+
+    table = fake_table(ef.SMALL, networks=8)
+    entries = [replace(entry, source="predicted") for entry in table.entries]
+    networks = [replace(network, peak_bytes=20_000_000) for network in table.networks]
+    path = Table(table.header, entries, networks).write(tmp_path / "t.csv")
+    facts = json.loads(nas("estimate", arch_path, "--table", path, "--json")[1])
+    assert facts["unmeasured_percent"] == pytest.approx(100)
+    assert facts["memory_bytes"] == pytest.approx(20e6, rel=0.1)
+    out = nas("estimate", arch_path, "--table", path)[1]
+    assert "100.0 % of it rests on rows that were themselves predicted" in out
+    assert "of memory at its peak, predicted (held-out error" in out
+    assert "no interval known" in out
 
 
 def test_training_continues_and_its_weights_export(nas, arch_path, tmp_path):

@@ -339,3 +339,22 @@ def test_the_page_does_not_scroll_sideways_on_a_phone_nor_on_a_screen(chromium, 
     assert console == []
     (sizes,) = re.findall(r'<p id="sizes">(.*?)</p>', dom)
     assert sorted(sizes.strip(";").split(";")) == ["1200,1200", "420,420"]
+
+
+def test_the_report_tells_confidence_card_and_rows_that_were_not_measured(tmp_path):
+    told = result()
+    told["budgets"][0] |= {"asked": "latency_ms<=p40 @ 0.95", "confidence": 0.95}
+    told["budgets"].append({"metric": "memory_mb", "limit": 50, "asked": "memory_mb<=50", "table": None, "used": 40.0})
+    told["provenance"]["card"] = "MAPE 1.7 %, bias -0.3 %"
+    told["winner"]["unmeasured_percent"] = 12.5
+    html = page(write_run(tmp_path / "run", told))
+    assert "p40 @ 0.95 (kept with 95 % confidence)" in section(html, "budgets")
+    assert "The table's card, on networks that it was not fitted on: MAPE 1.7 %, bias -0.3 %" in section(
+        html, "agreement"
+    ).replace("&#39;", "'")
+    assert "12.5 % of the prediction rests on rows that were themselves predicted" in section(html, "blocks")
+    drawn = report.budgets(read_run(tmp_path / "run"))
+    assert drawn[drawn["metric"] == "memory_mb"]["percent"].tolist() == [80.0]
+    plain = page(write_run(tmp_path / "plain"))
+    assert "confidence" not in section(plain, "budgets")
+    assert "rests on rows" not in section(plain, "blocks")
