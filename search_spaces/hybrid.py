@@ -385,4 +385,47 @@ SMALL = Mixed(
     shared={"tokens": one_of(1, 6), "dim": 64},
 )
 
-SPACES = (SMALL,)
+CORE_NEXT: dict[str, Any] = {"r": 75, "ncb_ratio": 3, "ntb_ratio": 2}
+CORE_INVERTED = INVERTED[0], InvertedResidual(stride=1, kernel=3, expand=6)
+
+#: the blocks of EfficientFormer-L1, Next-ViT-S and Mobile-Former-294M in any number and order: few rows, for runtimes
+#: and devices where a row takes long
+CORE = Mixed(
+    name="hybrid-core",
+    input_shape=(3, 224, 224),
+    classes=1000,
+    stages=(
+        Either.of(
+            mb4d=Repeat(Stem(), MB4D(4), 48, SHALLOW),
+            nextvit=Groups(96, NCBS, 1, "C", stride=1, start=NextStem(), **CORE_NEXT),
+            mobileformer=FirstBridged(MobileDown(), MIDDLE, 24, THIN, True, starts=STARTS[:1]),
+            inverted=Repeat(Stem(), CORE_INVERTED[1], 24, SHALLOW),
+        ),
+        Either.of(
+            mb4d=Repeat(Embedding(), MB4D(4), 96, SHALLOW),
+            nextvit=Groups(192, NCBS, 1, HYBRID, sr=4, **CORE_NEXT),
+            mobileformer=Bridged(MobileDown(), MIDDLE, 48, THIN, True),
+            inverted=Repeat(*CORE_INVERTED, 48, SHALLOW),
+        ),
+        Either.of(
+            mb4d=Repeat(Embedding(), MB4D(4), 224, DEEP),
+            mb3d=Split(Embedding(), MB4D(4), 224, DEEP, MB3D(4), HOW_MANY),
+            nextvit=Groups(384, NCBS, one_of(1, 2, 4, 6), HYBRID, sr=2, **CORE_NEXT),
+            mobileformer=Widened(MobileDown(), MIDDLE, 96, one_of(2, 4, 6), True, wider=WIDER),
+            inverted=Repeat(*CORE_INVERTED, 96, one_of(2, 4, 6)),
+        ),
+        Either.of(
+            mb4d=Repeat(Embedding(), MB4D(4), 448, SHALLOW),
+            mb3d=Split(Embedding(), MB4D(4), 448, LAST, MB3D(4), HOW_MANY),
+            nextvit=Groups(768, NCBS, 1, HYBRID, **CORE_NEXT),
+            mobileformer=OnMap(MobileDown(), SIX, 192, THIN, True),
+            inverted=Repeat(*CORE_INVERTED, 192, SHALLOW),
+        ),
+    ),
+    head=head,
+    monotone=False,
+    shared={"tokens": 6, "dim": 192},
+    settle=settle,
+)
+
+SPACES = (CORE, SMALL)
