@@ -29,7 +29,7 @@ from nas.profiling.process import Engine
 from nas.profiling.profiler import table_name
 from nas.profiling.protocol import MOST_SLOW, Settings
 from nas.profiling.samples import Journal, Log
-from nas.profiling.selection import spread
+from nas.profiling.selection import varied
 from nas.profiling.sentinel import sentinel
 from nas.profiling.shared_weights import SharedWeights
 from nas.space import Space
@@ -123,7 +123,7 @@ def _plan(job: Job) -> dict[str, Any]:
 def _networks(job: Job) -> tuple[Arch, ...]:
     if not job.lacks_networks:
         return ()
-    return spread(job.space, job.lacks_networks, random.Random(job.seed), macs_of_unit)
+    return varied(job.space, job.lacks_networks, random.Random(job.seed), macs_of_unit)
 
 
 def _header(job: Job) -> Header:

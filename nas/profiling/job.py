@@ -24,7 +24,7 @@ from nas.profiling.probes import Formula, Probe, formulas
 from nas.profiling.process import Engine
 from nas.profiling.protocol import MOST_DRIFT, Noise, Settings, Times, noise_of
 from nas.profiling.samples import Journal
-from nas.profiling.selection import spread, typical_bytes
+from nas.profiling.selection import typical_bytes, varied
 from nas.space import Space
 
 DEFAULT = Settings()
@@ -155,7 +155,7 @@ class Job:
         if len(begun) < count:
             rng = random.Random(self.seed)
             taken = {network.arch for network in (*known.checks, *self._known_networks)}.union(begun)
-            begun += spread(self.space, count - len(begun), rng, known.cost_of_row(self.space), taken)
+            begun += varied(self.space, count - len(begun), rng, known.cost_of_row(self.space), taken)
             journal.choose(tuple(dict.fromkeys((*journal.networks, *(arch.to_json() for arch in begun)))))
         return begun[:count]
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 
 from nas.arch import Arch, calls_of
 from nas.errors import InputError
+from nas.kinds import kinds, only
 from nas.ops import Row
 from nas.space import Space
 from nas.tracing import BYTES_PER_VALUE, params_of_unit
@@ -47,6 +48,23 @@ def spread(
         chosen.append(nearest)
         del logs[nearest]
     return tuple(chosen)
+
+
+def varied(
+    space: Space, count: int, rng: random.Random, cost: Callable[[Row], float], exclude: Collection[Arch] = ()
+) -> tuple[Arch, ...]:
+    """As `spread`; where a space's stages choose among kinds, half of the archs are of one kind each, all kinds in turn.
+
+    Calibrations and cards both draw so: random mixtures hardly tell one kind's error from another's, while what people
+    ask about is often of one kind, such as a published network.
+    """
+    names = list(kinds(space))
+    rng.shuffle(names)
+    half, drawn = count // 2, list[Arch]()
+    for number, kind in enumerate(names[:half]):
+        even = spread(only(space, kind), half, rng, cost, {*exclude, *drawn})
+        drawn += even[number :: len(names)]
+    return (*drawn, *spread(space, count - len(drawn), rng, cost, {*exclude, *drawn}))
 
 
 @functools.lru_cache(maxsize=16)

@@ -19,7 +19,6 @@ import numpy as np
 from nas.arch import Arch, calls_of
 from nas.card import Card, Errors
 from nas.errors import InputError, MeasureError
-from nas.kinds import kinds, only
 from nas.latency import Network, Table
 from nas.profiling import memory
 from nas.profiling.backends import load_backend
@@ -30,7 +29,7 @@ from nas.profiling.process import Engine
 from nas.profiling.profiler import MEASURE, time_networks
 from nas.profiling.protocol import Settings, Times
 from nas.profiling.samples import Journal, unwritable
-from nas.profiling.selection import spread
+from nas.profiling.selection import varied
 from nas.space import Space
 from nas.units import show_us
 
@@ -214,19 +213,7 @@ def _draw(table: Table, count: int, rng: random.Random, seen: set[Arch]) -> list
     spaces = sorted(table.spaces, key=Space.count)
     for number, space in enumerate(spaces):
         part = -(-(count - len(drawn)) // (len(spaces) - number))
-        drawn += (pure := _pure(space, part // 2, rng, table, seen.union(drawn)))
-        drawn += spread(space, part - len(pure), rng, table.cost_of_row(space), seen.union(drawn))
-    return drawn
-
-
-def _pure(space: Space, count: int, rng: random.Random, table: Table, seen: set[Arch]) -> list[Arch]:
-    """Networks of one kind each, all kinds in turn, evenly spread in log latency; none where stages choose no kind."""
-    names = list(kinds(space))
-    rng.shuffle(names)
-    cost, drawn = table.cost_of_row(space), list[Arch]()
-    for number, kind in enumerate(names[:count]):
-        even = spread(only(space, kind), count, rng, cost, seen.union(drawn))
-        drawn += even[number :: len(names)]
+        drawn += varied(space, part, rng, table.cost_of_row(space), seen.union(drawn))
     return drawn
 
 
