@@ -605,6 +605,9 @@ def train(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="CPU threads; 1 where others compute.")
     ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=2, help="Most images to train and validate on; default: all.")
+    ] = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -631,6 +634,7 @@ def train(
             device=device,
             threads=threads,
             seed=seed,
+            limit=limit,
             progress=report,
         )
     if not found.pop("first_process"):

@@ -35,6 +35,8 @@ def train_arch(
     device: str = "auto",
     threads: int | None = None,
     seed: int = 0,
+    limit: int | None = None,
+    val_fraction: float = 0.2,
     progress: Callable[..., None] | None = None,
 ) -> dict[str, Any]:
     """Train an arch on a dataset into `folder`: `arch.json`, `weights.pt`, `training.csv`, `result.json`.
@@ -51,7 +53,9 @@ def train_arch(
         teacher_weights: its state dict; None for those that timm publishes.
         device: auto, cpu, cuda or mps.
         threads: of torch on the CPU; None leaves them as they are.
-        seed: of weights, order and augmentation.
+        seed: of weights, order, augmentation and the division of the images.
+        limit: most images to train and validate on together; None for all.
+        val_fraction: share of them to validate on.
         progress: called with (epochs done, epochs, seconds left, text).
 
     Returns:
@@ -60,7 +64,7 @@ def train_arch(
     settings = read_recipe(fields or {}, recipe)
     if threads is not None:
         torch.set_num_threads(threads)
-    data = load_data(data_name, arch.input_shape, seed=seed)
+    data = load_data(data_name, arch.input_shape, seed=seed, val_fraction=val_fraction, limit=limit)
     fitted = with_classes(arch, data.classes)
     model = build(fitted, seed=seed, drop_path=settings.drop_path)
     guide = load_teacher(teacher, teacher_weights, arch.input_shape, data.classes) if teacher is not None else None
@@ -88,7 +92,8 @@ def train_arch(
             on_epoch=show,
             test=True,
         )
-        facts = _facts(result, fitted, data_name, settings, seed) | {"teacher": guide.id if guide else None}
+        facts = _facts(result, fitted, data_name, settings, seed)
+        facts |= {"train_images": len(data.train), "teacher": guide.id if guide else None}
         if first:
             _save(model, result, facts, folder)
     return facts | {
