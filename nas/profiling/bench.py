@@ -24,7 +24,7 @@ from nas.tracing import macs_of_unit
 MACS_PER_US = 3e4  # for estimates before anything is measured
 PROBE_SECONDS = 0.07  # to build, export, load and warm a probe
 WORKER_SECONDS = 2.0  # to start a process
-SENTINEL_US = 1200.0
+SENTINEL_US = 4000.0  # all its calls beside a sample
 
 Progress = Callable[[float, float, float | None, str], None]
 Item = tuple[tuple[Probe, float], ...]  # probes that are timed in the same rounds, and their weights in a row's time

@@ -32,7 +32,7 @@ import numpy as np
 FORMAT = 1  # of the bundle
 JOURNAL_FORMAT = 1  # of samples.jsonl: nas.profiling.samples
 MANIFEST, SAMPLES, FAILURES = "manifest.json", "samples.jsonl", "failures.json"
-SENTINEL_CALLS = 3
+SENTINEL_CALLS = 12  # nas.profiling.worker
 WARM_UP_CALLS = 3
 GATE, REFERENCE = 1.10, 10.0  # nas.profiling.protocol: which samples lie in slow spells
 MEMORY_SHARE = 0.25  # of the device's memory for the weights of the graphs that are loaded together
