@@ -166,7 +166,7 @@ def lacking_inside(bench: Bench, archs: Iterable[Arch]) -> list[Arch]:
 def _inspect(bench: Bench, number: int, archs: Sequence[Arch], clock: Clock) -> None:
     probes = {arch: Probe(arch=arch) for arch in archs}
     files = bench.convert(probes.values())
-    for _ in range(TRIES):
+    while True:  # ends: a network is lacking for so many tries, and one that takes the process down is not tried again
         left = [arch for arch in archs if _lacks(bench, number, arch)]
         left = [arch for arch in left if probes[arch].key not in bench.failures]
         if not left or clock.is_over:
@@ -229,20 +229,19 @@ def node_cost_us(insides: Mapping[Arch, Sequence[Inside]], plain_us: Mapping[Arc
 
 
 def row_times(insides: Mapping[Arch, Sequence[Inside]], node_us: float) -> dict[Row, tuple[float, float, int]]:
-    """Time, spread over networks and processes, and count of each row, in microseconds.
+    """Time, how far fresh processes lie apart, and count of each row, in microseconds.
+
+    The time is the median over networks and processes; processes are compared by their medians over networks.
 
     Args:
-        insides: of each network one for each fresh process.
+        insides: of each network one for each fresh process, in their order.
         node_us: what the profiler adds to a node.
     """
-    found: dict[Row, list[float]] = defaultdict(list)
+    found: dict[Row, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for arch, several in insides.items():
-        for inside in several:
+        for number, inside in enumerate(several):
             for (_, row), us, nodes in zip(owners(arch), inside.us, inside.nodes, strict=True):
-                found[row].append(max(us - node_us * nodes, 0.0))
-    return {row: (statistics.median(times), _quartiles(times), len(times)) for row, times in found.items()}
-
-
-def _quartiles(times: Sequence[float]) -> float:
-    low, high = np.percentile(times, [25, 75])
-    return float(high - low)
+                found[row][number].append(max(us - node_us * nodes, 0.0))
+    times = {row: [us for several in by_process.values() for us in several] for row, by_process in found.items()}
+    spreads = {row: np.ptp([statistics.median(us) for us in found[row].values()]) for row in found}
+    return {row: (statistics.median(us), float(spreads[row]), len(us)) for row, us in times.items()}

@@ -18,7 +18,7 @@ from nas.profiling.backends import FileBackend, load_backend
 from nas.profiling.bench import Item
 from nas.profiling.device import this_machine
 from nas.profiling.importance import in_order, rows_of_arch, usage
-from nas.profiling.insitu import cover, insides, node_cost_us, row_times
+from nas.profiling.insitu import cover, inside_key, insides, node_cost_us, row_times
 from nas.profiling.prediction import Prediction, predict
 from nas.profiling.probes import Formula, Probe, formulas
 from nas.profiling.process import Engine
@@ -30,6 +30,7 @@ from nas.space import Space
 DEFAULT = Settings()
 CHAINS, IN_SITU = METHODS[:2]
 AUTO = "auto"
+TIMED_BOTH_WAYS = 8  # networks that are timed in situ and as a whole
 IN_SITU_PROTOCOL = "node times inside sampled networks, median over networks and processes"
 IN_SITU_PIXELS = 128  # blocks of smaller images take few ticks of a node profiler's clock
 #: header fields in which everything in a table agrees
@@ -166,9 +167,17 @@ class Job:
         return (*begun, *dict.fromkeys(self.space.sample(rng) for _ in range(count - len(begun))))[:count]
 
     def _begun(self, journal: Journal) -> tuple[Arch, ...]:
-        """The networks that the journal names and the table lacks."""
-        measured = {network.arch for network in self._known_networks}
+        """The networks that the journal names and that neither the table nor, meanwhile, its card has."""
+        checks = () if self.table is None else self.table.checks
+        measured = {network.arch for network in (*self._known_networks, *checks)}
         return tuple(arch for arch in map(Arch.from_json, journal.networks) if arch not in measured)
+
+    def both_ways(self, networks: Sequence[Arch]) -> tuple[Arch, ...]:
+        """The networks that are timed as a whole and in situ, which tells what the node profiler costs: some of those
+        that are measured, or where there are none, of those that the table has. None but in situ.
+        """
+        known = tuple(networks) or tuple(network.arch for network in self._known_networks)
+        return known[:: max(len(known) // TIMED_BOTH_WAYS, 1)] if self.inside else ()
 
     def items(self, networks: Sequence[Arch] = ()) -> list[Item]:
         """Everything to time, the networks spread evenly among the rows."""
@@ -277,10 +286,11 @@ class Job:
         if not self.inside:
             return []
         count = self.settings.passes if passes is None else passes
-        archs = dict.fromkeys((*self.inside, *networks))
+        archs = dict.fromkeys((*self.inside, *self.both_ways(networks)))
         found = {arch: said for arch, said in insides(journal.samples, archs).items() if len(said) >= count}
-        plain = {arch: times.us(key) for arch in networks if (key := Probe(arch=arch).key) in times}
-        rows = row_times(found, node_cost_us(found, plain))
+        plain = {network.arch: network.us / scale for network in self._known_networks}
+        plain |= {arch: times.us(key) for arch in networks if (key := Probe(arch=arch).key) in times}
+        rows = row_times({arch: found[arch] for arch in self.inside if arch in found}, node_cost_us(found, plain))
         return [
             Entry(row, scale * rows[row][0], scale * rows[row][1], rows[row][2]) for row in self.lacking if row in rows
         ]
@@ -308,7 +318,8 @@ class Job:
 
     def noise(self, journal: Journal, networks: Sequence[Arch]) -> Noise:
         """How disturbed the machine was while what the table lacked was measured."""
-        return noise_of(journal.samples, {probe.key for item in self.items(networks) for probe, _ in item})
+        keys = {probe.key for item in self.items(networks) for probe, _ in item}
+        return noise_of(journal.samples, keys.union(map(inside_key, (*self.inside, *self.both_ways(networks)))))
 
     def _with_space(self, header: Header, rows: Iterable[Row]) -> Header:
         """The header of a table with these rows."""

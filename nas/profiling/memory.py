@@ -24,6 +24,7 @@ from nas.profiling.backends import Backend, FileBackend, Session, load_backend
 
 if TYPE_CHECKING:
     from nas.arch import Arch
+    from nas.profiling.probes import Probe
     from nas.profiling.process import Engine
 
 RUNS = 3
@@ -53,7 +54,7 @@ def peak_bytes(engine: Engine, arch: Arch) -> int:
 
     On the CPU it is resident memory, beyond what a process has that has imported the runtime and run a small model.
     Whatever the runtime has at its worst moment counts: the file while it loads it, packed weights, workspaces, code it
-    had not touched before. Where the runtime loads files, another process has converted the network; otherwise the
+    had not touched before. Where the runtime loads files, another process converts the network; otherwise the
     PyTorch module is there before, and the copy that the runtime makes of it counts. On a GPU it is the most that
     PyTorch's allocator has given out at once.
 
@@ -63,20 +64,17 @@ def peak_bytes(engine: Engine, arch: Arch) -> int:
     from nas.profiling.probes import Probe
     from nas.profiling.process import _environment
     from nas.profiling.sentinel import sentinel
-    from nas.profiling.worker import WEIGHTS_SEED
 
     backend = load_backend(engine.runtime)(engine.threads, engine.precision, engine.variant)
     _check(backend)
     probes = {"small": sentinel(), "network": Probe(arch=arch)}
     with tempfile.TemporaryDirectory(prefix="nas-memory-") as name:
         folder = Path(name)
-        if isinstance(backend, FileBackend):
-            for key, probe in probes.items():
-                backend.convert(probe.module(WEIGHTS_SEED), probe.shapes(), folder / key)
         job = {
             "runtime": engine.runtime,
             "settings": [engine.threads, engine.precision, engine.variant],
             "folder": name,
+            "files": _files(engine, probes) if isinstance(backend, FileBackend) else {},
             "shapes": {key: [list(shape) for shape in probe.shapes()] for key, probe in probes.items()},
             "arch": arch.to_json(),
         }
@@ -92,19 +90,35 @@ def peak_bytes(engine: Engine, arch: Arch) -> int:
         return int((folder / "bytes").read_text(encoding="ascii"))
 
 
+def _files(engine: Engine, probes: dict[str, Probe]) -> dict[str, str]:
+    """The converted models by name, from the cache where they are there."""
+    from nas.profiling.bench import Bench
+    from nas.profiling.protocol import Settings
+    from nas.profiling.samples import Log
+
+    network = probes["network"]
+    assert network.arch is not None
+    with Bench(engine, Settings(), Log(), spaces=(network.arch.family,)) as bench:
+        files = bench.convert([network])
+    if network.key in bench.failures:
+        raise MeasureError(f"runtime {engine.runtime!r}: {bench.failures[network.key]}")
+    return {name: str(files[probe.key]) for name, probe in probes.items()}
+
+
 def main() -> None:
     """Serve one job; see the module."""
     job = json.loads(sys.stdin.readline())
     backend = load_backend(job["runtime"])(*job["settings"])
     folder = Path(job["folder"])
-    network = _loader(backend, job, folder) if isinstance(backend, FileBackend) else _preparer(backend, job)
+    network = _loader(backend, job) if isinstance(backend, FileBackend) else _preparer(backend, job)
     count = _cuda_bytes if backend.memory == "torch.cuda" else _resident_bytes
     (folder / "bytes").write_text(str(count(network)), encoding="ascii")
 
 
-def _loader(backend: FileBackend, job: dict[str, Any], folder: Path) -> Callable[[], Session]:
-    backend.load(folder / "small", job["shapes"]["small"]).run()
-    return lambda: backend.load(folder / "network", job["shapes"]["network"])
+def _loader(backend: FileBackend, job: dict[str, Any]) -> Callable[[], Session]:
+    files, shapes = job["files"], job["shapes"]
+    backend.load(Path(files["small"]), shapes["small"]).run()
+    return lambda: backend.load(Path(files["network"]), shapes["network"])
 
 
 def _preparer(backend: Backend, job: dict[str, Any]) -> Callable[[], Session]:

@@ -29,7 +29,7 @@ from nas.profiling.prediction import Prediction
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.protocol import GATE, MOST_DRIFT, MOST_SLOW, Noise, Settings, Times, reference_of
-from nas.profiling.samples import Journal, Log, unwritable
+from nas.profiling.samples import Journal, Log, locked, unwritable
 from nas.space import Space
 from nas.units import show_seconds
 
@@ -52,7 +52,6 @@ __all__ = [
 MEASURE = Settings(rounds=10, passes=3)
 CHOOSE = Settings(rounds=5, passes=1)
 SMALL_PIXELS = 128
-TIMED_BOTH_WAYS = 8  # networks that are timed in situ and as a whole
 NETWORKS_SHARE = 0.4  # of a time budget that networks get at most
 MEMORY_SECONDS = 2.0  # to convert a network and count its memory
 STEPS = 8  # that a time budget is spent in at least: after each it is known better how long rows take
@@ -235,6 +234,11 @@ def run(
     job: Job, *, budget_minutes: float | None = None, accept_noise: bool = False, progress: Progress = silent
 ) -> Outcome:
     """Do a job; see `profile`."""
+    with locked(job.path):  # what others have written until now counts, and none writes meanwhile
+        return _run(replace(job), budget_minutes, accept_noise, progress)
+
+
+def _run(job: Job, budget_minutes: float | None, accept_noise: bool, progress: Progress) -> Outcome:
     until = math.inf if budget_minutes is None else time.monotonic() + 60 * budget_minutes
     if job.complete:
         assert job.table is not None
@@ -286,9 +290,8 @@ def run_each(
         minutes = None
         if budget_minutes is not None:
             minutes = max(end - time.monotonic(), 0.0) / 60 * seconds[number] / sum(seconds[number:])
-        fresh = replace(job) if number else job  # the one before may have written the same table
         try:
-            outcomes.append(run(fresh, budget_minutes=minutes, accept_noise=accept_noise, progress=progress))
+            outcomes.append(run(job, budget_minutes=minutes, accept_noise=accept_noise, progress=progress))
         except MeasureError as error:
             problems.append(str(error))
     if problems:
@@ -307,8 +310,7 @@ def _measure_all(job: Job, bench: Bench, journal: Journal, variant: str, progres
     measure_inside(bench, job.inside, clock, [0])
     bench.run(job.items(), clock, [0])
     archs = job.networks(journal, job.result(journal, variant, passes=1))
-    both = archs[:: max(len(archs) // TIMED_BOTH_WAYS, 1)] if job.inside else ()
-    profiled = tuple(dict.fromkeys((*job.inside, *both)))
+    profiled = tuple(dict.fromkeys((*job.inside, *job.both_ways(archs))))
     for number in range(job.settings.passes):
         bench.run([network_item(arch) for arch in archs] if number == 0 else job.items(archs), clock, [number])
         measure_inside(bench, profiled, clock, [number])
@@ -321,7 +323,8 @@ def _measure_within(job: Job, bench: Bench, journal: Journal, variant: str, prog
     networks = [network_item(arch) for arch in job.likely_networks(journal)]
     reserved = min(bench.seconds(networks) + MEMORY_SECONDS * len(networks), NETWORKS_SHARE * left)
     rows = job.items()
-    clock = Clock(min(bench.seconds(rows) + reserved, left), progress, until - reserved)
+    seconds = bench.seconds(rows) + NETWORK_SECONDS * len(lacking_inside(bench, job.inside))
+    clock = Clock(min(seconds + reserved, left), progress, until - reserved)
     for start in range(0, len(job.inside), BATCH):
         measure_inside(bench, job.inside[start : start + BATCH], clock, range(job.settings.passes))
     while step := _step(rows, bench, clock, left / STEPS):
@@ -340,6 +343,7 @@ def _measure_within(job: Job, bench: Bench, journal: Journal, variant: str, prog
     archs = job.networks(journal, known, max(int((until - time.monotonic()) / seconds), MIN_NETWORKS))
     clock.until = math.inf  # they are few enough
     bench.run([network_item(arch) for arch in archs], clock)
+    measure_inside(bench, job.both_ways(archs), clock, range(job.settings.passes))
     return archs, prediction, None
 
 
@@ -492,14 +496,15 @@ def _variant(job: Job, progress: Progress) -> str:
 
 
 def _raise_failures(job: Job, archs: Sequence[Arch], failures: Mapping[str, str]) -> None:
-    """Name what could not be measured: rows by their probes, and networks."""
+    """Name what could not be measured: rows by their probes, and networks, those inside which rows are timed too."""
     lines = []
     for formula in job.formulas:
         reasons = dict.fromkeys(failures[probe.key] for probe in formula.probes if probe.key in failures)
         lines += [f"  {formula.row}: {reason}" for reason in reasons]
-    lines += [f"  network {arch.id}: {failures[key]}" for arch in archs if (key := Probe(arch=arch).key) in failures]
+    networks = dict.fromkeys((*archs, *job.inside))
+    lines += [f"  network {arch.id}: {failures[key]}" for arch in networks if (key := Probe(arch=arch).key) in failures]
     if lines:
         raise MeasureError(
-            f"{job.path}: {len(lines)} of {len(job.formulas) + len(archs)} could not be measured with "
+            f"{job.path}: {len(lines)} of {len(job.formulas) + len(networks)} could not be measured with "
             f"{job.engine.runtime}; the others are saved, the same command tries these again:\n" + "\n".join(lines)
         )

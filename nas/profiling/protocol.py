@@ -128,11 +128,14 @@ class Noise:
         )
 
 
+QUIET = Noise(0.0, 1.0)
+
+
 def noise_of(samples: Samples, keys: Collection[str] | None = None) -> Noise:
     """How disturbed the machine was while samples were taken: those of these probes, or all."""
     sentinels = np.array(_sentinels(samples, keys))
     if not len(sentinels):
-        return Noise(0.0, 1.0)
+        return QUIET
     reference = reference_of(samples)
     return Noise(float((sentinels > GATE * reference).mean()), float(np.median(sentinels)) / reference)
 
@@ -191,6 +194,7 @@ class Times:
 
     def __init__(self, samples: Samples) -> None:
         self.reference_us = reference_of(samples)
+        self.noise = noise_of(samples)
         self._kept: dict[str, dict[int, np.ndarray]] = {}
         for number, by_key in samples.items():
             for key, taken in by_key.items():

@@ -7,11 +7,12 @@ opened again.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,27 @@ def unwritable(path: Path, error: OSError) -> RunError:
         f"{path}: cannot be written ({error.strerror or error}); make room, or see to its permissions. What was "
         "measured before is on disk, and the same command continues from there"
     )
+
+
+@contextlib.contextmanager
+def locked(table: Path) -> Iterator[None]:
+    """Keep other processes from writing a table, as long as the context lasts; a file beside it holds the lock.
+
+    Raises:
+        RunError: where another process has it.
+    """
+    path = table.with_name(f"{table.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise unwritable(path, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(f"{table}: another process is profiling into this table; wait for it or stop it") from error
+        yield
 
 
 @dataclass(frozen=True)

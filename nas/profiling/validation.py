@@ -10,6 +10,7 @@ import datetime
 import os
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,14 @@ from nas.profiling.device import this_machine
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.profiler import MEASURE, time_networks
-from nas.profiling.protocol import Settings, Times
-from nas.profiling.samples import Journal, unwritable
+from nas.profiling.protocol import QUIET, Noise, Settings, Times
+from nas.profiling.samples import Journal, locked, unwritable
 from nas.profiling.selection import varied
 from nas.space import Space
 from nas.units import show_us
 
 LEAST = 12  # networks; fewer say little about ranks
-REFIT = 5  # other networks, for a scale where the machine is another one or in another state
-DRIFT = 0.02  # of the sentinel, above which the machine is in another state than when the table was made
+ANCHORS = 5  # further networks that tell the state of the machine, or how another machine differs
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,10 @@ class Validation:
         here: whether it was measured on a machine like this one.
         device: this machine.
         sentinel_drift: of the reference block, now against then, as a fraction.
-        scale: factor on predictions, fitted on other networks; where the machine or its state is another.
-        scaled: the errors after it.
+        scale: on the table's machine, how much longer than then it takes now, by some of the table's networks measured
+            again; on another machine, the factor on predictions that fits networks best which are not of the card.
+        scaled: the errors of predictions times this.
+        noise: how disturbed the machine was.
         unwritten: why the card is not in the table's file; "" where it is.
         memory_problem: why the peak memory of networks is not known; "" where it is.
     """
@@ -59,6 +61,7 @@ class Validation:
     sentinel_drift: float
     scale: float | None = None
     scaled: Errors | None = None
+    noise: Noise = QUIET
     unwritten: str = ""
     memory_problem: str = ""
 
@@ -79,6 +82,7 @@ class Validation:
             "sentinel_drift_percent": 100 * self.sentinel_drift,
             "scale": self.scale,
             "scaled": None if self.scaled is None else dataclasses.asdict(self.scaled),
+            "noise": str(self.noise),
             "written": not self.unwritten,
             "unwritten_because": self.unwritten or None,
             "memory_problem": self.memory_problem or None,
@@ -96,8 +100,8 @@ class Validation:
         )
         if not self.here:
             lines.append(f"NOT THIS MACHINE: {self.table.where} was measured on another one")
-        if abs(self.sentinel_drift) > DRIFT:
-            lines.append(f"the reference block takes {self.sentinel_drift:+.1%} of what it took for the table")
+        if self.noise.is_too_much:
+            lines.append(f"THIS MACHINE IS NOISY, do not believe the measurements: {self.noise}")
         lines += _describe(card.errors, f"as predicted{'' if self.table.calibrations else ', uncalibrated'}")
         if len(card.families) > 1:
             lines += [
@@ -114,10 +118,18 @@ class Validation:
                 f"  90 % interval: {card.coverage_percent:.0f} % inside (chance allows {low:.0f} to {high:.0f} %)"
             )
         if self.scaled is not None:
-            lines += _describe(self.scaled, f"after one scale ({self.scale:.3f}) fitted on {REFIT} other networks")
+            lines += _describe(self.scaled, self._scale_text())
         lines += self._repeatability()
         lines.append(f"card not written: {self.unwritten}" if self.unwritten else f"card written to {self.table.where}")
         return "\n".join(lines)
+
+    def _scale_text(self) -> str:
+        if not self.here:
+            return f"after one scale ({self.scale:.3f}) fitted on {ANCHORS} other networks"
+        return (
+            f"{ANCHORS} of the table's networks, measured again, take {self.scale:.3f} times what they took, the "
+            f"reference block {1 + self.sentinel_drift:.3f} times; predictions times {self.scale:.3f}"
+        )
 
     def _repeatability(self) -> list[str]:
         card = self.card
@@ -151,8 +163,9 @@ def validate(
 
     They become the table's card, and replace an earlier one: in its file too, where that is one of this machine and can
     be written. Of a space whose stages choose among kinds, half of the networks are of one kind each, of all kinds in
-    turn. On another machine, or where the sentinel says that this one is in another state, the errors are also given
-    after one scale, fitted on five further networks that are measured in the same rounds.
+    turn. The errors are also given after one scale, from five further networks in the same rounds. On the table's
+    machine those are of the table, and the scale is how its state has changed: clocks and neighbours move all latencies
+    by some percent from one hour to the next. On another machine the scale is fitted to unseen networks.
 
     Args:
         table: with all rows of its spaces.
@@ -180,12 +193,37 @@ def validate(
     if len(unseen) < archs:
         names = ", ".join(table.header.spaces)
         raise InputError(f"{table.where} ({names}) has {len(unseen)} networks that it has not seen, not {archs}")
-    others = _draw(table, REFIT, rng, seen.union(unseen))
+    here = this_machine().measured(table.header)
+    anchors = _anchors(table) if here else ()
+    others = [item.arch for item in anchors] or _draw(table, ANCHORS, rng, seen.union(unseen))
+    unwritten = _unwritable(table)
+    with nullcontext() if unwritten or table.path is None else locked(table.path):
+        if not unwritten and table.path is not None and Table.read(table.path).hash != table.hash:
+            raise InputError(f"{table.path} has changed since it was read; run the same command again")
+        return _validate(table, unseen, others, anchors, settings, seed, progress, unwritten)
+
+
+def _validate(
+    table: Table,
+    unseen: Sequence[Arch],
+    others: Sequence[Arch],
+    anchors: Sequence[Network],
+    settings: Settings,
+    seed: int,
+    progress: Progress,
+    unwritten: str,
+) -> Validation:
     times = _time(table, (*unseen, *others), settings, seed, progress)
     peaks, problem = _peaks(table, unseen, progress)
     header = table.header
     drift = times.reference_us / header.sentinel_us - 1
+    then = {item.arch: item.us for item in anchors} or {arch: _predict(table, arch) for arch in others}
+    scale = float(np.median([times.us(Probe(arch=arch).key) / us for arch, us in then.items()])) if then else None
     checked = f"{len(unseen)} networks, seed {seed}, {datetime.date.today().isoformat()}, sentinel {drift:+.1%}"
+    if anchors and scale is not None:
+        checked += f", {len(anchors)} of its networks {scale - 1:+.1%}"
+    if times.noise.is_too_much:
+        checked += f"; noisy machine: {times.noise}"
     carded = Table(
         dataclasses.replace(header, checked=checked),
         table.entries,
@@ -193,18 +231,33 @@ def validate(
         table.path,
         [_network(arch, times, peaks.get(arch)) for arch in unseen],
     )
-    here = this_machine().measured(header)
-    found = Validation(carded, here, this_machine().slug, drift, unwritten=_unwritable(table), memory_problem=problem)
-    if not found.unwritten:
+    found = Validation(
+        carded,
+        this_machine().measured(header),
+        this_machine().slug,
+        drift,
+        scale=scale,
+        noise=times.noise,
+        unwritten=unwritten,
+        memory_problem=problem,
+    )
+    if not unwritten:
         _write(carded)
     if table.path is not None:
         _journal_path(table.path, seed).unlink(missing_ok=True)
-    if not others or (here and abs(drift) <= DRIFT):
+    if scale is None:
         return found
-    scale = float(np.median([times.us(Probe(arch=arch).key) / _predict(table, arch) for arch in others]))
     predicted = [scale * item.predicted_us for item in found.card.networks]
     scaled = Errors.of(predicted, [item.measured_us for item in found.card.networks])
-    return dataclasses.replace(found, scale=scale, scaled=scaled)
+    return dataclasses.replace(found, scaled=scaled)
+
+
+def _anchors(table: Table) -> tuple[Network, ...]:
+    """Some of a table's own networks, from the fastest to the slowest; none where it has too few."""
+    known = table.networks
+    if len(known) < ANCHORS:
+        return ()
+    return tuple(known[number * (len(known) - 1) // (ANCHORS - 1)] for number in range(ANCHORS))
 
 
 def _draw(table: Table, count: int, rng: random.Random, seen: set[Arch]) -> list[Arch]:

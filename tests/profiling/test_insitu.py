@@ -90,6 +90,15 @@ def test_rows_come_back_from_made_up_node_times(rng):
     assert {row: us for row, (us, _, _) in found.items()} == pytest.approx(true)
 
 
+def test_the_spread_of_a_row_is_that_of_processes_not_of_networks(rng):
+    archs = cover(SPACE, SPACE.rows())
+    first = [Inside(tuple(100.0 + 10 * number for _ in owners(arch)), (1,) * len(owners(arch))) for number, arch in
+             enumerate(archs)]  # fmt: skip
+    second = [Inside(tuple(us + 7 for us in inside.us), inside.nodes) for inside in first]
+    found = row_times(dict(zip(archs, map(list, zip(first, second, strict=True)), strict=True)), 0.0)
+    assert {round(spread, 6) for _, spread, _ in found.values()} == {7.0}
+
+
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_a_runtimes_node_times_reach_every_block(tmp_path, runtime):
     pytest.importorskip(runtime)

@@ -11,6 +11,7 @@ from nas.profiling import memory
 from nas.profiling.backends import load_backend
 from nas.profiling.memory import peak_bytes, predicted_bytes
 from nas.profiling.process import Engine
+from tests.profiling import LocalConverter
 from tests.small import TINY
 
 
@@ -41,6 +42,7 @@ def test_the_process_that_measures_files_does_without_pytorch():
 
 def test_a_network_that_cannot_be_loaded_gives_the_reason(monkeypatch, rng):
     pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("nas.profiling.bench.Converter", LocalConverter)
     monkeypatch.setattr(load_backend("onnxruntime"), "convert", lambda self, module, shapes, path: path.write_text("x"))
     with pytest.raises(MeasureError, match=r"'onnxruntime': the process .* ended with 1: .*(Protobuf|protobuf|Load)"):
         peak_bytes(Engine("onnxruntime"), TINY.sample(rng))

@@ -12,7 +12,7 @@ from scipy import stats
 
 import search_spaces
 from nas.arch import Arch, calls_of
-from nas.errors import InputError, MeasureError, MissingLatency
+from nas.errors import InputError, MeasureError, MissingLatency, RunError
 from nas.latency import Entry, Network, Table
 from nas.profiling import memory, validation
 from nas.profiling.backends.fake import row_us
@@ -20,8 +20,8 @@ from nas.profiling.device import this_machine
 from nas.profiling.job import Job
 from nas.profiling.process import Engine
 from nas.profiling.profiler import measure, time_networks
-from nas.profiling.protocol import Settings
-from nas.profiling.samples import Journal
+from nas.profiling.protocol import Noise, Settings
+from nas.profiling.samples import Journal, locked
 from nas.profiling.validation import LEAST, validate
 from tests.profiling import LocalWorker, true_us
 from tests.small import TINY, fake_table
@@ -108,7 +108,7 @@ def test_the_errors_are_those_by_hand(checked):
     assert errors.worst_percent == pytest.approx(100 * max(off, key=abs))
     assert errors.spearman == pytest.approx(stats.spearmanr(guess, truth).statistic)
     assert errors.kendall == pytest.approx(stats.kendalltau(guess, truth).statistic)
-    assert found.scale is None  # this machine, in the same state
+    assert found.scale == pytest.approx(1, abs=0.01)  # this machine, in the same state
     assert found.here
     assert abs(found.sentinel_drift) < 0.01
 
@@ -199,7 +199,7 @@ def test_an_interrupted_validation_goes_on_where_it_was(sentinel_us, tmp_path, m
         validate(table, archs=LEAST + 1, settings=settings)
     before = len(rounds)
     found = validate(table, archs=LEAST, settings=settings)
-    full = LEAST + validation.REFIT
+    full = LEAST + validation.ANCHORS
     assert rounds[:3] == [full] * 3
     assert rounds[before : before + 2] == [full] * 2  # three of five rounds were on disk
     assert len(found.card.networks) == LEAST
@@ -268,12 +268,37 @@ def test_on_another_machine_errors_are_also_given_after_one_scale(local, sentine
     assert refit.isdisjoint(network.arch for network in networks)
 
 
-def test_a_drifted_sentinel_is_told(local, sentinel_us):
-    found = validate(table_off_by(0.0, sentinel_us=sentinel_us / 1.1), archs=LEAST, settings=QUICK)
+def test_the_state_of_the_machine_is_told_by_networks_of_the_table(local, sentinel_us):
+    table = table_off_by(0.0, sentinel_us=sentinel_us / 1.1)
+    faster = [dataclasses.replace(network, us=network.us / 1.2) for network in table.networks]
+    found = validate(Table(table.header, table.entries, faster), archs=LEAST, settings=QUICK)
     assert found.here
+    assert found.scale == pytest.approx(1.2, rel=0.01)  # the same networks take so much longer now
     assert found.sentinel_drift == pytest.approx(0.1, abs=0.01)
-    assert "the reference block takes +10" in found.text() or "the reference block takes +9" in found.text()
-    assert found.scaled is not None
+    assert found.card.errors.bias_percent == pytest.approx(100 * (1 / 1.2 - 1), abs=1)  # the card is as measured
+    assert found.scaled.mape_percent < 1
+    assert "5 of the table's networks, measured again, take 1.20" in found.text()
+    assert ", 5 of its networks +20" in found.table.header.checked
+
+
+def test_a_noisy_machine_stands_in_the_card(local, sentinel_us, monkeypatch):
+    noisy = Noise(0.7, 1.2)
+    monkeypatch.setattr("nas.profiling.protocol.noise_of", lambda samples: noisy)
+    found = validate(table_off_by(0.0, sentinel_us=sentinel_us), archs=LEAST, settings=QUICK)
+    assert "THIS MACHINE IS NOISY" in found.text()
+    assert found.table.header.checked.endswith(f"; noisy machine: {noisy}")
+
+
+def test_a_table_that_another_process_writes_is_left_alone(local, sentinel_us, tmp_path):
+    path = tmp_path / "table.csv"
+    made = table_off_by(0.0, sentinel_us=sentinel_us)
+    made.write(path)
+    table = Table.read(path)
+    with locked(path), pytest.raises(RunError, match="another process is profiling into this table"):
+        validate(table, archs=LEAST, settings=QUICK)
+    Table(made.header, made.entries, made.networks[1:]).write(path)
+    with pytest.raises(InputError, match="has changed since it was read"):
+        validate(table, archs=LEAST, settings=QUICK)
 
 
 def test_memory_that_nobody_counts_is_told_and_left_out(local, sentinel_us, monkeypatch):
