@@ -7,4 +7,4 @@ BIN=${BIN:-}
 "${BIN}ruff" check .
 "${BIN}ruff" format --check .
 "${BIN}mypy"
-"${BIN}pytest" "$@"
+"${BIN}pytest" --numprocesses auto "$@"
