@@ -36,6 +36,11 @@ class TrainedNetwork(nn.Module):
         network = self.twins[0].get(x.shape[-1], self.model)
         return network.streams(x) if isinstance(network, Network) else {"x": network(x)}
 
+    @property
+    def models(self) -> list[nn.Module]:
+        """The model and its twins."""
+        return [self.model, *self.twins[0].values()]
+
     def train(self, mode: bool = True) -> TrainedNetwork:
         """Training or eval mode, at all resolutions."""
         for twin in self.twins[0].values():

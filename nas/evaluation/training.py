@@ -170,11 +170,11 @@ class _Trainer:
             _start(model, teacher)
         if recipe.channels_last:
             self.model.to(memory_format=torch.channels_last)
-        self.dropout = add_dropout(model, recipe.dropout, recipe.branch_dropout)
         self.optimizer = make_optimizer(model, recipe)
-        self.network: nn.Module = TrainedNetwork(model, [s for s in recipe.multi_scale if s != self.side])
+        trained = TrainedNetwork(model, [s for s in recipe.multi_scale if s != self.side])
+        self.network: nn.Module = trained
         if world > 1:
-            self.network = DistributedDataParallel(self.network, broadcast_buffers=False)
+            self.network = DistributedDataParallel(trained, broadcast_buffers=False)
         self.images = data.train.to(device)
         self.schedule = Schedule(self.optimizer, recipe, len(data.train) // recipe.batch_size)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
@@ -183,6 +183,8 @@ class _Trainer:
         self.criterion = Criterion(recipe, model, data.classes, teacher, device)
         self.history: list[Epoch] = []
         self.updates = 0
+        rates = recipe.dropout, recipe.branch_dropout
+        self.dropout = [handle for each in trained.models for handle in add_dropout(each, *rates)]
 
     @property
     def epochs_done(self) -> int:

@@ -10,7 +10,10 @@ from torch import nn
 import search_spaces
 from nas.building import build, load_weights
 from nas.errors import InputError
+from nas.evaluation.data import load_data
 from nas.evaluation.network import TrainedNetwork, add_dropout, at_side
+from nas.evaluation.recipe import Recipe
+from nas.evaluation.training import train
 from tests.small import lively
 
 MANY_SIDES = "mobilevit-32", "nextvit-32", "mobileformer-32", "swin-32", "shuffle-swin-32"
@@ -69,6 +72,28 @@ def test_dropout_reaches_the_classifier_in_training_only_and_can_be_taken_away()
     assert shares[0] == pytest.approx(0.5, abs=0.1)
     assert shares[1] < 0.1
     assert shares[2] < 0.1
+
+
+def test_dropout_of_a_training_reaches_every_resolution(monkeypatch):
+    network = build(replace(search_spaces.load("nextvit-32").sample(random.Random(0)), input_shape=(1, 32, 32)))
+    seen = {}
+
+    def forward(self, x):
+        model = self.twins[0].get(x.shape[-1], self.model)
+        watch = model.stages[-1][-1].body.register_forward_pre_hook(
+            lambda module, inputs: seen.setdefault(x.shape[-1], []).append(float((inputs[0] == 0).float().mean()))
+        )
+        streams = original(self, x)
+        watch.remove()
+        return streams
+
+    original = TrainedNetwork.forward
+    monkeypatch.setattr(TrainedNetwork, "forward", forward)
+    recipe = Recipe(epochs=1, batch_size=8, multi_scale=(32, 64), dropout=0.5, amp="none")
+    train(network, load_data("digits", (1, 32, 32), limit=80), recipe)
+    assert seen.keys() == {32, 64}
+    for shares in seen.values():
+        assert sum(shares) / len(shares) == pytest.approx(0.5, abs=0.1)
 
 
 def test_branch_dropout_is_that_of_both_branches_of_every_transformer_layer():
