@@ -323,7 +323,10 @@ class _Trainer:
         return {
             "recipe": self.recipe.model_dump(),
             "data": request | {"train": len(self.data.train), "val": len(self.data.val)},
-            "model": {"parameters": hashlib.sha256(repr(parameters).encode()).hexdigest()[:16]},
+            "model": {
+                "parameters": hashlib.sha256(repr(parameters).encode()).hexdigest()[:16],
+                **({"arch": self.model.arch.id} if isinstance(self.model, Network) else {}),
+            },
             "training": {"seed": self.seed, "teacher": self.teacher.id if self.teacher else None},
         }
 
