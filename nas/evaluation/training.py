@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from timm.optim import list_optimizers
-from timm.utils import ModelEmaV3, distribute_bn
+from timm.utils import distribute_bn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,7 +35,7 @@ from nas.evaluation.distributed import of_first, own_process, summed
 from nas.evaluation.log import Log
 from nas.evaluation.metrics import Metrics, TrainingDiverged, evaluate, laid_out
 from nas.evaluation.network import TrainedNetwork, add_dropout
-from nas.evaluation.optimization import Schedule, clip, make_optimizer
+from nas.evaluation.optimization import Schedule, averaged, clip, make_optimizer
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.sampler import PlannedBatch, Share, batch_table, multi_scale, shuffled
 from nas.evaluation.teacher import Teacher, start_from
@@ -178,7 +178,7 @@ class _Trainer:
         self.images = data.train.to(device)
         self.schedule = Schedule(self.optimizer, recipe, len(data.train) // recipe.batch_size)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        self.ema = ModelEmaV3(model, recipe.ema_decay, use_warmup=True) if recipe.ema_decay is not None else None
+        self.ema = averaged(model, recipe.ema_decay) if recipe.ema_decay is not None else None
         self.mix = Mix(recipe, data.classes)
         self.criterion = Criterion(recipe, model, data.classes, teacher, device)
         self.history: list[Epoch] = []

@@ -1,8 +1,10 @@
 """The recipes of the papers, against the figures of their sheets."""
 
 import pytest
+from torch import nn
 
 from nas.errors import InputError
+from nas.evaluation.optimization import averaged
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.recipes import RECIPES, read_recipe
 
@@ -50,6 +52,22 @@ def test_a_named_recipe_has_the_figures_of_its_sheet(name):
 def test_the_cosine_of_dynamicvit_ends_at_a_millionth():
     recipe = read_recipe({}, "dynamicvit-30")
     assert recipe.lr * recipe.final_lr == pytest.approx(1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.ema_decay is not None])
+def test_the_average_reaches_the_decay_of_its_recipe_in_the_first_half_of_the_training(name):
+    recipe = RECIPES[name]
+    steps = 1_281_167 // recipe.batch_size * recipe.epochs  # ImageNet
+    assert averaged(nn.Linear(1, 1), recipe.ema_decay).get_decay(steps // 2) == recipe.ema_decay
+
+
+def test_until_then_the_average_is_the_mean_of_all_steps():
+    model = nn.Linear(1, 1)
+    average = averaged(model, 0.9999)
+    for step in range(1, 8):
+        nn.init.constant_(model.weight, step**2)
+        average.update(model, step=step)
+        assert average.module.weight.item() == pytest.approx(sum(n**2 for n in range(1, step + 1)) / step)
 
 
 def test_single_fields_go_over_those_of_the_recipe():
