@@ -129,6 +129,21 @@ def test_prediction_modules_have_a_rate_of_their_own_and_the_host_waits():
         assert rates[False] > 0.005
 
 
+def test_a_host_of_the_same_rate_waits_for_its_epochs_too(data):
+    """After the first of two epochs only prediction modules have moved; nothing but the epochs says otherwise."""
+    arch = replace(make(HOST, 16, 2, (1,), (50,), side=8, classes=10), input_shape=(1, 8, 8))
+    model = build(arch)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    moved = []
+
+    def look(entry):
+        moved.append({name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])})
+
+    train(model, data, Recipe(epochs=2, batch_size=32, amp="none", host_frozen=1), on_epoch=look)
+    assert moved[0] == {name for name in before if name.startswith("stages.0.3.")}
+    assert moved[1] == before.keys()
+
+
 def test_the_share_of_tokens_that_are_kept_learns_to_be_what_is_asked_for():
     """In small: `benchmarks/training.py` does the same on Fashion-MNIST."""
     torch.set_num_threads(1)
