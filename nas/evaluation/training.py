@@ -95,7 +95,8 @@ def train(
     A model returns logits (N, classes); in training it may return a tuple of them, whose losses are averaged, or of
     which the last learns from the teacher. `checkpoint` is written after each epoch; where it exists, training goes on
     from it, and on one CPU thread ends with the very weights of an uninterrupted run. `on_epoch` gets the history entry
-    of each epoch trained now; what it raises ends the training. The test split is read only if `test` is set. In
+    of each epoch trained now; what it raises ends the training. However that ends, the recipe's dropout is taken away
+    from the model, and what was frozen for it may learn again. The test split is read only if `test` is set. In
     processes that have joined (`nas.evaluation.distributed`) each trains on its part of every step, and the first
     writes.
 
@@ -120,8 +121,14 @@ def train(
     first = own_process()[0] == 0
     _check(data, recipe, teacher)
     journal = Log(log) if log is not None and first else None
-    with naming_memory(recipe.batch_size, data.train.input_shape, where):
+    with contextlib.ExitStack() as after, naming_memory(recipe.batch_size, data.train.input_shape, where):
+        if journal is not None:
+            after.callback(journal.close)
+        for weight in model.parameters():
+            after.callback(weight.requires_grad_, weight.requires_grad)
         trainer = _Trainer(model, data, recipe, where, seed, teacher)
+        for handle in trainer.dropout:
+            after.callback(handle.remove)
         if checkpoint is not None and of_first(checkpoint.exists()):
             trainer.restore(checkpoint)
         while trainer.epochs_done < recipe.epochs:
@@ -133,8 +140,6 @@ def train(
             if on_epoch is not None:
                 on_epoch(dict(entry))
         trainer.finish()
-    if journal is not None:
-        journal.close()
     final = evaluate(model, data.test, device=where, channels_last=recipe.channels_last) if test else None
     history = tuple(trainer.history)
     return TrainResult(
@@ -284,8 +289,6 @@ class _Trainer:
 
     def finish(self) -> None:
         """Leave the result in the model."""
-        for handle in self.dropout:
-            handle.remove()
         if self.ema is not None:
             self.model.load_state_dict(self.ema.module.state_dict())
         self.model.eval()

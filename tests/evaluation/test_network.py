@@ -1,5 +1,6 @@
 """One network at several resolutions, and dropout that a recipe adds."""
 
+import contextlib
 import random
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from nas.evaluation.data import load_data
 from nas.evaluation.network import TrainedNetwork, add_dropout, at_side
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.training import train
+from search_spaces.dynamicvit import SMALL_DEIT, make
 from tests.small import lively
 
 MANY_SIDES = "mobilevit-32", "nextvit-32", "mobileformer-32", "swin-32", "shuffle-swin-32"
@@ -94,6 +96,30 @@ def test_dropout_of_a_training_reaches_every_resolution(monkeypatch):
     assert seen.keys() == {32, 64}
     for shares in seen.values():
         assert sum(shares) / len(shares) == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_a_training_leaves_neither_dropout_nor_frozen_weights_behind(stops):
+    network = build(replace(make(SMALL_DEIT, 32, 2, (1,), (50,), side=32, classes=10), input_shape=(1, 32, 32)))
+    recipe = Recipe(epochs=1, batch_size=8, dropout=0.1, branch_dropout=0.1, host_lr=0.1, amp="none")
+    frozen = []
+
+    def look(entry):
+        frozen.extend(name for name, weight in network.named_parameters() if not weight.requires_grad)
+        assert hooks(network) == 1 + 2 * 2
+        if stops:
+            raise KeyError
+
+    data = load_data("digits", (1, 32, 32), limit=20)
+    with pytest.raises(KeyError) if stops else contextlib.nullcontext():
+        train(network, data, recipe, on_epoch=look)
+    assert len(frozen) == 2  # class token and positions
+    assert all(weight.requires_grad for weight in network.parameters())
+    assert hooks(network) == 0
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules())
 
 
 def test_branch_dropout_is_that_of_both_branches_of_every_transformer_layer():
