@@ -170,6 +170,6 @@ def _as_ours(teacher: Teacher) -> tuple[Arch, Mapping[str, Tensor]]:
     if teacher.arch is not None:
         return teacher.arch, teacher.model.state_dict()
     for preset in search_spaces.presets():
-        if timm_name(preset) == teacher.name:
+        if timm_name(preset) == teacher.name.partition(".")[0]:  # behind the dot is what it was trained on
             return load_arch(preset), from_timm(preset, teacher.model.state_dict())
     raise InputError(f"start: {teacher.name} of timm is no preset of ours, so a student cannot start from its weights")

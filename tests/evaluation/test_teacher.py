@@ -49,7 +49,7 @@ def test_patch_tokens_are_those_behind_the_last_norm(tmp_path):
     """timm's `forward_features` of the same network with the same weights."""
     theirs = timm.create_model("deit_tiny_patch16_224", num_classes=CLASSES)
     torch.save(theirs.state_dict(), tmp_path / "timm.pt")
-    by_timm = load_teacher("deit_tiny_patch16_224", tmp_path / "timm.pt", (3, 224, 224), CLASSES)
+    by_timm = load_teacher("deit_tiny_patch16_224.fb_in1k", tmp_path / "timm.pt", (3, 224, 224), CLASSES)
     student = build(with_classes(load_arch("dynamicvit-deit-t-0.7"), CLASSES))
     start_from(by_timm, student)
     qkv = student.get_parameter("stages.0.2.body.0.body.1.body.qkv.weight")
