@@ -72,7 +72,10 @@ def train_arch(
     fitted = with_classes(arch, data.classes)
     _check_folder(folder, fitted)
     model = build(fitted, seed=seed, drop_path=settings.drop_path)
-    guide = load_teacher(teacher, teacher_weights, arch.input_shape, data.classes) if teacher is not None else None
+    guide = None
+    if teacher is not None:
+        seen = data.train.normalisation
+        guide = load_teacher(teacher, teacher_weights, arch.input_shape, data.classes, seen)
 
     def show(epoch: Mapping[str, Any]) -> None:
         if progress is not None:
