@@ -51,6 +51,8 @@ class TrainedNetwork(nn.Module):
 def at_side(network: Network, side: int) -> Network:
     """The same network for images of another side; parameters, statistics and drop path rates are those of `network`.
 
+    What never learns and is another at each side (T2T-ViT's positions, a fixed sinusoid) is the twin's own.
+
     Raises:
         InputError: its weights depend on the side (attention biases, positions), or it takes no such images.
     """
@@ -60,6 +62,10 @@ def at_side(network: Network, side: int) -> Network:
     except (InputError, RuntimeError) as error:
         raise InputError(f"multi_scale: {network.arch.family} takes no images of {side} pixels: {error}") from error
     ours, theirs = (dict(each.state_dict()) for each in (network, twin))
+    fixed = {name for name, value in twin.named_parameters() if not value.requires_grad}
+    for name in fixed & ours.keys():
+        if ours[name].shape != theirs[name].shape:
+            del ours[name], theirs[name]
     for name in sorted({*ours, *theirs}):
         if name not in ours or name not in theirs or ours[name].shape != theirs[name].shape:
             raise InputError(

@@ -1,6 +1,7 @@
 """One network at several resolutions, and dropout that a recipe adds."""
 
 import contextlib
+import math
 import random
 from dataclasses import replace
 
@@ -18,8 +19,8 @@ from nas.evaluation.training import train
 from search_spaces.dynamicvit import SMALL_DEIT, make
 from tests.small import lively
 
-MANY_SIDES = "mobilevit-32", "nextvit-32", "mobileformer-32", "swin-32", "shuffle-swin-32"
-ONE_SIDE = "deit-32", "dynamicvit-32", "t2t-32", "shuffle-32"  # a position for every token
+MANY_SIDES = "mobilevit-32", "nextvit-32", "mobileformer-32", "swin-32", "shuffle-swin-32", "t2t-32"
+ONE_SIDE = "deit-32", "dynamicvit-32", "shuffle-32"  # a position for every token
 
 
 @pytest.mark.parametrize("name", ONE_SIDE)
@@ -33,15 +34,33 @@ def test_a_family_whose_weights_depend_on_the_resolution_is_refused_with_the_rea
 def test_a_family_is_at_another_resolution_what_it_would_be_if_built_for_it(name):
     network = build(search_spaces.load(name).sample(random.Random(1)))
     twin = at_side(network, 64)
-    assert {key: id(value) for key, value in twin.named_parameters()} == {
-        key: id(value) for key, value in network.named_parameters()
-    }
+    mine, theirs = (dict(each.named_parameters()) for each in (network, twin))
+    own = {key for key in mine if mine[key] is not theirs[key]}
+    assert mine.keys() == theirs.keys()
+    assert own == ({"stages.1.0.body.2.body.positions"} if name == "t2t-32" else set())
     lively(network)
     other = build(replace(network.arch, input_shape=(3, 64, 64)))
-    load_weights(other, network.state_dict(), "twin")
+    load_weights(other, network.state_dict() | {key: other.state_dict()[key] for key in own}, "twin")
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(twin.eval()(images), other.eval()(images))
+
+
+def test_a_fixed_sinusoid_of_another_side_goes_on_where_that_of_the_first_ends():
+    network = build(search_spaces.load("t2t-32").sample(random.Random(1)))
+    small, large = (
+        each.get_parameter("stages.1.0.body.2.body.positions")[0] for each in (network, at_side(network, 64))
+    )
+    assert (len(small), len(large)) == (1 + 8**2, 1 + 16**2)
+    assert torch.equal(large[: len(small)], small)
+    assert large[200, 0].item() == pytest.approx(math.sin(200), abs=1e-6)
+    assert not large.requires_grad
+
+
+def test_learned_positions_that_a_recipe_freezes_are_no_fixed_ones():
+    network = build(search_spaces.load("deit-32").sample(random.Random(1)))
+    with pytest.raises(InputError, match="positions"):
+        at_side(network.requires_grad_(False), 64)
 
 
 def test_statistics_of_norms_are_shared_and_drop_path_and_mode_follow():
