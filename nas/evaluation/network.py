@@ -91,19 +91,30 @@ def add_dropout(model: nn.Module, classifier: float, branches: float) -> list[Re
         branches: share of what attention and MLP give, in residuals that begin with a layer norm.
 
     Raises:
-        InputError: the model is none of ours, or has no classifier of one input.
+        InputError: the model is none of ours, or has no classifier of one input or no such residuals.
     """
+    name = model.arch.family if isinstance(model, Network) else type(model).__name__
+    bodies = [residual.body for residual in _residuals(model) if _begins_with_norm(residual.body)]
+    if branches and not bodies:
+        raise InputError(
+            f"branch_dropout: no residual of {name} begins with a layer norm, so nothing would be dropped; "
+            f"set branch_dropout=0"
+        )
     handles = []
     if classifier:
         last = model.stages[-1][-1] if isinstance(model, Network) else None  # type: ignore[index]
         if not isinstance(last, BlockModule) or not isinstance(last.block, Logits):
             raise InputError(f"dropout: {type(model).__name__} does not end in Logits; leave dropout out")
         handles.append(last.register_forward_pre_hook(functools.partial(_dropped_inputs, rate=classifier)))
-    for residual in _residuals(model) if branches else ():
-        first = next((part for part in residual.body.modules() if isinstance(part, Leaf)), None)
-        if first is not None and isinstance(first.op, LayerNorm):
-            handles.append(residual.body.register_forward_hook(functools.partial(_dropped_output, rate=branches)))
+    if branches:
+        dropped = functools.partial(_dropped_output, rate=branches)
+        handles += [body.register_forward_hook(dropped) for body in bodies]
     return handles
+
+
+def _begins_with_norm(body: nn.Module) -> bool:
+    first = next((part for part in body.modules() if isinstance(part, Leaf)), None)
+    return first is not None and isinstance(first.op, LayerNorm)
 
 
 def _dropped_inputs(module: nn.Module, inputs: tuple[Any, ...], rate: float) -> tuple[Any, ...]:

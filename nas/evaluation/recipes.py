@@ -47,7 +47,7 @@ RECIPES: Mapping[str, Recipe] = {
         weight_decay=0.2,
         dropout=0.3,
     ),
-    # arXiv:2110.02178: crops and mirrors only; 3,000 steps of warm-up in 300 epochs of 1,251
+    # arXiv:2110.02178: crops and mirrors only; 3,000 steps of warm-up in 300 epochs of 1,251; branch_dropout 0 for v2
     "mobilevit-300": Recipe(
         epochs=300,
         batch_size=1024,

@@ -148,6 +148,17 @@ def test_branch_dropout_is_that_of_both_branches_of_every_transformer_layer():
     assert len(add_dropout(network, classifier=0.1, branches=0.1)) == 1 + 2 * (2 + 4 + 3)  # layers of the sheet
 
 
+@pytest.mark.parametrize("name", ["nextvit-32", "mobilevitv2-0.5"])
+def test_branch_dropout_that_would_drop_nothing_is_refused(name):
+    """The sheet of MobileViT has dropout behind the branches of v1 only; v2's begin with a norm of whole images."""
+    presets = search_spaces.presets()
+    with torch.device("meta"):
+        network = build(presets[name] if name in presets else search_spaces.load(name).sample(random.Random(0)))
+    with pytest.raises(InputError, match=f"no residual of {network.arch.family} begins with a layer norm"):
+        add_dropout(network, classifier=0.1, branches=0.1)
+    assert hooks(network) == 0
+
+
 def test_dropout_of_a_model_that_is_none_of_ours_is_refused():
     with pytest.raises(InputError, match="Linear does not end in Logits"):
         add_dropout(nn.Linear(1, 1), classifier=0.5, branches=0.0)
