@@ -93,5 +93,10 @@ def read_recipe(fields: Mapping[str, Any], name: str | None = None) -> Recipe:
     try:
         return Recipe(**base | dict(fields))
     except ValidationError as error:
-        problems = [f"{item['loc'][0]}: {item['msg']}, got {item['input']!r}" for item in error.errors()]
+        problems = [f"{_place(item['loc'])}: {item['msg']}, got {item['input']!r}" for item in error.errors()]
         raise InputError(f"recipe: {'; '.join(problems)}") from error
+
+
+def _place(loc: tuple[int | str, ...]) -> str:
+    """`multi_scale[1]` for the second of its sides."""
+    return "".join(f"[{part}]" if isinstance(part, int) else part for part in loc)

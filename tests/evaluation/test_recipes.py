@@ -82,6 +82,8 @@ def test_single_fields_go_over_those_of_the_recipe():
         ({}, "dynamicvit30", "unknown recipe 'dynamicvit30', did you mean 'dynamicvit-30'"),
         ({"drop_pat": 1}, "small", "unknown recipe field 'drop_pat', did you mean 'drop_path'"),
         ({"epochs": 0, "amp": "fp8"}, None, r"epochs: .*, got 0; amp: .*, got 'fp8'"),
+        ({"multi_scale": [160, 0, -32]}, None, r"multi_scale\[1\]: .*, got 0; multi_scale\[2\]: .*, got -32"),
+        ({"multi_scale": [160, 32.5]}, None, r"multi_scale\[1\]: .*, got 32.5"),
         ({"rand_augment": "m9"}, None, "rand_augment: .*got 'm9'"),
     ],
 )
