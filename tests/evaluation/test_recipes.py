@@ -38,7 +38,9 @@ SHEETS = {
         "label_smoothing": 0.1, "flip": True, "shift": 0,
     },
 }  # fmt: skip
+SHEETS["dynamicvit-b-30"] = SHEETS["dynamicvit-30"] | {"ratio": 5.0, "drop_path": 0.2}
 WARM_UP_EPOCHS = {"efficientformer-300": 5, "nextvit-300": 20, "mobilevit-300": 3000 / 1251, "dynamicvit-30": 5}
+WARM_UP_EPOCHS["dynamicvit-b-30"] = 5
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
