@@ -1,6 +1,7 @@
 """Pieces of a recipe, each by what it does to a training: parts of a step, number formats, resolutions, kept tokens."""
 
 import csv
+import time
 from dataclasses import replace
 
 import pandas as pd
@@ -13,6 +14,7 @@ from nas.errors import InputError
 from nas.evaluation.augmentation import RandAugment
 from nas.evaluation.data import load_data
 from nas.evaluation.devices import seeded
+from nas.evaluation.log import Log
 from nas.evaluation.optimization import Schedule, make_optimizer
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.teacher import Teacher
@@ -108,6 +110,22 @@ def test_tensorboard_shows_what_the_log_says(data, tmp_path):
     for name in ("train_loss", "val_accuracy", "lr", "images_per_second", "resolution"):
         shown = [(event.step, event.value) for event in events.Scalars(name)]
         assert shown == [(entry["epoch"], pytest.approx(entry[name], rel=1e-6)) for entry in result.history]
+
+
+def test_tensorboard_shows_every_epoch_once_though_one_was_lost_between_checkpoint_and_log(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    history = [{"epoch": epoch, "train_loss": 1.0 / epoch} for epoch in (1, 2, 3, 4)]
+    before, after = Log(tmp_path), Log(tmp_path)
+    before.write(history[:1])
+    before.close()  # killed after it saved epoch 2
+    time.sleep(1.1)  # TensorBoard orders its files by seconds
+    after.write(history[:3])
+    after.write(history)
+    after.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("train_loss")
+    assert [(event.step, event.value) for event in events] == [(n, pytest.approx(1 / n)) for n in (1, 2, 3, 4)]
 
 
 def test_prediction_modules_have_a_rate_of_their_own_and_the_host_waits():
