@@ -343,11 +343,14 @@ def make(
 
 PRESETS: Mapping[str, Arch] = {
     "deit-t": make(192, 12),
+    "deit-256": make(256, 12),  # a host of DynamicViT (arXiv:2106.02034)
     "deit-s": make(384, 12),
     "deit-b": make(768, 12),
 }
 
-TIMM = {f"deit-{name[0]}": f"deit_{name}_patch16_224" for name in ("tiny", "small", "base")}
+TIMM: Mapping[str, str | None] = {
+    f"deit-{name[0]}": f"deit_{name}_patch16_224" for name in ("tiny", "small", "base")
+} | {"deit-256": None}
 
 
 def from_timm(state: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]:

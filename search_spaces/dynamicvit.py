@@ -160,7 +160,7 @@ class Prune(Block):
 
     Attributes:
         keep: percentages whose product is the part of the network's T patch tokens that is kept, rounded down: one for
-            each selection up to this one.
+            each selection up to this one, or that part itself.
     """
 
     takes = ("x", "kept")
@@ -383,7 +383,7 @@ class Thinned(Stage):
         places = [picked["first"] + number * picked["every"] for number in range(picked["selections"])]
         entry = fill(self.entry, picked, cout=picked["width"])
         body = cast(ViTBlock, fill(self.body, picked))
-        return (entry, *thinned(body, picked["depth"], places, [picked["keep"]] * len(places)))
+        return (entry, *thinned(body, picked["depth"], places, _each([picked["keep"]] * len(places))))
 
     def hints(self, blocks: Blocks) -> dict[str, Any]:
         bodies = [block for block in blocks if isinstance(block, (ViTBlock, Prune))]
@@ -398,15 +398,20 @@ class Thinned(Stage):
         return found
 
 
-def thinned(body: ViTBlock, depth: int, places: Sequence[int], keep: Sequence[int]) -> Blocks:
-    """So many blocks of a host, with a selection before each of these places that keeps so many percent."""
+def thinned(body: ViTBlock, depth: int, places: Sequence[int], keep: Sequence[tuple[int, ...]]) -> Blocks:
+    """So many blocks of a host, with a selection before each of these places, whose `Prune.keep` are these."""
     values = {item.name: getattr(body, item.name) for item in dataclasses.fields(body)}
     blocks: list[Block] = [Undecided()]
     for place in range(depth):
         if place in places:
-            blocks.append(Prune(tuple(keep[: places.index(place) + 1])))
+            blocks.append(Prune(keep[places.index(place)]))
         blocks.append(body if place < min(places, default=depth) else PrunedViTBlock(**values))
     return tuple(blocks)
+
+
+def _each(keep: Sequence[int]) -> list[tuple[int, ...]]:
+    """`Prune.keep` of selections that each keep a percentage of what reaches them."""
+    return [tuple(keep[: number + 1]) for number in range(len(keep))]
 
 
 DEIT_HEAD, LV_HEAD = (PrunedClassToken(), Logits(heads=1)), (NormedTokens(), DenseLogits())
@@ -467,6 +472,7 @@ def make(
     places: Sequence[int] = (),
     keep: Sequence[int] = (),
     *,
+    of_all: bool = False,
     side: int = 224,
     classes: int = 1000,
 ) -> Arch:
@@ -477,19 +483,25 @@ def make(
         width: channels, a multiple of the block's `head_dim`.
         depth: number of the host's blocks.
         places: the blocks, counted from 0, before which tokens are dropped; none for the host alone.
-        keep: for each of them the percentage of patch tokens that it keeps.
+        keep: for each of them the percentage that it keeps of the patch tokens that reach it.
+        of_all: whether these are percentages of all patch tokens instead, which do not rise: 90, 80, 70 are not a
+            constant part of each other.
         side: input side in pixels.
         classes: number of logits.
 
     Raises:
-        InputError: places do not ascend or are not inside the network, or there are not as many percentages.
+        InputError: places do not ascend or are not inside the network, there are not as many percentages, or those of
+            all tokens rise.
     """
     if sorted(set(places)) != list(places) or not all(0 <= place < depth for place in places):
         raise InputError(f"places: expected ascending numbers of blocks from 0 to {depth - 1}, got {list(places)}")
     if len(places) != len(keep):
         raise InputError(f"keep: expected one percentage for each of {len(places)} places, got {list(keep)}")
+    if of_all and list(keep) != sorted(keep, reverse=True):
+        raise InputError(f"keep: percentages of all patch tokens never rise, got {list(keep)}")
     entry, body = host
-    trunk = (fill(entry, {"cout": width}), *thinned(body, depth, places, keep))
+    parts = [(percent,) for percent in keep] if of_all else _each(keep)
+    trunk = (fill(entry, {"cout": width}), *thinned(body, depth, places, parts))
     behind = tuple(fill(block, {"classes": classes}) for block in head(trunk))
     return Arch("dynamicvit", (3, side, side), classes, (trunk, behind))
 

@@ -320,18 +320,22 @@ def make(
     shuffle: str = "shortcut",
     ratio: int = 4,
     head_dim: int = 64,
+    kind: str = "performer",
+    tokens: int = 64,
     side: int = 224,
     classes: int = 1000,
 ) -> Arch:
     """A plain ViT with shuffled channels of any size, on the grid of the shipped space or off it.
 
     Args:
-        host: `deit` or `t2t` (with performers).
+        host: `deit` or `t2t`.
         width: attended channels, those of the narrow host, a multiple of `head_dim`.
         depth: number of blocks.
         shuffle: how the residuals add, a name in `RESCALINGS`; `off` is the narrow host.
         ratio: of the MLPs.
         head_dim: channels of a head of attention.
+        kind: of the token stages of `t2t`, `performer` or `transformer`.
+        tokens: channels of the token stages of `t2t`.
         side: input side in pixels, a multiple of 16.
         classes: number of logits.
 
@@ -341,7 +345,8 @@ def make(
     if host not in HOSTS:
         raise InputError(suggest("host", host, HOSTS))
     stage, behind = HOSTS[host]
-    return _one("shuffle", (stage(width, depth, ratio, head_dim),), behind, shuffle, side, classes)
+    starts = {"kind": kind, "tokens": tokens} if host == "t2t" else {}
+    return _one("shuffle", (stage(width, depth, ratio, head_dim, **starts),), behind, shuffle, side, classes)
 
 
 HOSTS: Mapping[str, tuple[Callable[..., Stage], Blocks]] = {"deit": (on_deit, deit.HEAD), "t2t": (on_t2t, t2t.HEAD)}

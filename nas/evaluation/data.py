@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -82,6 +82,23 @@ class DataRequest:
         return order[n_val:], order[:n_val]
 
 
+class Normalisation(NamedTuple):
+    """How bytes become floats: (byte - mean) / std.
+
+    Attributes:
+        mean, std: of each channel, in 0..255.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def normalisation(mean: Sequence[float], std: Sequence[float], channels: int) -> Normalisation:
+    """From figures in 0..1, as published with weights; a single channel has the mean of theirs."""
+    parts = (torch.tensor(part) * 255 for part in (mean, std))
+    return Normalisation(*(tuple((p.mean(0, keepdim=True) if channels == 1 else p).tolist()) for p in parts))
+
+
 class Split(ABC):
     """One part of a data set: labelled images in a fixed order, read in batches.
 
@@ -95,6 +112,11 @@ class Split(ABC):
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """That of the C channels of a batch; None where a split does not say."""
+        return None
 
     def batches(
         self,
@@ -178,6 +200,14 @@ class MemorySplit(Split):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """That of the images; where colour turns grey, nearly."""
+        channels, parts = self.input_shape[0], [self.mean.cpu(), self.std.cpu()]
+        if channels == 1 and len(self.mean) == 3:
+            parts = [(part * part.new_tensor(LUMA)).sum().reshape(1) for part in parts]
+        return Normalisation(*(tuple(part.expand(channels).tolist()) for part in parts))
 
     def to(self, device: torch.device | str) -> MemorySplit:
         moved = {name: getattr(self, name).to(device) for name in ("images", "labels", "mean", "std")}

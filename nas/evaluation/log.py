@@ -20,16 +20,23 @@ class Log:
         self.board: Any = None
 
     def write(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Write the epochs so far; the last one is new."""
+        """Write the epochs so far; the last one is new.
+
+        TensorBoard gets all of them the first time, in place of what an interrupted training wrote: between its
+        checkpoint and its log, one may have been lost.
+        """
         write_history(history, self.folder / "training.csv")
+        fresh = history[-1:]
         if self.board is None and find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=int(history[-1]["epoch"]))
+            fresh = history
+            self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=int(history[0]["epoch"]))
         if self.board is not None:
-            for name in COLUMNS:
-                if name in history[-1]:
-                    self.board.add_scalar(name, history[-1][name], int(history[-1]["epoch"]))
+            for epoch in fresh:
+                for name in COLUMNS:
+                    if name in epoch:
+                        self.board.add_scalar(name, epoch[name], int(epoch["epoch"]))
             self.board.flush()
 
     def close(self) -> None:

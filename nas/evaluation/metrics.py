@@ -51,7 +51,9 @@ def evaluate(
     where, was_training = pick_device(device), model.training
     model.to(where).eval()
     rank, world = own_process()
-    loss = right = torch.zeros((), dtype=torch.float64 if where.type != "mps" else torch.float32, device=where)
+    kind = torch.float64 if where.type != "mps" else torch.float32
+    # two tensors: a process without a batch sums these very ones in place
+    loss, right = (torch.zeros((), dtype=kind, device=where) for _ in range(2))
     try:
         with naming_memory(batch_size, split.input_shape, where):
             for images, labels in split.read(in_order(len(split), batch_size)[rank::world], device=where):

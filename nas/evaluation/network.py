@@ -36,6 +36,11 @@ class TrainedNetwork(nn.Module):
         network = self.twins[0].get(x.shape[-1], self.model)
         return network.streams(x) if isinstance(network, Network) else {"x": network(x)}
 
+    @property
+    def models(self) -> list[nn.Module]:
+        """The model and its twins."""
+        return [self.model, *self.twins[0].values()]
+
     def train(self, mode: bool = True) -> TrainedNetwork:
         """Training or eval mode, at all resolutions."""
         for twin in self.twins[0].values():
@@ -46,6 +51,8 @@ class TrainedNetwork(nn.Module):
 def at_side(network: Network, side: int) -> Network:
     """The same network for images of another side; parameters, statistics and drop path rates are those of `network`.
 
+    What never learns and is another at each side (T2T-ViT's positions, a fixed sinusoid) is the twin's own.
+
     Raises:
         InputError: its weights depend on the side (attention biases, positions), or it takes no such images.
     """
@@ -55,6 +62,10 @@ def at_side(network: Network, side: int) -> Network:
     except (InputError, RuntimeError) as error:
         raise InputError(f"multi_scale: {network.arch.family} takes no images of {side} pixels: {error}") from error
     ours, theirs = (dict(each.state_dict()) for each in (network, twin))
+    fixed = {name for name, value in twin.named_parameters() if not value.requires_grad}
+    for name in fixed & ours.keys():
+        if ours[name].shape != theirs[name].shape:
+            del ours[name], theirs[name]
     for name in sorted({*ours, *theirs}):
         if name not in ours or name not in theirs or ours[name].shape != theirs[name].shape:
             raise InputError(
@@ -80,19 +91,30 @@ def add_dropout(model: nn.Module, classifier: float, branches: float) -> list[Re
         branches: share of what attention and MLP give, in residuals that begin with a layer norm.
 
     Raises:
-        InputError: the model is none of ours, or has no classifier of one input.
+        InputError: the model is none of ours, or has no classifier of one input or no such residuals.
     """
+    name = model.arch.family if isinstance(model, Network) else type(model).__name__
+    bodies = [residual.body for residual in _residuals(model) if _begins_with_norm(residual.body)]
+    if branches and not bodies:
+        raise InputError(
+            f"branch_dropout: no residual of {name} begins with a layer norm, so nothing would be dropped; "
+            f"set branch_dropout=0"
+        )
     handles = []
     if classifier:
         last = model.stages[-1][-1] if isinstance(model, Network) else None  # type: ignore[index]
         if not isinstance(last, BlockModule) or not isinstance(last.block, Logits):
             raise InputError(f"dropout: {type(model).__name__} does not end in Logits; leave dropout out")
         handles.append(last.register_forward_pre_hook(functools.partial(_dropped_inputs, rate=classifier)))
-    for residual in _residuals(model) if branches else ():
-        first = next((part for part in residual.body.modules() if isinstance(part, Leaf)), None)
-        if first is not None and isinstance(first.op, LayerNorm):
-            handles.append(residual.body.register_forward_hook(functools.partial(_dropped_output, rate=branches)))
+    if branches:
+        dropped = functools.partial(_dropped_output, rate=branches)
+        handles += [body.register_forward_hook(dropped) for body in bodies]
     return handles
+
+
+def _begins_with_norm(body: nn.Module) -> bool:
+    first = next((part for part in body.modules() if isinstance(part, Leaf)), None)
+    return first is not None and isinstance(first.op, LayerNorm)
 
 
 def _dropped_inputs(module: nn.Module, inputs: tuple[Any, ...], rate: float) -> tuple[Any, ...]:

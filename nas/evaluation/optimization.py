@@ -8,7 +8,7 @@ import torch
 from timm.models import model_parameters
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
-from timm.utils import dispatch_clip_grad
+from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import nn
 
 from nas.evaluation.recipe import Recipe
@@ -22,15 +22,14 @@ FUSED_OPTIMIZERS = {"adam", "adamw", "sgd"}
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimizer; vectors are not decayed.
 
-    With a `host_lr` of its own, the class token and the positions of the host stay as they are, and what is no
-    prediction module is in groups marked `host`, whose rates `Schedule` sets apart.
+    With a `host_lr` of its own, the class token and the positions of the host stay as they are. With that or
+    `host_frozen`, what is no prediction module is in groups marked `host`, whose rates `Schedule` sets apart.
     """
-    groups = param_groups_weight_decay
+    groups = _host_apart if recipe.host_lr != 1 or recipe.host_frozen else param_groups_weight_decay
     if recipe.host_lr != 1:
         for part in model.modules():
             if isinstance(part, Leaf) and isinstance(part.op, ClassAndPositions):
                 part.requires_grad_(False)
-        groups = _host_apart
     fused = {"fused": True} if recipe.optimizer in FUSED_OPTIMIZERS else {}
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
         model,
@@ -86,6 +85,15 @@ class Schedule:
         for group in self.optimizer.param_groups:
             if group.get("host"):
                 group["lr"] *= 0.0 if epoch <= self.recipe.host_frozen else self.recipe.host_lr
+
+
+def averaged(model: nn.Module, decay: float) -> ModelEmaV3:
+    """Averaged weights: until the decay is reached, all steps count the same, (n - 1) / n of the average at step n.
+
+    With timm's default power of 2/3 the decay .9999 would be reached after a million steps, which is more than a
+    recipe of a paper has; here it is after 1 / (1 - decay).
+    """
+    return ModelEmaV3(model, decay, use_warmup=True, warmup_power=1.0)
 
 
 def clip(model: nn.Module, recipe: Recipe) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 
 class Recipe(BaseModel):
@@ -20,7 +20,7 @@ class Recipe(BaseModel):
         default=64, ge=2, description="images a step of all processes; a last incomplete batch is left out"
     )
     accumulate: int = Field(default=1, ge=1, description="parts of a step that a process computes one by one")
-    multi_scale: tuple[int, ...] = Field(
+    multi_scale: tuple[PositiveInt, ...] = Field(
         default=(), description="sides in pixels, drawn anew for every batch; batches of small images are larger"
     )
     optimizer: str = Field(default="adamw", description="a name that timm.optim knows")

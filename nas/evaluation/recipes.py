@@ -26,6 +26,20 @@ DEIT: dict[str, Any] = {
     "mixup": 0.8,
     "cutmix": 1.0,
 }
+# arXiv:2106.02034: from the weights of its host, which is the teacher too
+DYNAMICVIT: dict[str, Any] = DEIT | {
+    "epochs": 30,
+    "warmup_fraction": 5 / 30,
+    "final_lr": 1e-3,
+    "weight_decay": 0.05,
+    "host_lr": 0.01,
+    "host_frozen": 5,
+    "start": "teacher",
+    "ratio": 2.0,
+    "distill_soft": 0.5,
+    "distill_tokens": 0.5,
+    "ema_decay": 0.9999,
+}
 
 RECIPES: Mapping[str, Recipe] = {
     # arXiv:2206.01191: hard distillation with two heads, the teacher is timm's regnety_160.deit_in1k
@@ -47,7 +61,7 @@ RECIPES: Mapping[str, Recipe] = {
         weight_decay=0.2,
         dropout=0.3,
     ),
-    # arXiv:2110.02178: crops and mirrors only; 3,000 steps of warm-up in 300 epochs of 1,251
+    # arXiv:2110.02178: crops and mirrors only; 3,000 steps of warm-up in 300 epochs of 1,251; branch_dropout 0 for v2
     "mobilevit-300": Recipe(
         epochs=300,
         batch_size=1024,
@@ -60,19 +74,9 @@ RECIPES: Mapping[str, Recipe] = {
         branch_dropout=0.1,
         multi_scale=(160, 192, 256, 288, 320),
     ),
-    # arXiv:2106.02034: from the weights of its host, which is the teacher too
-    "dynamicvit-30": Recipe(
-        **DEIT | {"epochs": 30, "warmup_fraction": 5 / 30},
-        final_lr=1e-3,
-        weight_decay=0.05,
-        host_lr=0.01,
-        host_frozen=5,
-        start="teacher",
-        ratio=2.0,
-        distill_soft=0.5,
-        distill_tokens=0.5,
-        ema_decay=0.9999,
-    ),
+    "dynamicvit-30": Recipe(**DYNAMICVIT),
+    # its code's for DeiT-B
+    "dynamicvit-b-30": Recipe(**DYNAMICVIT | {"ratio": 5.0, "drop_path": 0.2}),
     # images of 28 to 32 pixels on a CPU: no crops, small batches; 12,000 images in less than a minute
     "small": Recipe(epochs=6, batch_size=64),
 }
@@ -93,5 +97,10 @@ def read_recipe(fields: Mapping[str, Any], name: str | None = None) -> Recipe:
     try:
         return Recipe(**base | dict(fields))
     except ValidationError as error:
-        problems = [f"{item['loc'][0]}: {item['msg']}, got {item['input']!r}" for item in error.errors()]
+        problems = [f"{_place(item['loc'])}: {item['msg']}, got {item['input']!r}" for item in error.errors()]
         raise InputError(f"recipe: {'; '.join(problems)}") from error
+
+
+def _place(loc: tuple[int | str, ...]) -> str:
+    """`multi_scale[1]` for the second of its sides."""
+    return "".join(f"[{part}]" if isinstance(part, int) else part for part in loc)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from nas.arch import Arch
-from nas.building import build, input_shape_of, load_weights, with_classes
+from nas.building import build, input_shape_of, load_arch, load_weights, with_classes
+from nas.errors import InputError
 from nas.evaluation.checkpoint import read_weights as read_weights
 from nas.evaluation.data import load_data
 from nas.evaluation.distributed import joined, own_process
@@ -60,14 +61,21 @@ def train_arch(
 
     Returns:
         The figures written to `result.json`, and the paths.
+
+    Raises:
+        InputError: `folder` is that of another architecture, or something does not fit; see `train` as well.
     """
     settings = read_recipe(fields or {}, recipe)
     if threads is not None:
         torch.set_num_threads(threads)
     data = load_data(data_name, arch.input_shape, seed=seed, val_fraction=val_fraction, limit=limit)
     fitted = with_classes(arch, data.classes)
+    _check_folder(folder, fitted)
     model = build(fitted, seed=seed, drop_path=settings.drop_path)
-    guide = load_teacher(teacher, teacher_weights, arch.input_shape, data.classes) if teacher is not None else None
+    guide = None
+    if teacher is not None:
+        seen = data.train.normalisation
+        guide = load_teacher(teacher, teacher_weights, arch.input_shape, data.classes, seen)
 
     def show(epoch: Mapping[str, Any]) -> None:
         if progress is not None:
@@ -79,7 +87,9 @@ def train_arch(
         first = own_process()[0] == 0
         if first:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "arch.json").write_text(fitted.to_json() + "\n", encoding="utf-8")
+            temporary = folder / ".arch.json.tmp"
+            temporary.write_text(fitted.to_json() + "\n", encoding="utf-8")
+            temporary.replace(folder / "arch.json")
         result = train(
             model,
             data,
@@ -102,6 +112,16 @@ def train_arch(
         "arch_file": str(folder / "arch.json"),
         "log": str(folder / "training.csv"),
     }
+
+
+def _check_folder(folder: Path, arch: Arch) -> None:
+    path = folder / "arch.json"
+    there = load_arch(path) if path.exists() else arch
+    if there != arch:
+        raise InputError(
+            f"{folder}: there is a training of another architecture, {there.family} {there.id}, and this is "
+            f"{arch.family} {arch.id}; choose another folder (--out), or delete that one"
+        )
 
 
 def _facts(result: TrainResult, arch: Arch, data: str, recipe: Recipe, seed: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import timm
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 import search_spaces
@@ -16,8 +17,11 @@ from nas.arch import Arch
 from nas.building import Network, build, load_arch, load_weights, with_classes
 from nas.errors import InputError, suggest
 from nas.evaluation.checkpoint import read_weights
+from nas.evaluation.data import Normalisation, normalisation
 from nas.ops import BlockModule
 from nas.timm_models import from_timm, timm_name
+
+IMAGENET = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
 class Answer(NamedTuple):
@@ -42,10 +46,24 @@ class Teacher:
         model: the network.
         arch: ours, None for a model of timm.
         id: hash of name and weights.
+
+    Args:
+        side: of the images it takes, in pixels.
+        given: the normalisation of the images that it is asked about.
+        learned: that of the images it learned from; None for the same.
     """
 
-    def __init__(self, name: str, model: nn.Module, arch: Arch | None, side: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        arch: Arch | None,
+        side: int,
+        given: Normalisation | None = None,
+        learned: Normalisation | None = None,
+    ) -> None:
         self.name, self.arch, self.side = name, arch, side
+        self.change = None if given is None or learned is None or given == learned else _change(given, learned)
         self.model = model.eval().requires_grad_(False)
         digest = hashlib.sha256(name.encode())
         for key, value in model.state_dict().items():
@@ -59,7 +77,10 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, *, tokens: bool = False) -> Answer:
-        """What it says about normalised images (N, C, H, W), which are resized to its own resolution."""
+        """What it says about images (N, C, H, W), which are brought to its own normalisation and resolution."""
+        if self.change is not None:
+            factor, offset = (value.to(images.device)[:, None, None] for value in self.change)
+            images = images * factor + offset
         if images.shape[-1] != self.side:
             images = nn.functional.interpolate(images, (self.side, self.side), mode="bilinear", antialias=True)
         if not tokens:
@@ -67,22 +88,39 @@ class Teacher:
         return _our_tokens(self.model, images) if isinstance(self.model, Network) else _timm_tokens(self.model, images)
 
 
-def load_teacher(name: str, weights: Path | None, input_shape: tuple[int, int, int], classes: int) -> Teacher:
+def _change(given: Normalisation, learned: Normalisation) -> tuple[Tensor, Tensor]:
+    """Factor and offset of each channel, from one normalisation to another."""
+    mean, std, own_mean, own_std = (torch.tensor(each) for each in (*given, *learned))
+    return std / own_std, (mean - own_mean) / own_std
+
+
+def load_teacher(
+    name: str,
+    weights: Path | None,
+    input_shape: tuple[int, int, int],
+    classes: int,
+    given: Normalisation | None = None,
+) -> Teacher:
     """A teacher for images (C, H, W) of `classes` classes.
+
+    Our networks take images as the data normalise them, those of timm as timm says of the model (its `pretrained_cfg`),
+    which is how its scripts train them.
 
     Args:
         name: a preset, a JSON file of an arch, or a model that timm knows.
         weights: a state dict; a model of timm without one comes with its published weights.
         input_shape: of the student's images; other resolutions are resized.
         classes: of the data set.
+        given: the normalisation of the student's images (`Split.normalisation`).
 
     Raises:
-        InputError: unknown name, no weights, or another number of classes or channels.
+        InputError: unknown name, no weights, another number of classes or channels, or a model of timm whose images
+            are normalised otherwise than ImageNet's while nobody knows how the student's are.
     """
     if name in search_spaces.presets() or Path(name).suffix == ".json":
         teacher = _ours(name, weights, classes)
     elif timm.is_model(name):
-        teacher = _from_timm(name, weights, input_shape, classes)
+        teacher = _from_timm(name, weights, input_shape, classes, given)
     else:
         known = [*search_spaces.presets(), *timm.list_models()]
         raise InputError(f"{suggest('teacher', name, known)} A file of an arch ends in .json.")
@@ -104,7 +142,13 @@ def _ours(name: str, weights: Path | None, classes: int) -> Teacher:
     return Teacher(name, model, arch, arch.input_shape[1])
 
 
-def _from_timm(name: str, weights: Path | None, input_shape: tuple[int, int, int], classes: int) -> Teacher:
+def _from_timm(
+    name: str,
+    weights: Path | None,
+    input_shape: tuple[int, int, int],
+    classes: int,
+    given: Normalisation | None,
+) -> Teacher:
     options: dict[str, Any] = {"pretrained": weights is None, "in_chans": input_shape[0]}
     if weights is not None:
         options["num_classes"] = classes
@@ -115,8 +159,15 @@ def _from_timm(name: str, weights: Path | None, input_shape: tuple[int, int, int
     except (RuntimeError, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"teacher {name}: no weights ({reason}); name a file of them") from error
-    fixed = model.pretrained_cfg.get("fixed_input_size", False)
-    return Teacher(name, model, None, model.pretrained_cfg["input_size"][1] if fixed else input_shape[1])
+    facts = model.pretrained_cfg
+    learned = None if isinstance(model, Network) else normalisation(facts["mean"], facts["std"], input_shape[0])
+    if given is None and learned not in (None, normalisation(*IMAGENET, input_shape[0])):
+        raise InputError(
+            f"teacher {name} takes images of mean {facts['mean']} and std {facts['std']}, and the data set does not "
+            f"say how it normalises its own; give its Split a `normalisation`, or take a teacher with ImageNet's"
+        )
+    side = facts["input_size"][1] if facts.get("fixed_input_size", False) else input_shape[1]
+    return Teacher(name, model, None, side, given, learned)
 
 
 def _tried(teacher: Teacher, input_shape: tuple[int, int, int]) -> Tensor:
@@ -170,6 +221,6 @@ def _as_ours(teacher: Teacher) -> tuple[Arch, Mapping[str, Tensor]]:
     if teacher.arch is not None:
         return teacher.arch, teacher.model.state_dict()
     for preset in search_spaces.presets():
-        if timm_name(preset) == teacher.name:
+        if timm_name(preset) == teacher.name.partition(".")[0]:  # behind the dot is what it was trained on
             return load_arch(preset), from_timm(preset, teacher.model.state_dict())
     raise InputError(f"start: {teacher.name} of timm is no preset of ours, so a student cannot start from its weights")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from timm.optim import list_optimizers
-from timm.utils import ModelEmaV3, distribute_bn
+from timm.utils import distribute_bn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,7 +35,7 @@ from nas.evaluation.distributed import of_first, own_process, summed
 from nas.evaluation.log import Log
 from nas.evaluation.metrics import Metrics, TrainingDiverged, evaluate, laid_out
 from nas.evaluation.network import TrainedNetwork, add_dropout
-from nas.evaluation.optimization import Schedule, clip, make_optimizer
+from nas.evaluation.optimization import Schedule, averaged, clip, make_optimizer
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.sampler import PlannedBatch, Share, batch_table, multi_scale, shuffled
 from nas.evaluation.teacher import Teacher, start_from
@@ -95,7 +95,8 @@ def train(
     A model returns logits (N, classes); in training it may return a tuple of them, whose losses are averaged, or of
     which the last learns from the teacher. `checkpoint` is written after each epoch; where it exists, training goes on
     from it, and on one CPU thread ends with the very weights of an uninterrupted run. `on_epoch` gets the history entry
-    of each epoch trained now; what it raises ends the training. The test split is read only if `test` is set. In
+    of each epoch trained now; what it raises ends the training. However that ends, the recipe's dropout is taken away
+    from the model, and what was frozen for it may learn again. The test split is read only if `test` is set. In
     processes that have joined (`nas.evaluation.distributed`) each trains on its part of every step, and the first
     writes.
 
@@ -120,8 +121,14 @@ def train(
     first = own_process()[0] == 0
     _check(data, recipe, teacher)
     journal = Log(log) if log is not None and first else None
-    with naming_memory(recipe.batch_size, data.train.input_shape, where):
+    with contextlib.ExitStack() as after, naming_memory(recipe.batch_size, data.train.input_shape, where):
+        if journal is not None:
+            after.callback(journal.close)
+        for weight in model.parameters():
+            after.callback(weight.requires_grad_, weight.requires_grad)
         trainer = _Trainer(model, data, recipe, where, seed, teacher)
+        for handle in trainer.dropout:
+            after.callback(handle.remove)
         if checkpoint is not None and of_first(checkpoint.exists()):
             trainer.restore(checkpoint)
         while trainer.epochs_done < recipe.epochs:
@@ -133,8 +140,6 @@ def train(
             if on_epoch is not None:
                 on_epoch(dict(entry))
         trainer.finish()
-    if journal is not None:
-        journal.close()
     final = evaluate(model, data.test, device=where, channels_last=recipe.channels_last) if test else None
     history = tuple(trainer.history)
     return TrainResult(
@@ -170,19 +175,21 @@ class _Trainer:
             _start(model, teacher)
         if recipe.channels_last:
             self.model.to(memory_format=torch.channels_last)
-        self.dropout = add_dropout(model, recipe.dropout, recipe.branch_dropout)
         self.optimizer = make_optimizer(model, recipe)
-        self.network: nn.Module = TrainedNetwork(model, [s for s in recipe.multi_scale if s != self.side])
+        trained = TrainedNetwork(model, [s for s in recipe.multi_scale if s != self.side])
+        self.network: nn.Module = trained
         if world > 1:
-            self.network = DistributedDataParallel(self.network, broadcast_buffers=False)
+            self.network = DistributedDataParallel(trained, broadcast_buffers=False)
         self.images = data.train.to(device)
         self.schedule = Schedule(self.optimizer, recipe, len(data.train) // recipe.batch_size)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        self.ema = ModelEmaV3(model, recipe.ema_decay, use_warmup=True) if recipe.ema_decay is not None else None
+        self.ema = averaged(model, recipe.ema_decay) if recipe.ema_decay is not None else None
         self.mix = Mix(recipe, data.classes)
         self.criterion = Criterion(recipe, model, data.classes, teacher, device)
         self.history: list[Epoch] = []
         self.updates = 0
+        rates = recipe.dropout, recipe.branch_dropout
+        self.dropout = [handle for each in trained.models for handle in add_dropout(each, *rates)]
 
     @property
     def epochs_done(self) -> int:
@@ -282,8 +289,6 @@ class _Trainer:
 
     def finish(self) -> None:
         """Leave the result in the model."""
-        for handle in self.dropout:
-            handle.remove()
         if self.ema is not None:
             self.model.load_state_dict(self.ema.module.state_dict())
         self.model.eval()
@@ -321,7 +326,10 @@ class _Trainer:
         return {
             "recipe": self.recipe.model_dump(),
             "data": request | {"train": len(self.data.train), "val": len(self.data.val)},
-            "model": {"parameters": hashlib.sha256(repr(parameters).encode()).hexdigest()[:16]},
+            "model": {
+                "parameters": hashlib.sha256(repr(parameters).encode()).hexdigest()[:16],
+                **({"arch": self.model.arch.id} if isinstance(self.model, Network) else {}),
+            },
             "training": {"seed": self.seed, "teacher": self.teacher.id if self.teacher else None},
         }
 

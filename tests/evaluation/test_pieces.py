@@ -1,6 +1,7 @@
 """Pieces of a recipe, each by what it does to a training: parts of a step, number formats, resolutions, kept tokens."""
 
 import csv
+import time
 from dataclasses import replace
 
 import pandas as pd
@@ -13,6 +14,7 @@ from nas.errors import InputError
 from nas.evaluation.augmentation import RandAugment
 from nas.evaluation.data import load_data
 from nas.evaluation.devices import seeded
+from nas.evaluation.log import Log
 from nas.evaluation.optimization import Schedule, make_optimizer
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.teacher import Teacher
@@ -110,6 +112,22 @@ def test_tensorboard_shows_what_the_log_says(data, tmp_path):
         assert shown == [(entry["epoch"], pytest.approx(entry[name], rel=1e-6)) for entry in result.history]
 
 
+def test_tensorboard_shows_every_epoch_once_though_one_was_lost_between_checkpoint_and_log(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    history = [{"epoch": epoch, "train_loss": 1.0 / epoch} for epoch in (1, 2, 3, 4)]
+    before, after = Log(tmp_path), Log(tmp_path)
+    before.write(history[:1])
+    before.close()  # killed after it saved epoch 2
+    time.sleep(1.1)  # TensorBoard orders its files by seconds
+    after.write(history[:3])
+    after.write(history)
+    after.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("train_loss")
+    assert [(event.step, event.value) for event in events] == [(n, pytest.approx(1 / n)) for n in (1, 2, 3, 4)]
+
+
 def test_prediction_modules_have_a_rate_of_their_own_and_the_host_waits():
     model = build(make(HOST, 16, 3, (1,), (50,), side=8, classes=10))
     recipe = Recipe(epochs=4, lr=0.5, host_lr=0.1, host_frozen=2, warmup_fraction=0.0)
@@ -127,6 +145,21 @@ def test_prediction_modules_have_a_rate_of_their_own_and_the_host_waits():
         rates = {group["host"]: group["lr"] for group in optimizer.param_groups}
         assert rates[True] == pytest.approx(0.0 if epoch <= 2 else 0.1 * rates[False])
         assert rates[False] > 0.005
+
+
+def test_a_host_of_the_same_rate_waits_for_its_epochs_too(data):
+    """After the first of two epochs only prediction modules have moved; nothing but the epochs says otherwise."""
+    arch = replace(make(HOST, 16, 2, (1,), (50,), side=8, classes=10), input_shape=(1, 8, 8))
+    model = build(arch)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    moved = []
+
+    def look(entry):
+        moved.append({name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])})
+
+    train(model, data, Recipe(epochs=2, batch_size=32, amp="none", host_frozen=1), on_epoch=look)
+    assert moved[0] == {name for name in before if name.startswith("stages.0.3.")}
+    assert moved[1] == before.keys()
 
 
 def test_the_share_of_tokens_that_are_kept_learns_to_be_what_is_asked_for():

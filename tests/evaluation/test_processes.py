@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from sklearn.metrics import accuracy_score
 
-from tests.evaluation.trainer_process import RECIPES, run
+from nas.evaluation.data import load_data
+from nas.evaluation.metrics import EVAL_BATCH
+from tests.evaluation.trainer_process import RECIPES, network, run
 
 ROOT = Path(__file__).parents[2]
 MODULE = "tests.evaluation.trainer_process"
@@ -59,6 +62,24 @@ def test_two_processes_train_what_one_does_where_nothing_is_drawn(shared, tmp_pa
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
         assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-4)
         assert (ours["images"], ours["steps"]) == (theirs["images"], theirs["steps"])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_both_processes_report_what_one_finds_in_validation_even_if_there_is_a_batch_for_one_only(rank, shared):
+    data = load_data("digits", (1, 16, 16), limit=160)
+    assert len(data.val) <= EVAL_BATCH
+    found = torch.load(shared / "plain" / f"process-{rank}.pt")
+    model = network("plain")
+    model.load_state_dict(found["model"])
+    logits, labels = [], []
+    with torch.no_grad():
+        for images, classes in data.val.batches(8):
+            logits.append(model.eval()(images))
+            labels.append(classes)
+    logits, labels = torch.cat(logits), torch.cat(labels)
+    last = found["history"][-1]
+    assert last["val_accuracy"] == pytest.approx(accuracy_score(labels, logits.argmax(1)))
+    assert last["val_loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["plain", "convolutions", "tokens"])

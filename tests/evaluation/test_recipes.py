@@ -1,8 +1,10 @@
 """The recipes of the papers, against the figures of their sheets."""
 
 import pytest
+from torch import nn
 
 from nas.errors import InputError
+from nas.evaluation.optimization import averaged
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.recipes import RECIPES, read_recipe
 
@@ -36,7 +38,9 @@ SHEETS = {
         "label_smoothing": 0.1, "flip": True, "shift": 0,
     },
 }  # fmt: skip
+SHEETS["dynamicvit-b-30"] = SHEETS["dynamicvit-30"] | {"ratio": 5.0, "drop_path": 0.2}
 WARM_UP_EPOCHS = {"efficientformer-300": 5, "nextvit-300": 20, "mobilevit-300": 3000 / 1251, "dynamicvit-30": 5}
+WARM_UP_EPOCHS["dynamicvit-b-30"] = 5
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
@@ -52,6 +56,22 @@ def test_the_cosine_of_dynamicvit_ends_at_a_millionth():
     assert recipe.lr * recipe.final_lr == pytest.approx(1e-6)
 
 
+@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.ema_decay is not None])
+def test_the_average_reaches_the_decay_of_its_recipe_in_the_first_half_of_the_training(name):
+    recipe = RECIPES[name]
+    steps = 1_281_167 // recipe.batch_size * recipe.epochs  # ImageNet
+    assert averaged(nn.Linear(1, 1), recipe.ema_decay).get_decay(steps // 2) == recipe.ema_decay
+
+
+def test_until_then_the_average_is_the_mean_of_all_steps():
+    model = nn.Linear(1, 1)
+    average = averaged(model, 0.9999)
+    for step in range(1, 8):
+        nn.init.constant_(model.weight, step**2)
+        average.update(model, step=step)
+        assert average.module.weight.item() == pytest.approx(sum(n**2 for n in range(1, step + 1)) / step)
+
+
 def test_single_fields_go_over_those_of_the_recipe():
     recipe = read_recipe({"epochs": 2, "multi_scale": [32, 64]}, "mobilevit-300")
     assert (recipe.epochs, recipe.multi_scale, recipe.lr) == (2, (32, 64), 2e-3)
@@ -64,6 +84,8 @@ def test_single_fields_go_over_those_of_the_recipe():
         ({}, "dynamicvit30", "unknown recipe 'dynamicvit30', did you mean 'dynamicvit-30'"),
         ({"drop_pat": 1}, "small", "unknown recipe field 'drop_pat', did you mean 'drop_path'"),
         ({"epochs": 0, "amp": "fp8"}, None, r"epochs: .*, got 0; amp: .*, got 'fp8'"),
+        ({"multi_scale": [160, 0, -32]}, None, r"multi_scale\[1\]: .*, got 0; multi_scale\[2\]: .*, got -32"),
+        ({"multi_scale": [160, 32.5]}, None, r"multi_scale\[1\]: .*, got 32.5"),
         ({"rand_augment": "m9"}, None, "rand_augment: .*got 'm9'"),
     ],
 )

@@ -6,6 +6,8 @@ import torch
 
 from nas.building import build, load_arch, with_classes
 from nas.errors import InputError
+from nas.evaluation.data import DataRequest, in_memory
+from nas.evaluation.datasets.imagefolder import FolderSplit
 from nas.evaluation.teacher import load_teacher, start_from
 from search_spaces.dynamicvit import SMALL_DEIT, make
 from tests.small import lively
@@ -49,7 +51,7 @@ def test_patch_tokens_are_those_behind_the_last_norm(tmp_path):
     """timm's `forward_features` of the same network with the same weights."""
     theirs = timm.create_model("deit_tiny_patch16_224", num_classes=CLASSES)
     torch.save(theirs.state_dict(), tmp_path / "timm.pt")
-    by_timm = load_teacher("deit_tiny_patch16_224", tmp_path / "timm.pt", (3, 224, 224), CLASSES)
+    by_timm = load_teacher("deit_tiny_patch16_224.fb_in1k", tmp_path / "timm.pt", (3, 224, 224), CLASSES)
     student = build(with_classes(load_arch("dynamicvit-deit-t-0.7"), CLASSES))
     start_from(by_timm, student)
     qkv = student.get_parameter("stages.0.2.body.0.body.1.body.qkv.weight")
@@ -66,6 +68,52 @@ def test_patch_tokens_are_those_behind_the_last_norm(tmp_path):
     assert first.tokens.shape == (2, 196, 192)
     torch.testing.assert_close(first.tokens, second.tokens, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(first.logits, second.logits, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("channels", "own"), [(3, 3), (3, 1), (1, 1), (1, 3)])
+def test_a_teacher_of_timm_sees_bytes_as_timm_shows_them_to_it(tmp_path, channels, own):
+    """For a model of mean and deviation 0.5: (byte / 255 - 0.5) / 0.5, however the data are normalised."""
+    name = "vit_tiny_patch16_224.augreg_in21k"
+    theirs = timm.create_model(name, num_classes=CLASSES, in_chans=channels).eval()
+    assert theirs.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
+    torch.save(theirs.state_dict(), tmp_path / "weights.pt")
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.tensor([255, 120, 60])[:own, None, None]
+    shown = (torch.rand(6, own, 224, 224, generator=generator) * scale).byte()
+    labels = torch.arange(6) % 2
+    data = in_memory(
+        DataRequest("x", None, (channels, 224, 224), 0, 0.5, None), CLASSES, *[(shown, labels)] * 2, mirrors=True
+    )
+    student_sees, _ = next(data.test.batches(6))
+    teacher = load_teacher(name, tmp_path / "weights.pt", (channels, 224, 224), CLASSES, data.test.normalisation)
+    seen = []
+    teacher.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    teacher(student_sees)
+    if channels == own:
+        expected = (shown.float() / 255 - 0.5) / 0.5
+        torch.testing.assert_close(seen[0], expected, rtol=0, atol=1e-4)
+    elif own == 1:
+        torch.testing.assert_close(
+            seen[0], ((shown.float() / 255 - 0.5) / 0.5).expand(-1, 3, -1, -1), rtol=0, atol=1e-4
+        )
+    else:  # every colour was divided by its own deviation before they became grey
+        grey = (shown.float() * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+        assert seen[0].mean() == pytest.approx(float((grey / 255 - 0.5).mean() / 0.5), abs=0.02)
+
+
+def test_published_normalisation_of_a_folder_stays_as_it_is_and_an_unknown_one_is_refused(tmp_path):
+    usual = timm.create_model("test_efficientnet", num_classes=CLASSES)
+    other = timm.create_model("vit_tiny_patch16_224.augreg_in21k", num_classes=CLASSES)
+    for name, model in (("usual", usual), ("other", other)):
+        torch.save(model.state_dict(), tmp_path / f"{name}.pt")
+    folder = FolderSplit((), CLASSES, (3, 64, 64), training=False)
+    assert folder.normalisation.mean == pytest.approx((123.675, 116.28, 103.53))
+    assert folder.normalisation.std == pytest.approx((58.395, 57.12, 57.375))
+    given = (3, 224, 224), CLASSES
+    teacher = load_teacher("test_efficientnet", tmp_path / "usual.pt", *given, folder.normalisation)
+    assert teacher.change is None
+    with pytest.raises(InputError, match=r"mean \(0.5, 0.5, 0.5\) .* does not say how it normalises"):
+        load_teacher("vit_tiny_patch16_224.augreg_in21k", tmp_path / "other.pt", *given)
 
 
 @pytest.mark.parametrize(

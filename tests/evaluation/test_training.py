@@ -4,6 +4,7 @@ import math
 import os
 import pickle
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
+from nas import building as networks
 from nas.errors import InputError
 from nas.evaluation import evaluators, training
 from nas.evaluation.augmentation import distorted
@@ -22,6 +24,8 @@ from nas.evaluation.evaluators import load_evaluator
 from nas.evaluation.optimization import make_optimizer
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.training import TrainingDiverged, evaluate, train
+from search_spaces.deit import PatchTokens, ViTBlock
+from search_spaces.dynamicvit import make
 
 EVERYTHING = Recipe(
     epochs=3,
@@ -208,6 +212,19 @@ def test_a_checkpoint_of_another_training_is_refused_and_kept(data, tmp_path, ch
     with pytest.raises(InputError, match=message):
         train(**given | change, checkpoint=path)
     assert path.read_bytes() == content
+
+
+def test_a_checkpoint_of_another_architecture_with_the_same_parameters_is_refused(tmp_path):
+    host = PatchTokens(patch=4), ViTBlock(2, head_dim=8)
+    archs = [make(host, 16, 2, (1,), (keep,), side=16, classes=10) for keep in (50, 70)]
+    models = [networks.build(replace(arch, input_shape=(1, 16, 16))) for arch in archs]
+    shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in models]
+    assert shapes[0] == shapes[1]
+    data, path = load_data("digits", (1, 16, 16), limit=40), tmp_path / "model.pt"
+    recipe = Recipe(epochs=1, batch_size=16, amp="none")
+    train(models[0], data, recipe, checkpoint=path)
+    with pytest.raises(InputError, match=rf"model\.arch is '{models[0].arch.id}' there, '{models[1].arch.id}' here"):
+        train(models[1], data, recipe, checkpoint=path)
 
 
 class Attack:

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from nas.arch import calls_of
+from nas.arch import Arch, calls_of
 from nas.building import Network, build, cost_of
 from nas.errors import InputError
+from nas.evaluation.criterion import Criterion
+from nas.evaluation.recipe import Recipe
 from nas.ops import Row, Shape
 from nas.tracing import calls_of_unit
 from search_spaces import deit
@@ -408,6 +410,18 @@ def test_free_percentages_multiply():
     arch = dv.make(dv.DEIT, 192, 6, (1, 3), (90, 50))
     kept = [call.outputs[0][1] - 1 for call in calls_of(arch) if isinstance(call.row.unit, dv.Prune)]
     assert kept == [176, 88]
+
+
+def test_percentages_of_all_tokens_are_taken_from_all():
+    """k_s = floor(T * rho_s), by hand for T = 196: 176.4, 156.8, 137.2; and the ratio loss wants just these."""
+    arch = dv.make(dv.DEIT, 192, 12, (3, 6, 9), (90, 80, 70), of_all=True)
+    kept = [call.outputs[0][1] - 1 for call in calls_of(arch) if isinstance(call.row.unit, dv.Prune)]
+    assert kept == [176, 156, 137]
+    asked = Criterion(Recipe(), Network(arch), 1000, None, torch.device("cpu")).ratios
+    assert asked.tolist() == pytest.approx([0.9, 0.8, 0.7])
+    assert Arch.from_json(arch.to_json()) == arch
+    with pytest.raises(InputError, match=r"never rise, got \[70, 80\]"):
+        dv.make(dv.DEIT, 192, 12, (3, 6), (70, 80), of_all=True)
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,8 @@ def test_attention_and_norms_keep_the_width_and_the_heads_of_the_host():
     [
         (shuffle.make("deit", 192, 12, shuffle="off"), deit.PRESETS["deit-t"]),
         (shuffle.make("t2t", 256, 7, ratio=2, shuffle="off"), t2t.PRESETS["t2t-vit-7"]),
+        (shuffle.make("t2t", 384, 14, ratio=3, kind="transformer", shuffle="off"), t2t.PRESETS["t2t-vit-t-14"]),
+        (shuffle.make("t2t", 256, 7, ratio=2, tokens=32, shuffle="off"), t2t.make(256, 7, tokens=32)),
         (shuffle.make_swin(SWIN_T, (2, 2, 6, 2), shuffle="off"), swin.PRESETS["swin-t"]),
     ],
 )

@@ -24,7 +24,7 @@ from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
 from nas.errors import InputError
-from nas.evaluation.data import Batch, Data, DataRequest, ImageTransform, Split
+from nas.evaluation.data import Batch, Data, DataRequest, ImageTransform, Normalisation, Split, normalisation
 from nas.evaluation.devices import seeded
 from nas.evaluation.sampler import PlannedBatch
 
@@ -77,6 +77,10 @@ class FolderSplit(Split):
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def normalisation(self) -> Normalisation:
+        return normalisation(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, self.input_shape[0])
+
     def read(
         self,
         plan: Sequence[PlannedBatch],
@@ -92,11 +96,7 @@ class FolderSplit(Split):
             pin_memory=torch.device(device).type == "cuda",
             generator=torch.Generator().manual_seed(seed),  # else it draws from the global one
         )
-        channels = self.input_shape[0]
-        mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN) * 255, torch.tensor(IMAGENET_DEFAULT_STD) * 255
-        if channels == 1:
-            mean, std = mean.mean(0, keepdim=True), std.mean(0, keepdim=True)
-        mean, std = (value.to(device)[:, None, None] for value in (mean, std))
+        mean, std = (torch.tensor(value).to(device)[:, None, None] for value in self.normalisation)
         for images, labels in loader:
             floats = images.to(device, non_blocking=True).float()
             yield (floats - mean) / std, labels.to(device, non_blocking=True)
