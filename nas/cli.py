@@ -59,6 +59,8 @@ PrecisionOption = Annotated[str, typer.Option("--precision", help="Of weights an
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads set in the runtime itself.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of all randomness.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+#: what a profile takes where neither a flag nor a table says otherwise
+PROFILED = {"runtime": "onnxruntime", "threads": 1, "precision": "fp32", "level": "block", "method": "auto"}
 
 
 def main() -> None:
@@ -213,13 +215,24 @@ def profile(
         Path | None, typer.Option("--table", "-t", "--output", "-o", help="The table to write or complete.")
     ] = None,
     arch: Annotated[str | None, typer.Option("--arch", help="Only the rows that this arch needs.")] = None,
-    runtime: RuntimeOption = "onnxruntime",
-    threads: ThreadsOption = 1,
-    precision: PrecisionOption = "fp32",
-    level: Annotated[str, typer.Option("--level", help="What a row is: block or op.")] = "block",
+    runtime: Annotated[
+        str | None, typer.Option("--runtime", help="What runs the network; default: the table's, or onnxruntime.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Threads in the runtime; default: the table's, or 1.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="fp32, fp16, bf16, int8; default: the table's, or fp32.")
+    ] = None,
+    level: Annotated[
+        str | None, typer.Option("--level", help="What a row is, block or op; default: the table's, or block.")
+    ] = None,
     method: Annotated[
-        str, typer.Option("--method", help="How rows are timed: chains, in-situ, or auto: what validated better.")
-    ] = "auto",
+        str | None,
+        typer.Option(
+            "--method", help="How rows are timed: chains, in-situ, or auto (default): the table's, or what is better."
+        ),
+    ] = None,
     rounds: Annotated[int | None, typer.Option("--rounds", min=3, help="Measuring rounds of each pass.")] = None,
     networks: Annotated[
         int | None, typer.Option("--networks", min=5, help="Whole networks for the calibration.")
@@ -262,11 +275,10 @@ def profile(
     if collect is not None:
         return _collect(collect, table, partial, accept_noise, as_json)
     known = _table(str(table)) if table is not None and table.is_file() else None
-    settings: dict[str, Any] = {"runtime": runtime, "threads": threads, "precision": precision, "level": level}
-    settings |= {"method": method, "seed": seed}
-    if known is not None:
-        settings |= {name: getattr(known.header, name) for name in settings if name != "seed"}
-    settings |= {key: value for key, value in (("rounds", rounds), ("networks", networks)) if value is not None}
+    settings: dict[str, Any] = PROFILED if known is None else {key: getattr(known.header, key) for key in PROFILED}
+    asked = {"runtime": runtime, "threads": threads, "precision": precision, "level": level, "method": method}
+    asked |= {"rounds": rounds, "networks": networks}
+    settings = settings | {key: value for key, value in asked.items() if value is not None} | {"seed": seed}
     if arch is not None:
         settings["rows"] = profiler.rows_of_arch(_arch(arch), settings["level"])
     if bundle is not None or host is not None:

@@ -13,7 +13,8 @@ import pytest
 import search_spaces
 from nas import cli
 from nas.latency import Table, scope_of
-from tests.small import TINY
+from nas.profiling.device import this_machine
+from tests.small import TINY, fake_table
 
 WIDER = dataclasses.replace(TINY, classes=20)
 
@@ -24,8 +25,8 @@ def nas(local: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     load, more = search_spaces.load, {"tiny": TINY, "wider": WIDER}
     monkeypatch.setattr(search_spaces, "load", lambda name: more.get(name) or load(name))
 
-    def run(*arguments: object) -> tuple[int, str, str]:
-        short = ("profile", "--runtime", "fake", "--rounds", 3, "--networks", 6)
+    def run(*arguments: object, runtime: str = "fake") -> tuple[int, str, str]:
+        short = ("profile", *(("--runtime", runtime) if runtime else ()), "--rounds", 3, "--networks", 6)
         monkeypatch.setattr(sys, "argv", ["nas", *map(str, (*short, *arguments))])
         code = 0
         try:
@@ -78,3 +79,40 @@ def test_wrong_settings_are_named(nas, arguments, message):
     code, _, err = nas(*arguments)
     assert code == 2
     assert message in err
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    """A table of this machine on the fake runtime, which lacks all rows but one."""
+    machine, table = this_machine(), fake_table(TINY, networks=0)
+    header = dataclasses.replace(table.header, device=machine.slug, cpu=machine.cpu, spaces=())
+    return Table(header, table.entries[:1]).write(tmp_path / "few.csv")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--threads", 2], "threads"),
+        (["--precision", "int8"], "unknown precision 'int8'"),
+        (["--level", "op"], "level"),
+        (["--method", "in-situ"], "unknown method 'in-situ'"),
+    ],
+)
+def test_a_flag_that_contradicts_the_table_is_refused_not_overruled(nas, few, flags, message):
+    code, _, err = nas("tiny", "--table", few, *flags, "--dry-run")
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_another_runtime_than_the_tables_is_refused(nas, few):
+    code, _, err = nas("tiny", "--table", few, "--dry-run", runtime="torch")
+    assert code == 2
+    assert "runtime 'fake'" in err
+    assert "'torch'" in err
+
+
+def test_flags_that_are_left_out_are_the_tables(nas, few):
+    code, out, err = nas("tiny", "--table", few, "--dry-run", "--json", runtime="")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["rows"] == len(TINY.rows())
