@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import latency_tables
 import search_spaces
 from nas.arch import Arch
+from nas.calibration import networks_for
 from nas.errors import InputError, RunError, TableError
 from nas.evaluation.data import load_data
 from nas.evaluation.devices import pick_device
@@ -76,8 +77,8 @@ def resolve_request(request: Request, log: Log, progress: Progress) -> Resolved:
     space = _space(request, given, log)
     if given is None and not (request.run_dir / "table.csv").is_file():
         log(f"profiling this machine: the rows of {space.name} on {request.runtime}, {request.threads} thread(s)")
-    table = _completed(given, space, request, progress)
     budgets = [Budget.parse(text) for text in request.budgets]
+    table = _completed(given, space, request, _networks(budgets), progress)
     names = [budget.table for budget in budgets if budget.table is not None]
     tables = {name: Table.read(latency_tables.find(name)) for name in names}
     for each in (table, *tables.values()):
@@ -142,7 +143,13 @@ def _space(request: Request, table: Table | None, log: Log) -> Space:
     return dataclasses.replace(space, classes=classes)
 
 
-def _completed(table: Table | None, space: Space, request: Request, progress: Progress) -> Table:
+def _networks(budgets: Sequence[Budget]) -> int:
+    """How many networks calibrate a table that a search makes for itself: as many as its confidences need."""
+    needed = [networks_for(budget.confidence) for budget in budgets if budget.confidence and budget.table is None]
+    return max([NETWORKS, *needed])
+
+
+def _completed(table: Table | None, space: Space, request: Request, networks: int, progress: Progress) -> Table:
     """The table, or one that this machine is profiled into; a few rows that it lacks are measured on the spot.
 
     Only on the table's own machine, and into a copy: a classifier for another number of classes is one row.
@@ -155,7 +162,7 @@ def _completed(table: Table | None, space: Space, request: Request, progress: Pr
             runtime=request.runtime,
             threads=request.threads,
             level=request.level or "block",
-            networks=NETWORKS,
+            networks=networks,
             seed=request.seed,
             accept_noise=True,  # the table says so, and finalists are measured anyway
             progress=progress,
