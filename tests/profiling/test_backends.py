@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import platform
 import subprocess
@@ -172,6 +173,19 @@ def test_a_missing_runtime_names_the_extra_that_installs_it(local, path, monkeyp
     with pytest.raises(MeasureError, match=r"millinas\[onnxruntime\]"):
         few(path, runtime="onnxruntime")
     assert not path.parent.exists()
+
+
+def test_a_runtime_from_another_distribution_says_its_own_version(monkeypatch):
+    import onnxruntime
+
+    def unknown(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", unknown)
+    assert load_backend("onnxruntime").version() == onnxruntime.__version__
+    monkeypatch.delattr(onnxruntime, "__version__")
+    with pytest.raises(MeasureError, match=r"needs onnxruntime, which is not installed: pip install"):
+        load_backend("onnxruntime").version()
 
 
 def test_onnx_runtime_uses_the_threads_it_is_told():

@@ -108,9 +108,18 @@ class Backend(ABC):
 
     @classmethod
     def version(cls) -> str:
-        """The version of the runtime, without loading it."""
+        """The version of the runtime, without loading it where pip knows it: not from another distribution, such as
+        onnxruntime-gpu, or a build of one's own.
+        """
         cls.require()
-        return importlib.metadata.version(cls.distribution)
+        try:
+            return importlib.metadata.version(cls.distribution)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+        try:
+            return str(importlib.import_module(cls.import_name or cls.distribution).__version__)
+        except (ImportError, AttributeError) as error:
+            raise cls.not_installed() from error
 
     @abstractmethod
     def prepare(self, module: nn.Module, shapes: Sequence[Shape]) -> Session:
