@@ -165,12 +165,12 @@ def _write_graphs(job: Job, folder: Path, progress: Progress) -> tuple[dict[str,
                     path.write_bytes(shared.without_weights(files[probe.key]))
                 else:
                     shutil.copyfile(files[probe.key], path)
-                graphs[probe.key] = _graph_data(probe, f"{GRAPHS}/{path.name}")
+                graphs[probe.key] = _graph_data(probe, f"{GRAPHS}/{path.name}", job.settings.least_of(probe))
     shared.write(folder)
     return graphs, bench.failures
 
 
-def _graph_data(probe: Probe, file: str) -> dict[str, Any]:
+def _graph_data(probe: Probe, file: str, least: int) -> dict[str, Any]:
     rows = probe.rows if probe.arch is None else [call.row for call in calls_of(probe.arch)]
     shapes = [list(shape) for shape in probe.shapes()]
     return {
@@ -178,6 +178,7 @@ def _graph_data(probe: Probe, file: str) -> dict[str, Any]:
         "shapes": shapes,
         "weight_bytes": probe.weight_bytes,
         "macs": sum(map(macs_of_unit, rows)),
+        "least": least,
     }
 
 

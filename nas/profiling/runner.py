@@ -29,7 +29,7 @@ from typing import Any, Callable, Iterator  # noqa: UP035  Python 3.8 cannot sub
 
 import numpy as np
 
-FORMAT = 1  # of the bundle
+FORMAT = 2  # of the bundle
 JOURNAL_FORMAT = 1  # of samples.jsonl: nas.profiling.samples
 MANIFEST, SAMPLES, FAILURES = "manifest.json", "samples.jsonl", "failures.json"
 SENTINEL_CALLS = 12  # nas.profiling.worker
@@ -272,14 +272,15 @@ class Bench:
         settings = self.manifest["settings"]
         for key in keys:
             struct.pack_into("q", self.busy, 0, self.numbers[key])
+            graph = self.manifest["graphs"][key]
             try:
-                run = self._open(self.manifest["graphs"][key])
+                run = self._open(graph)
                 us = min(_us_of(run) for _ in range(WARM_UP_CALLS))
             except Exception as error:  # whatever a runtime raises belongs to this graph alone
                 failures[key] = f"{type(error).__name__}: {error}"
                 continue
             self.runs[key] = run
-            self.calls[key] = _calls(us, settings)
+            self.calls[key] = _calls(us, graph, settings)
         return failures
 
     def round(self, keys: list[str]) -> dict[str, list[float]]:
@@ -309,8 +310,9 @@ def _us_of(run: Callable[[], Any]) -> float:
     return 1e6 * (time.perf_counter() - start)
 
 
-def _calls(us: float, settings: dict[str, Any]) -> int:
-    return int(min(max(round(settings["sample_us"] / us), settings["least"]), settings["most"]))
+def _calls(us: float, graph: dict[str, Any], settings: dict[str, Any]) -> int:
+    """The calls of a sample; whole networks have a `least` of their own."""
+    return int(min(max(round(settings["sample_us"] / us), graph["least"]), settings["most"]))
 
 
 class Died(Exception):  # noqa: N818
@@ -547,8 +549,9 @@ def _seconds(manifest: dict[str, Any], journal: Journal, number: int, key: str) 
 
 
 def _sample_seconds(manifest: dict[str, Any], key: str) -> float:
-    us: float = 10 + manifest["graphs"][key]["macs"] / MACS_PER_US
-    return us * _calls(us, manifest["settings"]) / 1e6
+    graph = manifest["graphs"][key]
+    us: float = 10 + graph["macs"] / MACS_PER_US
+    return us * _calls(us, graph, manifest["settings"]) / 1e6
 
 
 def run_batch(

@@ -83,11 +83,22 @@ def test_every_graph_has_as_many_samples_as_asked_for_with_the_sentinel_beside_e
     assert min(taken.values()) >= SETTINGS["rounds"]
     assert max(taken.values()) <= manifest["settings"]["limit"]
     for line in lines[1:]:
-        for sentinel, *calls in line["samples"].values():
+        for key, (sentinel, *calls) in line["samples"].items():
             assert sentinel > 0
-            assert manifest["settings"]["least"] <= len(calls) <= manifest["settings"]["most"]
+            assert manifest["graphs"][key]["least"] <= len(calls) <= manifest["settings"]["most"]
     orders = [list(line["samples"]) for line in lines[1:] if len(line["samples"]) == len(manifest["graphs"])]
     assert len(set(map(tuple, orders))) > 1
+
+
+def test_slow_networks_and_graphs_of_rows_have_the_calls_that_a_profile_gives_them(bundle, tmp_path):
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["settings"]["sample_us"] = 1  # shorter than any call
+    path.write_text(json.dumps(manifest))
+    assert run(bundle, device(tmp_path)).returncode == 0
+    samples = [item for line in lines_of(bundle)[1:] for item in line["samples"].items()]
+    counts = {(key.startswith("network "), len(calls)) for key, (_, *calls) in samples}
+    assert counts == {(False, Settings().least), (True, Settings().least_network)}
 
 
 def test_rows_and_networks_equal_those_of_a_profile_with_the_same_samples(finished, tmp_path):
@@ -193,7 +204,7 @@ def test_what_is_there_can_be_taken_alone(finished, tmp_path):
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("manifest.json", {"format": 99}, "has format 99, this run.py reads 1"),
+        ("manifest.json", {"format": 99}, "has format 99, this run.py reads 2"),
         ("samples.jsonl", {"format": 99}, "format 99"),
         ("samples.jsonl", {"threads": 2}, "the samples have threads 2, the bundle 1"),
     ],
