@@ -235,7 +235,12 @@ def profile(
     ] = None,
     rounds: Annotated[int | None, typer.Option("--rounds", min=3, help="Measuring rounds of each pass.")] = None,
     networks: Annotated[
-        int | None, typer.Option("--networks", min=5, help="Whole networks for the calibration.")
+        int | None,
+        typer.Option(
+            "--networks",
+            min=5,
+            help="Whole networks for the calibration; default 40: 90 % intervals and confidence budgets need 40.",
+        ),
     ] = None,
     budget_minutes: Annotated[
         float | None,

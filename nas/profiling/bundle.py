@@ -23,7 +23,7 @@ from nas.latency import Header, Table, scope_of, space_of
 from nas.ops import Row, Shape, parse_unit
 from nas.profiling import runner
 from nas.profiling.bench import Bench, Progress, silent
-from nas.profiling.job import Job
+from nas.profiling.job import DEFAULT, Job
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.profiler import table_name
@@ -50,7 +50,7 @@ def make(
     precision: str = "fp32",
     passes: int = 2,
     rounds: int = 8,
-    networks: int = 12,
+    networks: int = DEFAULT.networks,
     seed: int = 0,
     rows: Iterable[Row] | None = None,
     progress: Progress = silent,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import itertools
 import json
 import os
@@ -19,7 +20,7 @@ import pytest
 import search_spaces
 from nas.arch import Arch
 from nas.errors import InputError, MeasureError
-from nas.latency import Table
+from nas.latency import INTERVAL_NETWORKS, Table
 from nas.profiling import bundle as bundle_module
 from nas.profiling import protocol, runner, samples, shared_weights
 from nas.profiling.backends import openvino as openvino_backend
@@ -29,6 +30,7 @@ from nas.profiling.device import this_machine
 from nas.profiling.job import Job
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
+from nas.profiling.profiler import profile
 from nas.profiling.protocol import Settings
 from nas.profiling.remote import Remote
 from nas.profiling.samples import Journal
@@ -293,6 +295,11 @@ def test_a_bundle_appears_whole_or_not_at_all(tmp_path, pico, monkeypatch):
     made = make(search_spaces.load(SPACE), folder=tmp_path / "bundle", **SETTINGS)
     assert (made / "manifest.json").read_bytes() == (pico / "manifest.json").read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_bundle_has_as_many_networks_as_a_profile():
+    defaults = [inspect.signature(function).parameters["networks"].default for function in (make, profile)]
+    assert defaults == [INTERVAL_NETWORKS, INTERVAL_NETWORKS]
 
 
 def test_what_cannot_be_bundled_is_refused(tmp_path):
