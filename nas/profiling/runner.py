@@ -169,6 +169,8 @@ def load_onnxruntime(path: Path, shapes: list[list[int]], manifest: dict[str, An
 
 def load_openvino(path: Path, shapes: list[list[int]], manifest: dict[str, Any]) -> Callable[[], Any]:
     """An ONNX file in OpenVINO."""
+    blocked: Any = sys.modules
+    blocked.setdefault("openvino_telemetry", None)  # it would send usage data, from a fork of what is timed
     import openvino
 
     hint = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}[manifest["header"]["precision"]]

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -385,6 +386,21 @@ def test_all_runtimes_that_read_onnx_load_shared_weights_and_agree(pico):
             found.append(result[0] if runtime == "onnxruntime" else next(iter(result.values())))
         assert np.isfinite(found[0]).all()
         assert np.abs(found[0] - found[1]).max() <= 1e-4 * np.abs(found[0]).max()
+
+
+def test_the_runner_keeps_openvino_from_sending_usage_data(monkeypatch, tmp_path):
+    class StoppedError(Exception): ...
+
+    def core() -> None:
+        raise StoppedError
+
+    monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Core=core))
+    monkeypatch.setitem(sys.modules, "openvino_telemetry", None)  # so that what comes now is taken back
+    monkeypatch.delitem(sys.modules, "openvino_telemetry")
+    with pytest.raises(StoppedError):
+        runner.load_openvino(tmp_path, [], {"header": {"precision": "fp32"}})
+    with pytest.raises(ImportError):
+        import openvino_telemetry  # noqa: F401
 
 
 def test_the_runner_agrees_with_the_profiler_on_what_it_cannot_import(pico):
