@@ -486,7 +486,7 @@ def import_(
 
     origin = Origin(device, runtime, precision, threads, cpu, runtime_version=version, date=date)
     found = import_table(path, origin, format=kind, unit=unit, spaces=spaces or ())
-    found.table.write(output)
+    found.write(output)
     if as_json:
         skipped = [{"key": key, "reason": reason} for key, reason in found.skipped]
         return _print_json({"table": str(output), "rows": len(found.table.entries), "skipped": skipped})

@@ -11,8 +11,8 @@ import search_spaces
 from nas import facts
 from nas.arch import calls_of
 from nas.blocks import InvertedResidual
-from nas.errors import InputError, MissingLatency, TableError
-from nas.importing import Origin, import_table
+from nas.errors import InputError, MissingLatency, RunError, TableError
+from nas.importing import Imported, Origin, import_table
 from nas.latency import Table
 from nas.ops import Conv, Row, Shape
 
@@ -185,3 +185,14 @@ def test_the_command_writes_a_table_that_any_process_reads(tmp_path, monkeypatch
     with pytest.raises(SystemExit, match="2"):
         cli.main()
     assert "--device" in capsys.readouterr().err
+
+
+def imported(tmp_path: Path, us: float = 1.0) -> Imported:
+    """One row."""
+    return import_table(written(tmp_path, f"block,fields,inputs,us\n{BLOCK},{us}\n"), PIXEL, format="csv")
+
+
+def test_a_file_that_cannot_be_written_is_said_with_what_to_do(tmp_path):
+    found = imported(tmp_path)
+    with pytest.raises(RunError, match=r"cannot be written \(Not a directory\); make room"):
+        found.write(tmp_path / "foreign" / "t.csv")

@@ -317,6 +317,18 @@ def _calls(us: float, graph: dict[str, Any], settings: dict[str, Any]) -> int:
     return int(min(max(round(settings["sample_us"] / us), graph["least"]), settings["most"]))
 
 
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say what to do where a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise Failure(
+            f"{path.name} cannot be written ({error.strerror or error}); make room, or see to its permissions; the "
+            "same command continues"
+        ) from error
+
+
 class Died(Exception):  # noqa: N818
     """A child ended by itself, over graph `key`."""
 
@@ -330,8 +342,10 @@ class Child:
 
     def __init__(self, folder: Path, manifest: dict[str, Any], keys: list[str], seed: int) -> None:
         self.keys, self.busy = keys, folder / ".busy"
-        self.busy.write_bytes(struct.pack("q", -1))
-        self.errors = (folder / ".stderr").open("w+b")
+        with _writing(self.busy):
+            self.busy.write_bytes(struct.pack("q", -1))
+        with _writing(folder / ".stderr"):
+            self.errors = (folder / ".stderr").open("w+b")
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).resolve()), "--child"],
             stdin=subprocess.PIPE,
@@ -392,7 +406,8 @@ class Journal:
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
         self.taken: dict[tuple[int, str], list[float]] = {}  # sentinels of the samples, by pass and key
-        self.file = path.open("ab+", buffering=0)
+        with _writing(path):
+            self.file = path.open("ab+", buffering=0)
         _lock(self.file, path)
         self.file.seek(0)
         text = self.file.read()
@@ -435,14 +450,10 @@ class Journal:
 
     def _append(self, line: dict[str, Any]) -> None:
         text = json.dumps(line).encode() + b"\n"
-        try:
+        with _writing(Path(SAMPLES)):
             while text:
                 text = text[self.file.write(text) :]
             os.fsync(self.file.fileno())
-        except OSError as error:
-            raise Failure(
-                f"{SAMPLES} cannot be written ({error.strerror}); make room, the same command continues"
-            ) from error
 
 
 def _lock(file: Any, path: Path) -> None:
@@ -498,8 +509,9 @@ def measure(folder: Path, manifest: dict[str, Any], progress: Progress) -> None:
         for batch in batches(manifest, missing_items(manifest, journal, number, failures)):
             run_batch(folder, manifest, journal, number, batch, failures, progress)
     temporary = folder / (FAILURES + ".tmp")
-    temporary.write_text(json.dumps(failures, indent=1), encoding="utf-8")
-    temporary.replace(folder / FAILURES)
+    with _writing(folder / FAILURES):
+        temporary.write_text(json.dumps(failures, indent=1), encoding="utf-8")
+        temporary.replace(folder / FAILURES)
     for key, reason in failures.items():
         print(f"{key}: {reason}", file=sys.stderr)
     print(

@@ -19,7 +19,7 @@ from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.profiler import MEASURE, fastest_variant
 from nas.profiling.protocol import Settings, Times
-from nas.profiling.samples import Journal
+from nas.profiling.samples import Journal, unwritable
 from nas.profiling.selection import spread
 from nas.space import Space
 from nas.transfer import LEAST, choose, common_spaces, fit, parts_of
@@ -62,7 +62,7 @@ def transfer_table(
         TableError: where the sources have no space in common.
         MissingLatency: where a source lacks rows of it.
         MeasureError: where a network cannot be run.
-        RunError: where another process measures for this path.
+        RunError: where another process measures for this path, or the disk is full.
     """
     if measure < LEAST:
         raise InputError(f"measure: expected at least {LEAST} networks, got {measure}")
@@ -92,7 +92,11 @@ def transfer_table(
     header = dataclasses.replace(header, variant=variant, date=date, sentinel_us=sentinel)
     networks = [_network(arch, times) for arch in archs]
     fitted, _ = parts_of(len(networks))
-    fit(sources, header, networks[:fitted], networks[fitted:]).write(path)
+    made = fit(sources, header, networks[:fitted], networks[fitted:])
+    try:
+        made.write(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
     return Table.read(path)
 
 

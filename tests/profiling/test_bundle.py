@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import inspect
 import itertools
 import json
@@ -20,7 +21,7 @@ import pytest
 
 import search_spaces
 from nas.arch import Arch
-from nas.errors import InputError, MeasureError
+from nas.errors import InputError, MeasureError, RunError
 from nas.latency import INTERVAL_NETWORKS, Table
 from nas.profiling import bundle as bundle_module
 from nas.profiling import protocol, runner, samples, shared_weights
@@ -301,6 +302,40 @@ def test_a_bundle_appears_whole_or_not_at_all(tmp_path, pico, monkeypatch):
 def test_a_bundle_has_as_many_networks_as_a_profile():
     defaults = [inspect.signature(function).parameters["networks"].default for function in (make, profile)]
     assert defaults == [INTERVAL_NETWORKS, INTERVAL_NETWORKS]
+
+
+@pytest.mark.parametrize("name", [".busy", ".stderr", "failures.json.tmp", "samples.jsonl"])
+def test_a_run_that_cannot_write_says_what_to_do(bundle, tmp_path, name):
+    (bundle / name).mkdir()
+    ran = run(bundle, device(tmp_path))
+    assert ran.returncode == 1
+    written = name.replace(".tmp", "")
+    assert f"run.py: {written} cannot be written (Is a directory); make room" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_what_cannot_be_written_is_said_with_what_to_do(finished, pico, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"file.*: cannot be written \(Not a directory\); make room"):
+        make(search_spaces.load(SPACE), folder=tmp_path / "file" / "bundle", **SETTINGS)
+    with pytest.raises(RunError, match=r"file.*: cannot be written \(.*\); make room"):
+        collect(finished, output=tmp_path / "file" / "table.csv", accept_noise=True)
+
+    def full(*paths: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("NAS_CACHE", str(pico.parent / "cache"))
+    monkeypatch.setattr(SharedWeights, "write", full)
+    with pytest.raises(RunError, match=r"cannot be written \(No space left on device\)"):
+        make(search_spaces.load(SPACE), folder=tmp_path / "new", **SETTINGS)
+    assert not (tmp_path / "new").exists()
+
+
+def test_failures_that_cannot_be_read_are_said(finished, tmp_path):
+    for text in ('{"torn', "[1]"):
+        (finished / "failures.json").write_text(text)
+        with pytest.raises(InputError, match=r"failures\.json: cannot be read .* copy it from the device again"):
+            collect(finished, output=tmp_path / "table.csv", accept_noise=True)
 
 
 def test_what_cannot_be_bundled_is_refused(tmp_path):

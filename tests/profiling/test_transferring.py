@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import random
 
@@ -8,7 +9,7 @@ import pytest
 import search_spaces
 from nas import cli
 from nas.arch import calls_of
-from nas.errors import InputError
+from nas.errors import InputError, RunError
 from nas.latency import Entry, Network, Table
 from nas.profiling.backends.fake import CALL_US, row_us
 from nas.profiling.protocol import Settings
@@ -86,6 +87,15 @@ def test_what_does_not_go_together_is_refused(local, path, source):
         transfer_table([other], path=path, measure=5, runtime="fake", settings=QUICK)
     source.write(path)
     with pytest.raises(InputError, match=r"was measured, not transferred"):
+        transfer_table([source], path=path, measure=5, runtime="fake", settings=QUICK)
+
+
+def test_a_full_disk_is_said_with_what_to_do(local, path, source, monkeypatch):
+    def full(table: Table, path: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Table, "write", full)
+    with pytest.raises(RunError, match=r"table\.csv: cannot be written \(No space left on device\); make room"):
         transfer_table([source], path=path, measure=5, runtime="fake", settings=QUICK)
 
 
