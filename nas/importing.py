@@ -77,11 +77,17 @@ class Imported:
     skipped: tuple[tuple[str, str], ...]
 
     def write(self, path: Path) -> None:
-        """Write the table.
+        """Write the table; one that was imported before is replaced.
 
         Raises:
+            InputError: where the path holds a table that was not imported.
             RunError: where the path cannot be written, such as on a full disk.
         """
+        if path.exists() and (method := Table.read(path).header.method) != "imported":
+            raise InputError(
+                f"{path}: holds a table that was not imported (its method is {method}), importing would overwrite it; "
+                "name another file"
+            )
         try:
             self.table.write(path)
         except OSError as error:
