@@ -277,12 +277,18 @@ def profile(
     from nas.profiling import device, profiler
     from nas.units import show_seconds
 
+    asked: dict[str, Any] = {"runtime": runtime, "threads": threads, "precision": precision, "level": level}
+    asked |= {"method": method, "rounds": rounds, "networks": networks}
+    _refuse_without_effect(
+        {"--collect": collect, "--host": host, "--bundle": bundle},
+        {"--budget-minutes": budget_minutes, "--dry-run": dry_run},
+        {"SPACE": spaces, "--arch": arch, **{f"--{key}": value for key, value in asked.items()}},
+        {"--partial": partial, "--ssh-port": ssh_port, "--identity": identity, "--ssh-config": ssh_config},
+    )
     if collect is not None:
         return _collect(collect, table, partial, accept_noise, as_json)
     known = _table(str(table)) if table is not None and table.is_file() else None
     settings: dict[str, Any] = PROFILED if known is None else {key: getattr(known.header, key) for key in PROFILED}
-    asked = {"runtime": runtime, "threads": threads, "precision": precision, "level": level, "method": method}
-    asked |= {"rounds": rounds, "networks": networks}
     settings = settings | {key: value for key, value in asked.items() if value is not None} | {"seed": seed}
     if arch is not None:
         settings["rows"] = profiler.rows_of_arch(_arch(arch), settings["level"])
@@ -325,6 +331,29 @@ def profile(
         return _print_json(found[0] if len(found) == 1 else {"profiles": found})
     for facts in found:
         _say_profile(facts)
+
+
+def _refuse_without_effect(
+    ways: dict[str, Any], here: dict[str, Any], what: dict[str, Any], elsewhere: dict[str, Any]
+) -> None:
+    """Raise for options of `nas profile` that would be ignored.
+
+    Args:
+        ways: the options that make or use a bundle.
+        here: those that only a profile of this machine heeds.
+        what: those that say what to measure, which a bundle that was made knows.
+        elsewhere: those of bundles that are collected.
+    """
+    way = next((name for name, value in ways.items() if value), None)
+    if way == "--collect":
+        idle = here | what | {"--host": ways["--host"], "--bundle": ways["--bundle"]}
+    elif way is not None:
+        idle = here | (elsewhere if way == "--bundle" else {})
+    else:
+        idle = elsewhere
+    if given := [name for name, value in idle.items() if value]:
+        where = f"with {way}" if way is not None else "without --collect or --host"
+        raise InputError(f"{', '.join(given)}: no effect {where}; leave out one or the other")
 
 
 def _bundle(space: Space, folder: Path, settings: dict[str, Any]) -> Path:

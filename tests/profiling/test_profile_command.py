@@ -116,3 +116,22 @@ def test_flags_that_are_left_out_are_the_tables(nas, few):
     code, out, err = nas("tiny", "--table", few, "--dry-run", "--json", runtime="")
     assert (code, err) == (0, "")
     assert json.loads(out)["rows"] == len(TINY.rows())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["tiny", "--bundle", "b", "--budget-minutes", 5], "--budget-minutes: no effect with --bundle"),
+        (["tiny", "--host", "pi@board", "--dry-run"], "--dry-run: no effect with --host"),
+        (
+            ["tiny", "--collect", "b", "--dry-run"],
+            "--dry-run, SPACE, --runtime, --rounds, --networks: no effect with --c",
+        ),
+        (["tiny", "--bundle", "b", "--partial"], "--partial: no effect with --bundle"),
+        (["tiny", "--identity", "key"], "--identity: no effect without --collect or --host"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(nas, flags, message):
+    code, _, err = nas(*flags)
+    assert code == 2
+    assert message in err
