@@ -168,12 +168,15 @@ def measure(
     """Time a whole network on this machine, in fresh processes, beside the prediction of a table."""
     from nas import facts
     from nas.profiling import profiler
+    from nas.profiling.backends import load_backend
 
     network = _arch(arch)
     known = _table(table) if table else None
     usual = ("onnxruntime", 1, "fp32") if known is None else _engine_of(known)
     runtime, threads, precision = runtime or usual[0], threads or usual[1], precision or usual[2]
-    variant = known.header.variant if known is not None and (runtime, threads, precision) == usual else None
+    variant = None
+    if known is not None and (runtime, threads, precision) == usual:
+        variant = load_backend(runtime).known_variant(known.header.variant)
     with _progress() as report:
         result = profiler.measure(
             network, runtime=runtime, threads=threads, precision=precision, variant=variant, progress=report
@@ -288,6 +291,11 @@ def profile(
     if collect is not None:
         return _collect(collect, table, partial, accept_noise, as_json)
     known = _table(str(table)) if table is not None and table.is_file() else None
+    if known is not None and known.header.method in ("transfer", "imported"):
+        raise InputError(
+            f"{table}: its rows were not measured by nas profile (its method is {known.header.method}), so it cannot "
+            "be completed; profile into a new file: nas profile SPACE --table FILE"
+        )
     settings: dict[str, Any] = PROFILED if known is None else {key: getattr(known.header, key) for key in PROFILED}
     settings = settings | {key: value for key, value in asked.items() if value is not None} | {"seed": seed}
     if arch is not None:

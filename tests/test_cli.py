@@ -236,6 +236,24 @@ def test_every_field_of_a_request_is_a_flag(nas):
         assert ("--budget" if name == "budgets" else f"--{name.replace('_', '-')}") in out
 
 
+def test_measuring_beside_an_imported_table_leaves_its_unknown_variant_out(nas, tmp_path, arch_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from nas.profiling import profiler
+
+    asked = []
+
+    def measure(arch, *, variant, **others):
+        asked.append(variant)
+        return SimpleNamespace(us=1000.0, spread_us=1.0, count=3, runtime_version="1", device="here")
+
+    monkeypatch.setattr(profiler, "measure", measure)
+    for variant in ("unknown", "default"):
+        path = fake_table(ef.SMALL, variant=variant, method="imported").write(tmp_path / "t.csv")
+        assert nas("measure", arch_path, "--table", path, "--json")[0] == 0
+    assert asked == [None, "default"]
+
+
 COMMANDS = ["profile", "search", "describe", "estimate", "measure", "validate", "train", "export", "report", "spaces"]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 import os
 import random
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ import numpy as np
 from nas.arch import Arch, calls_of
 from nas.card import Card, Errors
 from nas.errors import InputError, MeasureError
-from nas.latency import Network, Table
+from nas.latency import Header, Network, Table
 from nas.profiling import memory
 from nas.profiling.backends import load_backend
 from nas.profiling.bench import Progress, silent
@@ -46,7 +47,7 @@ class Validation:
         table: the table with these networks as its card.
         here: whether it was measured on a machine like this one.
         device: this machine.
-        sentinel_drift: of the reference block, now against then, as a fraction.
+        sentinel_drift: of the reference block, now against then, as a fraction; None where then is not known.
         scale: factor on predictions, fitted on other networks; where the machine or its state is another.
         scaled: the errors after it.
         unwritten: why the card is not in the table's file; "" where it is.
@@ -56,7 +57,7 @@ class Validation:
     table: Table
     here: bool
     device: str
-    sentinel_drift: float
+    sentinel_drift: float | None
     scale: float | None = None
     scaled: Errors | None = None
     unwritten: str = ""
@@ -76,7 +77,7 @@ class Validation:
             "this_machine": self.here,
             "device": self.device,
             **self.card.facts(),
-            "sentinel_drift_percent": 100 * self.sentinel_drift,
+            "sentinel_drift_percent": None if self.sentinel_drift is None else 100 * self.sentinel_drift,
             "scale": self.scale,
             "scaled": None if self.scaled is None else dataclasses.asdict(self.scaled),
             "written": not self.unwritten,
@@ -96,7 +97,7 @@ class Validation:
         )
         if not self.here:
             lines.append(f"NOT THIS MACHINE: {self.table.where} was measured on another one")
-        if abs(self.sentinel_drift) > DRIFT:
+        if self.sentinel_drift is not None and abs(self.sentinel_drift) > DRIFT:
             lines.append(f"the reference block takes {self.sentinel_drift:+.1%} of what it took for the table")
         lines += _describe(card.errors, f"as predicted{'' if self.table.calibrations else ', uncalibrated'}")
         if len(card.families) > 1:
@@ -184,8 +185,9 @@ def validate(
     times = _time(table, (*unseen, *others), settings, seed, progress)
     peaks, problem = _peaks(table, unseen, progress)
     header = table.header
-    drift = times.reference_us / header.sentinel_us - 1
-    checked = f"{len(unseen)} networks, seed {seed}, {datetime.date.today().isoformat()}, sentinel {drift:+.1%}"
+    drift = None if math.isnan(header.sentinel_us) else times.reference_us / header.sentinel_us - 1
+    state = "not known" if drift is None else f"{drift:+.1%}"
+    checked = f"{len(unseen)} networks, seed {seed}, {datetime.date.today().isoformat()}, sentinel {state}"
     carded = Table(
         dataclasses.replace(header, checked=checked),
         table.entries,
@@ -199,7 +201,7 @@ def validate(
         _write(carded)
     if table.path is not None:
         _journal_path(table.path, seed).unlink(missing_ok=True)
-    if not others or (here and abs(drift) <= DRIFT):
+    if not others or (here and drift is not None and abs(drift) <= DRIFT):
         return found
     scale = float(np.median([times.us(Probe(arch=arch).key) / _predict(table, arch) for arch in others]))
     predicted = [scale * item.predicted_us for item in found.card.networks]
@@ -220,7 +222,7 @@ def _draw(table: Table, count: int, rng: random.Random, seen: set[Arch]) -> list
 def _time(table: Table, archs: Sequence[Arch], settings: Settings, seed: int, progress: Progress) -> Times:
     """Measure networks; samples that an interrupted validation left beside the table count."""
     header = table.header
-    engine = Engine(header.runtime, header.threads, header.precision, header.variant)
+    engine = _engine(header)
     if table.path is None or not os.access(table.path.parent, os.W_OK):
         return time_networks(archs, engine, settings, seed, progress)
     machine = this_machine()
@@ -244,6 +246,12 @@ def _time(table: Table, archs: Sequence[Arch], settings: Settings, seed: int, pr
                 "to go on with it, another --seed, or remove the file"
             )
         return time_networks(archs, engine, settings, seed, progress, journal)
+
+
+def _engine(header: Header) -> Engine:
+    """That of a table; in the backend's first variant where it is not said, as in imported tables."""
+    variant = load_backend(header.runtime).known_variant(header.variant)
+    return Engine(header.runtime, header.threads, header.precision, variant)
 
 
 def _journal_path(path: Path, seed: int) -> Path:
@@ -276,7 +284,7 @@ def _write(table: Table) -> None:
 def _peaks(table: Table, archs: Sequence[Arch], progress: Progress) -> tuple[dict[Arch, int], str]:
     """Peak memory of networks in bytes, and why the others have none."""
     header = table.header
-    engine = Engine(header.runtime, header.threads, header.precision, header.variant)
+    engine = _engine(header)
     found: dict[Arch, int] = {}
     for number, arch in enumerate(archs):
         progress(number, len(archs), None, f"memory of network {number + 1} of {len(archs)}")

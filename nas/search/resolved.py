@@ -17,6 +17,7 @@ from nas.latency import Table
 from nas.profiling import profiler
 from nas.profiling.backends import load_backend
 from nas.profiling.device import this_machine
+from nas.profiling.job import CHAINS, IN_SITU
 from nas.request import Request
 from nas.search.budgets import Budget
 from nas.search.limits import Estimator, Limit, Survey, resolve, smallest
@@ -169,7 +170,11 @@ def _completed(table: Table | None, space: Space, request: Request, networks: in
         )
     header = table.header
     lacking = table.missing(space.rows() if header.level == "block" else space.op_rows())
-    if not 0 < len(lacking) <= ON_THE_SPOT or not this_machine().measured(header):
+    if (
+        not 0 < len(lacking) <= ON_THE_SPOT
+        or not this_machine().measured(header)
+        or header.method not in (CHAINS, IN_SITU)
+    ):
         return table
     if not path.is_file():
         table.write(path)

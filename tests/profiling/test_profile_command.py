@@ -135,3 +135,12 @@ def test_options_that_would_be_ignored_are_refused(nas, flags, message):
     code, _, err = nas(*flags)
     assert code == 2
     assert message in err
+
+
+@pytest.mark.parametrize("method", ["transfer", "imported"])
+def test_a_table_that_was_not_profiled_is_not_completed(nas, few, method):
+    table = Table.read(few)
+    Table(dataclasses.replace(table.header, method=method), table.entries).write(few)
+    code, _, err = nas("tiny", "--table", few)
+    assert code == 2
+    assert f"its method is {method}), so it cannot be completed; profile into a new file: nas profile SPACE" in err

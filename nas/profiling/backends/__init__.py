@@ -121,6 +121,11 @@ class Backend(ABC):
         except (ImportError, AttributeError) as error:
             raise cls.not_installed() from error
 
+    @classmethod
+    def known_variant(cls, variant: str) -> str | None:
+        """A variant, or None for one that this backend does not know, such as an imported table's."""
+        return variant if variant in cls.variants else None
+
     @abstractmethod
     def prepare(self, module: nn.Module, shapes: Sequence[Shape]) -> Session:
         """Load a module in deployed form, with one input tensor per shape."""
