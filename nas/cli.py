@@ -54,8 +54,12 @@ RequestArgument = Annotated[
     str | None, typer.Argument(metavar="[REQUEST]", help="A YAML file, or the name of a shipped request (quickstart).")
 ]
 TableOption = Annotated[str, typer.Option("--table", "-t", help="A table: a CSV file or the name of a shipped one.")]
-RuntimeOption = Annotated[str, typer.Option("--runtime", help="What runs the network: onnxruntime or torch.")]
-PrecisionOption = Annotated[str, typer.Option("--precision", help="Of weights and activations: fp32, bf16, int8.")]
+RUNTIMES = "onnxruntime, openvino, torch, ... (nas tables lists them with their precisions)"
+RuntimeOption = Annotated[str, typer.Option("--runtime", help=f"What runs the network: {RUNTIMES}.")]
+PrecisionOption = Annotated[
+    str,
+    typer.Option("--precision", help="Of weights and activations: fp32, fp16, bf16 or int8, as the runtime has it."),
+]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads set in the runtime itself.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of all randomness.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -154,13 +158,13 @@ def estimate(arch: ArchArgument, table: TableOption, as_json: JsonOption = False
 def measure(
     arch: ArchArgument,
     runtime: Annotated[
-        str | None, typer.Option("--runtime", help="What runs the network; default: the table's, or onnxruntime.")
+        str | None, typer.Option("--runtime", help=f"{RUNTIMES}; default: the table's, or onnxruntime.")
     ] = None,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads in the runtime; default: the table's, or 1.")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option("--precision", help="fp32, bf16, int8, ...; default: the table's, or fp32.")
+        str | None, typer.Option("--precision", help="fp32, fp16, bf16, int8; default: the table's, or fp32.")
     ] = None,
     table: Annotated[str | None, typer.Option("--table", "-t", help="Also predict from this table.")] = None,
     as_json: JsonOption = False,
@@ -219,7 +223,7 @@ def profile(
     ] = None,
     arch: Annotated[str | None, typer.Option("--arch", help="Only the rows that this arch needs.")] = None,
     runtime: Annotated[
-        str | None, typer.Option("--runtime", help="What runs the network; default: the table's, or onnxruntime.")
+        str | None, typer.Option("--runtime", help=f"{RUNTIMES}; default: the table's, or onnxruntime.")
     ] = None,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads in the runtime; default: the table's, or 1.")
@@ -462,7 +466,7 @@ def transfer(
     measure: Annotated[int, typer.Option("--measure", min=5, help="Whole networks to measure.")] = 20,
     runtime: RuntimeOption = "onnxruntime",
     threads: ThreadsOption = 1,
-    precision: Annotated[str, typer.Option("--precision", help="Of weights and activations.")] = "fp32",
+    precision: PrecisionOption = "fp32",
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -764,16 +768,16 @@ def tables(
     paths: Annotated[list[Path] | None, typer.Argument(metavar="[TABLE]...", help="Further table files.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the shipped latency tables with what they hold and how far they can be trusted.
+    """List the shipped latency tables with what they hold and how far they can be trusted; and the runtimes.
 
     MAPE, bias, share of networks within 5 %, Kendall's tau and coverage of the 90 % interval are of a table's card: of
     networks that it was not fitted on (nas validate).
     """
     from nas import facts
 
-    found, untested = facts.tables(*(paths or [])), facts.untested()
+    found, runtimes, untested = facts.tables(*(paths or [])), facts.runtimes(), facts.untested()
     if as_json:
-        return _print_json({"tables": found, "untested_runtimes": untested})
+        return _print_json({"tables": found, "runtimes": runtimes, "untested_runtimes": untested})
     for device, group in itertools.groupby(found, key=lambda t: str(Path(t["name"]).parent)):
         _say(f"[bold]{device}[/bold]")
         columns = ("table", "measured with", "spaces", ">rows", ">MAPE", ">bias", ">in 5 %", ">Kendall", ">covered")
@@ -781,9 +785,9 @@ def tables(
     for t in found:
         if "error" in t:
             _say(f"{t['table']}: {t['error']}", markup=False)
-    if untested:
-        _say("Never run by us on the hardware they are for, so untested:")
-        _print_table(("runtime", "for"), sorted(untested.items()))
+    _say("[bold]runtimes[/bold] (untested: we had no such hardware to run them on)")
+    lines = [(name, ", ".join(known), untested.get(name, "")) for name, known in runtimes.items()]
+    _print_table(("runtime", "precisions", ""), [(*line, where and f"untested: {where}") for *line, where in lines])
 
 
 def _table_line(table: dict[str, Any]) -> tuple[str, ...]:
