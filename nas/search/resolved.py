@@ -24,6 +24,7 @@ from nas.search.limits import Estimator, Limit, Survey, resolve, smallest
 from nas.space import Space
 
 NETWORKS = 12  # behind the calibration of a table that a search makes for itself: no interval, but minutes less
+TWINS = ("device", "cpu", "runtime", "precision", "threads")  # header fields that a table and its twin share
 ON_THE_SPOT = 16  # rows that a table may lack and that are measured before a search
 Log = Callable[[str], None]
 Progress = Callable[..., None]
@@ -106,7 +107,7 @@ def _table(name: str, level: str | None) -> Table:
     """A table, or its twin of the level asked for, which lies beside it: `NAME.csv` and `NAME-op.csv`.
 
     Raises:
-        TableError: there is no such twin; it names the command that makes it.
+        TableError: there is no such twin, naming the command that makes it, or it was measured on something else.
     """
     table = Table.read(latency_tables.find(name))
     if level in (None, table.header.level):
@@ -123,6 +124,13 @@ def _table(name: str, level: str | None) -> Table:
     found = Table.read(twin)
     if found.header.level != level:
         raise TableError(f"level: {twin} is a table of {found.header.level} rows, not of {level} rows")
+    for field in TWINS:
+        mine, other = getattr(table.header, field), getattr(found.header, field)
+        if mine != other:
+            raise TableError(
+                f"level: {twin} is no twin of {path}: its {field} is {other!r}, not {mine!r}; name the table of {level} "
+                "rows that you mean with --table"
+            )
     return found
 
 

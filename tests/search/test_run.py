@@ -341,6 +341,16 @@ def test_the_level_picks_the_twin_of_a_table(tmp_path, table_path):
     block.write(twin)
     with pytest.raises(TableError, match=r"t-op.csv is a table of block rows"):
         _table(str(path), "op")
+    for field, other in {
+        "device": "pixel7",
+        "cpu": "A78",
+        "runtime": "ncnn",
+        "precision": "int8",
+        "threads": 4,
+    }.items():
+        Table(replace(header, **{field: other}), [Entry(row, 1.0, 0.1, 3) for row in SPACE.op_rows()]).write(twin)
+        with pytest.raises(TableError, match=rf"t-op\.csv is no twin of .*t\.csv: its {field} is {other!r}, not "):
+            _table(str(path), "op")
 
 
 def test_the_level_is_one_of_two():
