@@ -393,7 +393,7 @@ def _collect(folder: Path, table: Path | None, partial: bool, accept_noise: bool
 def _profile_facts(space: Space, outcome: Outcome) -> dict[str, Any]:
     """What a profile put into its table, for this space and as a whole."""
     from nas import facts
-    from nas.latency import LARGE_US, SMALL_US
+    from nas.latency import LARGE_US, SMALL_US, scope_of
     from nas.profiling.profiler import unmeasured_percent
 
     table, guess = outcome.table, outcome.prediction
@@ -406,12 +406,13 @@ def _profile_facts(space: Space, outcome: Outcome) -> dict[str, Any]:
         "prediction": None,
     }
     if guess is not None:
+        whole = scope_of(space) in table.header.spaces  # not where only an arch's rows were asked for
         found["prediction"] = {
             "rows": len(guess.entries),
             "behind": guess.behind,
             "model": guess.model,
             "mape_percent": guess.mape_percent,
-            "share_of_typical_network_percent": unmeasured_percent(table, space),
+            "share_of_typical_network_percent": unmeasured_percent(table, space) if whole else None,
         }
     return found
 
@@ -420,11 +421,12 @@ def _say_profile(found: dict[str, Any]) -> None:
     path, guess = found["table"], found["prediction"]
     _say(f"[bold]{path}[/bold]: {found['rows']} rows, {found['networks']} networks, profiled {found['space']}")
     if guess is not None:
+        share = guess["share_of_typical_network_percent"]
+        typical = "" if share is None else f"; they are {share:.0f} % of the time of a typical network"
         _say(
             f"{guess['rows']} rows predicted from {guess['behind']} measured ones ({guess['model']}): off by "
-            f"{guess['mape_percent']:.1f} % on average in cross-validation; they are "
-            f"{guess['share_of_typical_network_percent']:.0f} % of the time of a typical network. The same command "
-            "without --budget-minutes measures them"
+            f"{guess['mape_percent']:.1f} % on average in cross-validation{typical}. The same command without "
+            "--budget-minutes measures them"
         )
     for name, least in (("repeatability_p95_large_percent", "0.5"), ("repeatability_p95_percent", "0.1")):
         if found[name] is not None:

@@ -128,8 +128,8 @@ def _table(name: str, level: str | None) -> Table:
         mine, other = getattr(table.header, field), getattr(found.header, field)
         if mine != other:
             raise TableError(
-                f"level: {twin} is no twin of {path}: its {field} is {other!r}, not {mine!r}; name the table of {level} "
-                "rows that you mean with --table"
+                f"level: {twin} is no twin of {path}: its {field} is {other!r}, not {mine!r}; name the table of "
+                f"{level} rows that you mean with --table"
             )
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 import search_spaces
 from nas import cli
+from nas.arch import calls_of
 from nas.latency import Table, scope_of
 from nas.profiling.device import this_machine
 from tests.small import TINY, fake_table
@@ -144,3 +146,17 @@ def test_a_table_that_was_not_profiled_is_not_completed(nas, few, method):
     code, _, err = nas("tiny", "--table", few)
     assert code == 2
     assert f"its method is {method}), so it cannot be completed; profile into a new file: nas profile SPACE" in err
+
+
+def test_a_budget_for_the_rows_of_an_arch_says_nothing_of_typical_networks(nas, tmp_path, monkeypatch):
+    arch = max((TINY.sample(random.Random(seed)) for seed in range(20)), key=lambda arch: len(set(calls_of(arch))))
+    (tmp_path / "arch.json").write_text(arch.to_json())
+    count = len({call.row for call in calls_of(arch)})
+    steps = iter([count - 2])
+    monkeypatch.setattr("nas.profiling.prediction.LEAST_ROWS", 5)  # the arch has few
+    monkeypatch.setattr("nas.profiling.profiler._step", lambda rows, bench, clock, seconds: rows[: next(steps, 0)])
+    path = tmp_path / "table.csv"
+    code, out, err = nas("tiny", "--arch", tmp_path / "arch.json", "--budget-minutes", 60, "-t", path)
+    assert (code, err.strip()) == (0, "")
+    assert f"2 rows predicted from {count - 2} measured ones" in out
+    assert "typical network" not in out
