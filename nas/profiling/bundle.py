@@ -76,7 +76,7 @@ def make(
             f"space {space.name!r} is not the one that is known by this name; put its file into NAS_SPACES"
         )
     only = None if rows is None else tuple(rows)
-    job = Job(
+    job = _Bundled(
         space,
         folder / "table.csv",
         Engine(runtime, threads, precision),
@@ -199,7 +199,14 @@ def _graph_data(probe: Probe, file: str, least: int) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Taken(Job):
+class _Bundled(Job):
+    """A job for another device: what runs the precision there may be missing here."""
+
+    elsewhere = True
+
+
+@dataclass(frozen=True)
+class _Taken(_Bundled):
     """A job whose samples another device took.
 
     Attributes:

@@ -20,7 +20,10 @@ from nas.export import example_arrays, example_inputs, write_onnx
 from nas.latency import Table
 from nas.ops import Block, Row, Shape
 from nas.profiling.backends import FileBackend, load_backend, runtimes
+from nas.profiling.bundle import _Bundled
+from nas.profiling.job import Job
 from nas.profiling.probes import Probe
+from nas.profiling.process import Engine
 from nas.profiling.profiler import measure, profile
 from nas.profiling.protocol import Settings
 from search_spaces.efficientformer import MB3D, MB4D
@@ -62,9 +65,11 @@ def two_threads():
 def backend_or_skip(name, precision="fp32", variant=None):
     """A backend with one thread; the test is skipped where it cannot run."""
     try:
-        return load_backend(name)(1, precision, variant)
+        backend = load_backend(name)(1, precision, variant)
+        backend.require_machine()
     except MeasureError as error:
         pytest.skip(str(error))
+    return backend
 
 
 def difference(session, probe, module):
@@ -262,7 +267,7 @@ def test_openvino_is_told_precision_threads_and_streams(precision, type_name):
     assert compiled.get_property("ENABLE_CPU_PINNING") is False
 
 
-def test_bf16_is_refused_where_the_cpu_has_none(monkeypatch):
+def test_bf16_is_refused_where_the_cpu_has_none_but_not_in_bundles(monkeypatch, tmp_path):
     kind = type(backend_or_skip("openvino"))
 
     class Core:
@@ -271,7 +276,10 @@ def test_bf16_is_refused_where_the_cpu_has_none(monkeypatch):
 
     monkeypatch.setattr(kind, "_core", lambda self: Core())
     with pytest.raises(MeasureError, match="this CPU has no bf16"):
-        kind(precision="bf16")
+        kind(precision="bf16").load(tmp_path / "file", ())
+    with pytest.raises(MeasureError, match="this CPU has no bf16"):
+        Job(TINY, tmp_path / "table.csv", Engine("openvino", precision="bf16"))
+    _Bundled(TINY, tmp_path / "table.csv", Engine("openvino", precision="bf16"))  # for a device that has them
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
@@ -360,7 +368,10 @@ def test_openvino_sends_no_usage_data():
 import os, sys, torch
 from nas.ops import Conv, Row, Shape
 from nas.profiling.backends import load_backend
+from nas.profiling.bundle import _Bundled
+from nas.profiling.job import Job
 from nas.profiling.probes import Probe
+from nas.profiling.process import Engine
 os.register_at_fork(before=lambda: os._exit(3))
 probe = Probe((Row(Conv(3, 4), (Shape(1, 3, 4, 4),)),))
 load_backend("openvino")().prepare(probe.module(0), probe.shapes()).run()

@@ -100,6 +100,14 @@ class Backend(ABC):
         if importlib.util.find_spec(cls.import_name or cls.distribution) is None:
             raise cls.not_installed()
 
+    def require_machine(self) -> None:
+        """Raise where this machine cannot run the precision, though it can convert models for others that can.
+
+        Raises:
+            MeasureError: naming what it lacks.
+        """
+        return
+
     @classmethod
     def not_installed(cls) -> MeasureError:
         """The error that says how to install the runtime."""
