@@ -319,7 +319,7 @@ def profile(
     jobs = []
     for space in _profiled_spaces(spaces, known, arch):
         name = profiler.table_name(space, *(settings[key] for key in ("runtime", "threads", "level", "precision")))
-        path = table or Path("latency_tables") / device.this_machine().slug / name
+        path = table or Path("latency_tables") / device.this_machine(settings["runtime"]).slug / name
         jobs.append(profiler.job_of(space, path=path, **settings))
     left = [profiler.plan(job) for job in jobs]
     total = {

@@ -90,7 +90,7 @@ def estimate(arch: Arch, table: Table) -> dict[str, Any]:
         "table_hash": table.hash,
         "device": table.header.device,
         "cpu": table.header.cpu,
-        "this_machine": this_machine().measured(table.header),
+        "this_machine": this_machine(table.header.runtime).measured(table.header),
         "blocks": blocks,
     }
 

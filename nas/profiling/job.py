@@ -184,7 +184,7 @@ class Job:
 
     def header(self, variant: str = "") -> Header:
         """What a new table would say of itself."""
-        machine = this_machine()
+        machine = this_machine(self.engine.runtime)
         return Header(
             device=machine.slug,
             cpu=machine.cpu,

@@ -110,7 +110,7 @@ def transfer_table(
 
 def _header(sources: Sequence[Table], engine: Engine, settings: Settings, measure: int) -> Header:
     """What the new table says of itself, before a runtime's variant and the sentinel are known."""
-    machine = this_machine()
+    machine = this_machine(engine.runtime)
     fitted, calibrating = parts_of(measure)
     origins = ", ".join(f"{_name(table.header)} ({table.hash[:8]})" for table in sources)
     return Header(

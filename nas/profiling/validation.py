@@ -195,8 +195,9 @@ def validate(
         table.path,
         [_network(arch, times, peaks.get(arch)) for arch in unseen],
     )
-    here = this_machine().measured(header)
-    found = Validation(carded, here, this_machine().slug, drift, unwritten=_unwritable(table), memory_problem=problem)
+    machine = this_machine(header.runtime)
+    here = machine.measured(header)
+    found = Validation(carded, here, machine.slug, drift, unwritten=_unwritable(table), memory_problem=problem)
     if not found.unwritten:
         _write(carded)
     if table.path is not None:
@@ -225,7 +226,7 @@ def _time(table: Table, archs: Sequence[Arch], settings: Settings, seed: int, pr
     engine = _engine(header)
     if table.path is None or not os.access(table.path.parent, os.W_OK):
         return time_networks(archs, engine, settings, seed, progress)
-    machine = this_machine()
+    machine = this_machine(header.runtime)
     about = {
         "table": table.hash,
         "device": machine.slug,
@@ -262,7 +263,7 @@ def _unwritable(table: Table) -> str:
     """Why a card cannot be written into a table's file; "" where it can."""
     if table.path is None:
         return "the table is no file"
-    if not this_machine().measured(table.header):
+    if not this_machine(table.header.runtime).measured(table.header):
         return f"{table.where} is a table of another machine"
     if (version := load_backend(table.header.runtime).version()) != table.header.runtime_version:
         return (

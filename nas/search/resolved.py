@@ -180,7 +180,7 @@ def _completed(table: Table | None, space: Space, request: Request, networks: in
     lacking = table.missing(space.rows() if header.level == "block" else space.op_rows())
     if (
         not 0 < len(lacking) <= ON_THE_SPOT
-        or not this_machine().measured(header)
+        or not this_machine(header.runtime).measured(header)
         or header.method not in (CHAINS, IN_SITU)
     ):
         return table
@@ -212,7 +212,7 @@ def _require_calibrated(table: Table, space: Space, request: Request) -> None:
 
 def _measured_here(tables: Sequence[tuple[str | None, Table]]) -> tuple[str | None, ...]:
     """The tables of this machine; their runtimes must be installed, since finalists will be measured with them."""
-    here = [(name, table) for name, table in tables if this_machine().measured(table.header)]
+    here = [(name, table) for name, table in tables if this_machine(table.header.runtime).measured(table.header)]
     for _, table in here:
         load_backend(table.header.runtime).require()
     return tuple(name for name, _ in here)

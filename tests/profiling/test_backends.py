@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from nas.latency import Table
 from nas.ops import Block, Row, Shape
 from nas.profiling.backends import FileBackend, load_backend, runtimes
 from nas.profiling.bundle import _Bundled
+from nas.profiling.cache import Cache
+from nas.profiling.device import this_machine
 from nas.profiling.job import Job
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
@@ -29,7 +32,7 @@ from nas.profiling.protocol import Settings
 from search_spaces.efficientformer import MB3D, MB4D
 from search_spaces.mobileformer import BridgeIn
 from tests.profiling import FEW, few
-from tests.small import TINY
+from tests.small import TINY, fake_table
 
 REAL = ["onnxruntime", "openvino", "torch"]
 ROOT = Path(__file__).parents[2]
@@ -124,6 +127,40 @@ def test_missing_hardware_is_named(name, monkeypatch):
     kind = load_backend(name)
     with pytest.raises(MeasureError, match=f"runtime '{name}' needs {kind.untested}"):
         kind()
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine with a GPU."""
+    this_machine.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    yield
+    this_machine.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["torch_cuda", "onnxruntime_cuda", "tensorrt"])
+def test_tables_of_a_gpu_name_it_and_their_models_are_not_those_of_another(name, gpu, monkeypatch, tmp_path):
+    monkeypatch.setattr(load_backend(name), "version", lambda: "1")
+    host, machine = this_machine(), this_machine(name)
+    assert machine.slug.endswith("-nvidia-h100-80gb-hbm3")
+    assert (machine.cpu, machine.cores) == (f"NVIDIA H100 80GB HBM3 in {host.cpu}", host.cores)
+    header = replace(fake_table(TINY).header, device=machine.slug, cpu=machine.cpu)
+    assert machine.measured(header)
+    assert not host.measured(header)
+    path = Cache(Engine(name), tmp_path).path(CONVOLUTIONS)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L4")
+    this_machine.cache_clear()
+    assert not this_machine(name).measured(header)
+    assert Cache(Engine(name), tmp_path).path(CONVOLUTIONS) != path
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "fake", "tflite", "torch_cuda"])
+def test_what_no_gpu_runs_is_named_by_the_cpu(runtime, monkeypatch):
+    this_machine.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert this_machine(runtime) == this_machine()
+    this_machine.cache_clear()
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -369,6 +406,8 @@ import os, sys, torch
 from nas.ops import Conv, Row, Shape
 from nas.profiling.backends import load_backend
 from nas.profiling.bundle import _Bundled
+from nas.profiling.cache import Cache
+from nas.profiling.device import this_machine
 from nas.profiling.job import Job
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine

@@ -130,6 +130,11 @@ class Backend(ABC):
             raise cls.not_installed() from error
 
     @classmethod
+    def device_name(cls) -> str | None:
+        """The model of what runs it where that is not the CPU, such as a GPU's; None for the CPU, or without a GPU."""
+        return None
+
+    @classmethod
     def known_variant(cls, variant: str) -> str | None:
         """A variant, or None for one that this backend does not know, such as an imported table's."""
         return variant if variant in cls.variants else None
