@@ -54,11 +54,17 @@ RequestArgument = Annotated[
     str | None, typer.Argument(metavar="[REQUEST]", help="A YAML file, or the name of a shipped request (quickstart).")
 ]
 TableOption = Annotated[str, typer.Option("--table", "-t", help="A table: a CSV file or the name of a shipped one.")]
-RuntimeOption = Annotated[str, typer.Option("--runtime", help="What runs the network: onnxruntime or torch.")]
-PrecisionOption = Annotated[str, typer.Option("--precision", help="Of weights and activations: fp32, bf16, int8.")]
+RUNTIMES = "onnxruntime, openvino, torch, ... (nas tables lists them with their precisions)"
+RuntimeOption = Annotated[str, typer.Option("--runtime", help=f"What runs the network: {RUNTIMES}.")]
+PrecisionOption = Annotated[
+    str,
+    typer.Option("--precision", help="Of weights and activations: fp32, fp16, bf16 or int8, as the runtime has it."),
+]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads set in the runtime itself.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of all randomness.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+#: what a profile takes where neither a flag nor a table says otherwise
+PROFILED = {"runtime": "onnxruntime", "threads": 1, "precision": "fp32", "level": "block", "method": "auto"}
 
 
 def main() -> None:
@@ -152,13 +158,13 @@ def estimate(arch: ArchArgument, table: TableOption, as_json: JsonOption = False
 def measure(
     arch: ArchArgument,
     runtime: Annotated[
-        str | None, typer.Option("--runtime", help="What runs the network; default: the table's, or onnxruntime.")
+        str | None, typer.Option("--runtime", help=f"{RUNTIMES}; default: the table's, or onnxruntime.")
     ] = None,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads in the runtime; default: the table's, or 1.")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option("--precision", help="fp32, bf16, int8, ...; default: the table's, or fp32.")
+        str | None, typer.Option("--precision", help="fp32, fp16, bf16, int8; default: the table's, or fp32.")
     ] = None,
     table: Annotated[str | None, typer.Option("--table", "-t", help="Also predict from this table.")] = None,
     as_json: JsonOption = False,
@@ -166,12 +172,15 @@ def measure(
     """Time a whole network on this machine, in fresh processes, beside the prediction of a table."""
     from nas import facts
     from nas.profiling import profiler
+    from nas.profiling.backends import load_backend
 
     network = _arch(arch)
     known = _table(table) if table else None
     usual = ("onnxruntime", 1, "fp32") if known is None else _engine_of(known)
     runtime, threads, precision = runtime or usual[0], threads or usual[1], precision or usual[2]
-    variant = known.header.variant if known is not None and (runtime, threads, precision) == usual else None
+    variant = None
+    if known is not None and (runtime, threads, precision) == usual:
+        variant = load_backend(runtime).known_variant(known.header.variant)
     with _progress() as report:
         result = profiler.measure(
             network, runtime=runtime, threads=threads, precision=precision, variant=variant, progress=report
@@ -213,16 +222,32 @@ def profile(
         Path | None, typer.Option("--table", "-t", "--output", "-o", help="The table to write or complete.")
     ] = None,
     arch: Annotated[str | None, typer.Option("--arch", help="Only the rows that this arch needs.")] = None,
-    runtime: RuntimeOption = "onnxruntime",
-    threads: ThreadsOption = 1,
-    precision: PrecisionOption = "fp32",
-    level: Annotated[str, typer.Option("--level", help="What a row is: block or op.")] = "block",
+    runtime: Annotated[
+        str | None, typer.Option("--runtime", help=f"{RUNTIMES}; default: the table's, or onnxruntime.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Threads in the runtime; default: the table's, or 1.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="fp32, fp16, bf16, int8; default: the table's, or fp32.")
+    ] = None,
+    level: Annotated[
+        str | None, typer.Option("--level", help="What a row is, block or op; default: the table's, or block.")
+    ] = None,
     method: Annotated[
-        str, typer.Option("--method", help="How rows are timed: chains, in-situ, or auto: what validated better.")
-    ] = "auto",
+        str | None,
+        typer.Option(
+            "--method", help="How rows are timed: chains, in-situ, or auto (default): the table's, or what is better."
+        ),
+    ] = None,
     rounds: Annotated[int | None, typer.Option("--rounds", min=3, help="Measuring rounds of each pass.")] = None,
     networks: Annotated[
-        int | None, typer.Option("--networks", min=5, help="Whole networks for the calibration.")
+        int | None,
+        typer.Option(
+            "--networks",
+            min=5,
+            help="Whole networks for the calibration; default 40: 90 % intervals and confidence budgets need 40.",
+        ),
     ] = None,
     budget_minutes: Annotated[
         float | None,
@@ -259,14 +284,24 @@ def profile(
     from nas.profiling import device, profiler
     from nas.units import show_seconds
 
+    asked: dict[str, Any] = {"runtime": runtime, "threads": threads, "precision": precision, "level": level}
+    asked |= {"method": method, "rounds": rounds, "networks": networks}
+    _refuse_without_effect(
+        {"--collect": collect, "--host": host, "--bundle": bundle},
+        {"--budget-minutes": budget_minutes, "--dry-run": dry_run},
+        {"SPACE": spaces, "--arch": arch, **{f"--{key}": value for key, value in asked.items()}},
+        {"--partial": partial, "--ssh-port": ssh_port, "--identity": identity, "--ssh-config": ssh_config},
+    )
     if collect is not None:
         return _collect(collect, table, partial, accept_noise, as_json)
     known = _table(str(table)) if table is not None and table.is_file() else None
-    settings: dict[str, Any] = {"runtime": runtime, "threads": threads, "precision": precision, "level": level}
-    settings |= {"method": method, "seed": seed}
-    if known is not None:
-        settings |= {name: getattr(known.header, name) for name in settings if name != "seed"}
-    settings |= {key: value for key, value in (("rounds", rounds), ("networks", networks)) if value is not None}
+    if known is not None and known.header.method in ("transfer", "imported"):
+        raise InputError(
+            f"{table}: its rows were not measured by nas profile (its method is {known.header.method}), so it cannot "
+            "be completed; profile into a new file: nas profile SPACE --table FILE"
+        )
+    settings: dict[str, Any] = PROFILED if known is None else {key: getattr(known.header, key) for key in PROFILED}
+    settings = settings | {key: value for key, value in asked.items() if value is not None} | {"seed": seed}
     if arch is not None:
         settings["rows"] = profiler.rows_of_arch(_arch(arch), settings["level"])
     if bundle is not None or host is not None:
@@ -284,7 +319,7 @@ def profile(
     jobs = []
     for space in _profiled_spaces(spaces, known, arch):
         name = profiler.table_name(space, *(settings[key] for key in ("runtime", "threads", "level", "precision")))
-        path = table or Path("latency_tables") / device.this_machine().slug / name
+        path = table or Path("latency_tables") / device.this_machine(settings["runtime"]).slug / name
         jobs.append(profiler.job_of(space, path=path, **settings))
     left = [profiler.plan(job) for job in jobs]
     total = {
@@ -308,6 +343,29 @@ def profile(
         return _print_json(found[0] if len(found) == 1 else {"profiles": found})
     for facts in found:
         _say_profile(facts)
+
+
+def _refuse_without_effect(
+    ways: dict[str, Any], here: dict[str, Any], what: dict[str, Any], elsewhere: dict[str, Any]
+) -> None:
+    """Raise for options of `nas profile` that would be ignored.
+
+    Args:
+        ways: the options that make or use a bundle.
+        here: those that only a profile of this machine heeds.
+        what: those that say what to measure, which a bundle that was made knows.
+        elsewhere: those of bundles that are collected.
+    """
+    way = next((name for name, value in ways.items() if value), None)
+    if way == "--collect":
+        idle = here | what | {"--host": ways["--host"], "--bundle": ways["--bundle"]}
+    elif way is not None:
+        idle = here | (elsewhere if way == "--bundle" else {})
+    else:
+        idle = elsewhere
+    if given := [name for name, value in idle.items() if value]:
+        where = f"with {way}" if way is not None else "without --collect or --host"
+        raise InputError(f"{', '.join(given)}: no effect {where}; leave out one or the other")
 
 
 def _bundle(space: Space, folder: Path, settings: dict[str, Any]) -> Path:
@@ -335,7 +393,7 @@ def _collect(folder: Path, table: Path | None, partial: bool, accept_noise: bool
 def _profile_facts(space: Space, outcome: Outcome) -> dict[str, Any]:
     """What a profile put into its table, for this space and as a whole."""
     from nas import facts
-    from nas.latency import LARGE_US, SMALL_US
+    from nas.latency import LARGE_US, SMALL_US, scope_of
     from nas.profiling.profiler import unmeasured_percent
 
     table, guess = outcome.table, outcome.prediction
@@ -348,12 +406,13 @@ def _profile_facts(space: Space, outcome: Outcome) -> dict[str, Any]:
         "prediction": None,
     }
     if guess is not None:
+        whole = scope_of(space) in table.header.spaces  # not where only an arch's rows were asked for
         found["prediction"] = {
             "rows": len(guess.entries),
             "behind": guess.behind,
             "model": guess.model,
             "mape_percent": guess.mape_percent,
-            "share_of_typical_network_percent": unmeasured_percent(table, space),
+            "share_of_typical_network_percent": unmeasured_percent(table, space) if whole else None,
         }
     return found
 
@@ -362,11 +421,12 @@ def _say_profile(found: dict[str, Any]) -> None:
     path, guess = found["table"], found["prediction"]
     _say(f"[bold]{path}[/bold]: {found['rows']} rows, {found['networks']} networks, profiled {found['space']}")
     if guess is not None:
+        share = guess["share_of_typical_network_percent"]
+        typical = "" if share is None else f"; they are {share:.0f} % of the time of a typical network"
         _say(
             f"{guess['rows']} rows predicted from {guess['behind']} measured ones ({guess['model']}): off by "
-            f"{guess['mape_percent']:.1f} % on average in cross-validation; they are "
-            f"{guess['share_of_typical_network_percent']:.0f} % of the time of a typical network. The same command "
-            "without --budget-minutes measures them"
+            f"{guess['mape_percent']:.1f} % on average in cross-validation{typical}. The same command without "
+            "--budget-minutes measures them"
         )
     for name, least in (("repeatability_p95_large_percent", "0.5"), ("repeatability_p95_percent", "0.1")):
         if found[name] is not None:
@@ -408,7 +468,7 @@ def transfer(
     measure: Annotated[int, typer.Option("--measure", min=5, help="Whole networks to measure.")] = 20,
     runtime: RuntimeOption = "onnxruntime",
     threads: ThreadsOption = 1,
-    precision: Annotated[str, typer.Option("--precision", help="Of weights and activations.")] = "fp32",
+    precision: PrecisionOption = "fp32",
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -469,7 +529,7 @@ def import_(
 
     origin = Origin(device, runtime, precision, threads, cpu, runtime_version=version, date=date)
     found = import_table(path, origin, format=kind, unit=unit, spaces=spaces or ())
-    found.table.write(output)
+    found.write(output)
     if as_json:
         skipped = [{"key": key, "reason": reason} for key, reason in found.skipped]
         return _print_json({"table": str(output), "rows": len(found.table.entries), "skipped": skipped})
@@ -710,16 +770,16 @@ def tables(
     paths: Annotated[list[Path] | None, typer.Argument(metavar="[TABLE]...", help="Further table files.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the shipped latency tables with what they hold and how far they can be trusted.
+    """List the shipped latency tables with what they hold and how far they can be trusted; and the runtimes.
 
     MAPE, bias, share of networks within 5 %, Kendall's tau and coverage of the 90 % interval are of a table's card: of
     networks that it was not fitted on (nas validate).
     """
     from nas import facts
 
-    found, untested = facts.tables(*(paths or [])), facts.untested()
+    found, runtimes, untested = facts.tables(*(paths or [])), facts.runtimes(), facts.untested()
     if as_json:
-        return _print_json({"tables": found, "untested_runtimes": untested})
+        return _print_json({"tables": found, "runtimes": runtimes, "untested_runtimes": untested})
     for device, group in itertools.groupby(found, key=lambda t: str(Path(t["name"]).parent)):
         _say(f"[bold]{device}[/bold]")
         columns = ("table", "measured with", "spaces", ">rows", ">MAPE", ">bias", ">in 5 %", ">Kendall", ">covered")
@@ -727,9 +787,9 @@ def tables(
     for t in found:
         if "error" in t:
             _say(f"{t['table']}: {t['error']}", markup=False)
-    if untested:
-        _say("Never run by us on the hardware they are for, so untested:")
-        _print_table(("runtime", "for"), sorted(untested.items()))
+    _say("[bold]runtimes[/bold] (untested: we had no such hardware to run them on)")
+    lines = [(name, ", ".join(known), untested.get(name, "")) for name, known in runtimes.items()]
+    _print_table(("runtime", "precisions", ""), [(*line, where and f"untested: {where}") for *line, where in lines])
 
 
 def _table_line(table: dict[str, Any]) -> tuple[str, ...]:

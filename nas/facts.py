@@ -15,7 +15,8 @@ from nas.arch import Arch, calls_of, stage_runs
 from nas.building import cost_of
 from nas.errors import NasError
 from nas.latency import Table
-from nas.profiling.backends import load_backend, runtimes
+from nas.profiling import backends
+from nas.profiling.backends import load_backend
 from nas.profiling.device import this_machine
 from nas.space import Space
 from nas.tracing import macs_of_unit, params_of_unit
@@ -89,7 +90,7 @@ def estimate(arch: Arch, table: Table) -> dict[str, Any]:
         "table_hash": table.hash,
         "device": table.header.device,
         "cpu": table.header.cpu,
-        "this_machine": this_machine().measured(table.header),
+        "this_machine": this_machine(table.header.runtime).measured(table.header),
         "blocks": blocks,
     }
 
@@ -165,7 +166,12 @@ def tables(*paths: Path) -> list[dict[str, Any]]:
     return found
 
 
+def runtimes() -> dict[str, list[str]]:
+    """All runtimes, with the precisions that each can have."""
+    return {name: list(load_backend(name).precisions) for name in backends.runtimes()}
+
+
 def untested() -> dict[str, str]:
     """The runtimes that we could not run on the hardware they are for, and that hardware."""
-    backends = map(load_backend, runtimes())
-    return {backend.name: backend.untested for backend in backends if backend.untested is not None}
+    known = map(load_backend, backends.runtimes())
+    return {backend.name: backend.untested for backend in known if backend.untested is not None}

@@ -27,7 +27,7 @@ import yaml
 
 import search_spaces
 from nas.blocks import InvertedResidual
-from nas.errors import InputError, TableError, suggest
+from nas.errors import InputError, RunError, TableError, suggest
 from nas.latency import Entry, Header, Table
 from nas.ops import Block, Row, Shape, parse_unit
 from nas.tracing import calls_of_unit
@@ -75,6 +75,26 @@ class Imported:
 
     table: Table
     skipped: tuple[tuple[str, str], ...]
+
+    def write(self, path: Path) -> None:
+        """Write the table; one that was imported before is replaced.
+
+        Raises:
+            InputError: where the path holds a table that was not imported.
+            RunError: where the path cannot be written, such as on a full disk.
+        """
+        if path.exists() and (method := Table.read(path).header.method) != "imported":
+            raise InputError(
+                f"{path}: holds a table that was not imported (its method is {method}), importing would overwrite it; "
+                "name another file"
+            )
+        try:
+            self.table.write(path)
+        except OSError as error:
+            raise RunError(
+                f"{path}: cannot be written ({error.strerror or error}); make room, see to its permissions, or name "
+                "another file"
+            ) from error
 
 
 Found = tuple[list[Entry], list[tuple[str, str]]]

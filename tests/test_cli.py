@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import subprocess
 import sys
 
 import pytest
@@ -93,6 +94,7 @@ def test_tables_fit_a_terminal_and_show_cards_and_untested_runtimes(nas, monkeyp
 
     import latency_tables
     from nas.latency import Network, Table
+    from nas.profiling.backends import runtimes
 
     table = fake_table(ef.SMALL, networks=60, error=0.01)
     unseen = [arch for seed in range(20) if (arch := ef.SMALL.sample(random.Random(500 + seed)))]
@@ -116,12 +118,15 @@ def test_tables_fit_a_terminal_and_show_cards_and_untested_runtimes(nas, monkeyp
     assert "not measured" in out
     assert "no card" in lines["fake-fp32-1t-op"]
     assert "untested" in out
-    assert re.search(r"coreml +an Apple computer", out)
+    assert re.search(r"coreml +fp32, fp16 +untested: an Apple computer", out)
+    assert re.search(r"openvino +fp32, bf16, int8 *$", out, re.MULTILINE)
     found = json.loads(nas("tables", "--json")[1])
     first = next(item for item in found["tables"] if item["name"] == "a-device/fake-fp32-1t")
     assert first["card"]["bias_percent"] == pytest.approx(4, abs=0.01)
     assert first["unmeasured_rows"] == 1
     assert found["untested_runtimes"]["tensorrt"] == "an NVIDIA GPU"
+    assert found["runtimes"].keys() == set(runtimes())
+    assert found["runtimes"]["ncnn"] == ["fp32", "fp16"]
 
 
 def test_estimate_tells_memory_and_rows_that_were_not_measured(nas, tmp_path, arch_path):
@@ -236,6 +241,24 @@ def test_every_field_of_a_request_is_a_flag(nas):
         assert ("--budget" if name == "budgets" else f"--{name.replace('_', '-')}") in out
 
 
+def test_measuring_beside_an_imported_table_leaves_its_unknown_variant_out(nas, tmp_path, arch_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from nas.profiling import profiler
+
+    asked = []
+
+    def measure(arch, *, variant, **others):
+        asked.append(variant)
+        return SimpleNamespace(us=1000.0, spread_us=1.0, count=3, runtime_version="1", device="here")
+
+    monkeypatch.setattr(profiler, "measure", measure)
+    for variant in ("unknown", "default"):
+        path = fake_table(ef.SMALL, variant=variant, method="imported").write(tmp_path / "t.csv")
+        assert nas("measure", arch_path, "--table", path, "--json")[0] == 0
+    assert asked == [None, "default"]
+
+
 COMMANDS = ["profile", "search", "describe", "estimate", "measure", "validate", "train", "export", "report", "spaces"]
 
 
@@ -245,6 +268,13 @@ def test_every_command_explains_itself(nas, command):
     assert code == 0
     assert len(out.splitlines()) > 5
     assert "--json" in out
+
+
+def test_the_help_names_runtimes_and_does_not_wait_for_pytorch(nas):
+    for command in ("profile", "measure", "transfer"):
+        assert re.search(r"(?s)onnxruntime, openvino, torch, .*nas tables", nas(command, "--help")[1])
+    code = "import sys; from nas import cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_version_is_that_of_the_package(nas):

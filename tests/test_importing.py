@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ import search_spaces
 from nas import facts
 from nas.arch import calls_of
 from nas.blocks import InvertedResidual
-from nas.errors import InputError, MissingLatency, TableError
-from nas.importing import Origin, import_table
+from nas.errors import InputError, MissingLatency, RunError, TableError
+from nas.importing import Imported, Origin, import_table
 from nas.latency import Table
 from nas.ops import Conv, Row, Shape
 
@@ -185,3 +186,29 @@ def test_the_command_writes_a_table_that_any_process_reads(tmp_path, monkeypatch
     with pytest.raises(SystemExit, match="2"):
         cli.main()
     assert "--device" in capsys.readouterr().err
+
+
+def imported(tmp_path: Path, us: float = 1.0) -> Imported:
+    """One row."""
+    return import_table(written(tmp_path, f"block,fields,inputs,us\n{BLOCK},{us}\n"), PIXEL, format="csv")
+
+
+def test_a_file_that_cannot_be_written_is_said_with_what_to_do(tmp_path):
+    found = imported(tmp_path)
+    with pytest.raises(RunError, match=r"cannot be written \(File exists\); make room"):
+        found.write(tmp_path / "foreign" / "t.csv")
+
+
+def test_only_a_table_that_was_imported_is_replaced(tmp_path):
+    target = tmp_path / "t.csv"
+    imported(tmp_path).write(target)
+    imported(tmp_path, 2.0).write(target)
+    assert [entry.us for entry in Table.read(target).entries] == [2.0]
+    table = Table.read(target)
+    Table(replace(table.header, method="chains", sentinel_us=1.0), table.entries).write(target)
+    with pytest.raises(InputError, match=r"t\.csv: holds a table that was not imported .*chains.*; name another file"):
+        imported(tmp_path).write(target)
+    target.write_text("notes\n")
+    with pytest.raises(TableError, match="no millinas latency table"):
+        imported(tmp_path).write(target)
+    assert target.read_text() == "notes\n"

@@ -8,11 +8,12 @@ standard deviations are near to. The weights of one graph follow each other ther
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import random
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,12 @@ from nas.latency import Header, Table, scope_of, space_of
 from nas.ops import Row, Shape, parse_unit
 from nas.profiling import runner
 from nas.profiling.bench import Bench, Progress, silent
-from nas.profiling.job import Job
+from nas.profiling.job import DEFAULT, Job
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.profiler import table_name
 from nas.profiling.protocol import MOST_SLOW, Settings
-from nas.profiling.samples import Journal, Log
+from nas.profiling.samples import Journal, Log, unwritable
 from nas.profiling.selection import varied
 from nas.profiling.sentinel import sentinel
 from nas.profiling.shared_weights import SharedWeights
@@ -50,7 +51,7 @@ def make(
     precision: str = "fp32",
     passes: int = 2,
     rounds: int = 8,
-    networks: int = 12,
+    networks: int = DEFAULT.networks,
     seed: int = 0,
     rows: Iterable[Row] | None = None,
     progress: Progress = silent,
@@ -66,6 +67,7 @@ def make(
         InputError: for a runtime that cannot be bundled, a space that cannot be loaded by its name, or a folder that
             holds something else.
         MeasureError: where the runtime is not installed, or the reference block cannot be converted.
+        RunError: where the folder cannot be written, such as on a full disk.
     """
     if runtime not in runner.RUNTIMES:
         raise InputError(f"bundles: {suggest('runtime', runtime, runner.RUNTIMES)}")
@@ -74,7 +76,7 @@ def make(
             f"space {space.name!r} is not the one that is known by this name; put its file into NAS_SPACES"
         )
     only = None if rows is None else tuple(rows)
-    job = Job(
+    job = _Bundled(
         space,
         folder / "table.csv",
         Engine(runtime, threads, precision),
@@ -93,7 +95,8 @@ def make(
     begun = whole.with_name(f"{whole.name}.begun")  # what an interrupted call leaves is made anew
     shutil.rmtree(begun, ignore_errors=True)
     graphs, failures = _write_graphs(job, begun / GRAPHS, progress)
-    shutil.copyfile(runner.__file__, begun / "run.py")
+    with _writing(whole):
+        shutil.copyfile(runner.__file__, begun / "run.py")
     names = sorted(path.relative_to(begun).as_posix() for path in [begun / "run.py", *begun.glob(f"{GRAPHS}/*")])
     manifest = plan | {
         "header": asdict(_header(job)),
@@ -102,9 +105,19 @@ def make(
         "unconverted": failures,
         "files": {name: runner.fingerprint(begun / name) for name in names},
     }
-    (begun / runner.MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    begun.replace(whole)
+    with _writing(whole):
+        (begun / runner.MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        begun.replace(whole)
     return folder
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say what to do where a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def _plan(job: Job) -> dict[str, Any]:
@@ -147,7 +160,8 @@ def _require_same(folder: Path, plan: Mapping[str, Any]) -> None:
 
 def _write_graphs(job: Job, folder: Path, progress: Progress) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Convert the sentinel and all graphs; what a manifest says of each by key, and why others failed."""
-    folder.mkdir(parents=True)
+    with _writing(folder):
+        folder.mkdir(parents=True)
     items = job.items(_networks(job))
     probes = list(dict.fromkeys([sentinel(), *(probe for item in items for probe, _ in item)]))
     suffix, shared = SUFFIXES[job.engine.runtime], SharedWeights()
@@ -161,16 +175,18 @@ def _write_graphs(job: Job, folder: Path, progress: Progress) -> tuple[dict[str,
                 if probe.key in bench.failures:
                     continue
                 path = folder / f"{number:04}{suffix}"
-                if suffix == ".onnx":
-                    path.write_bytes(shared.without_weights(files[probe.key]))
-                else:
-                    shutil.copyfile(files[probe.key], path)
-                graphs[probe.key] = _graph_data(probe, f"{GRAPHS}/{path.name}")
-    shared.write(folder)
+                with _writing(path):
+                    if suffix == ".onnx":
+                        path.write_bytes(shared.without_weights(files[probe.key]))
+                    else:
+                        shutil.copyfile(files[probe.key], path)
+                graphs[probe.key] = _graph_data(probe, f"{GRAPHS}/{path.name}", job.settings.least_of(probe))
+    with _writing(folder):
+        shared.write(folder)
     return graphs, bench.failures
 
 
-def _graph_data(probe: Probe, file: str) -> dict[str, Any]:
+def _graph_data(probe: Probe, file: str, least: int) -> dict[str, Any]:
     rows = probe.rows if probe.arch is None else [call.row for call in calls_of(probe.arch)]
     shapes = [list(shape) for shape in probe.shapes()]
     return {
@@ -178,11 +194,19 @@ def _graph_data(probe: Probe, file: str) -> dict[str, Any]:
         "shapes": shapes,
         "weight_bytes": probe.weight_bytes,
         "macs": sum(map(macs_of_unit, rows)),
+        "least": least,
     }
 
 
 @dataclass(frozen=True)
-class _Taken(Job):
+class _Bundled(Job):
+    """A job for another device: what runs the precision there may be missing here."""
+
+    elsewhere = True
+
+
+@dataclass(frozen=True)
+class _Taken(_Bundled):
     """A job whose samples another device took.
 
     Attributes:
@@ -210,6 +234,7 @@ def collect(folder: Path, *, output: Path | None = None, partial: bool = False, 
             into the table at `output`.
         MeasureError: where the device was too disturbed, or could not measure rows, naming each and why; the table
             holds the others.
+        RunError: where the table cannot be written.
     """
     manifest = _read_manifest(folder)
     if not (folder / runner.SAMPLES).exists():
@@ -241,7 +266,8 @@ def collect(folder: Path, *, output: Path | None = None, partial: bool = False, 
             job = dataclasses.replace(job, facts=facts)
         table = job.result(journal, "default", archs)
     if table.entries:
-        table.write(job.path)
+        with _writing(job.path):
+            table.write(job.path)
     _raise_failures(folder, job, failures)
     return Table.read(job.path)
 
@@ -257,7 +283,12 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _read_failures(folder: Path) -> dict[str, str]:
     path = folder / runner.FAILURES
-    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        found: dict[str, str] = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); copy it from the device again, or remove it") from error
     return found
 
 

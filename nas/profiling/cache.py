@@ -64,7 +64,7 @@ class Cache:
             ) from error
         version = backends.load_backend(engine.runtime).version()
         fields = [engine.runtime, engine.threads, engine.precision, engine.variant, version]
-        self._about = json.dumps([*fields, this_machine().cpu, sys.version, _installed(), _sources()])
+        self._about = json.dumps([*fields, this_machine(engine.runtime).cpu, sys.version, _installed(), _sources()])
 
     def path(self, probe: Probe) -> Path:
         """Where a probe's file is, or will be."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from nas.latency import Header
 from nas.profiling import runner
+from nas.profiling.backends import load_backend, runtimes
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class Machine:
     """A device that runs models.
 
     Attributes:
-        cpu: model name of the processor, with what tells apart processors of one name.
+        cpu: model name of the processor, with what tells apart processors of one name; of a GPU, before its host's.
         cores: logical cores.
         slug: short name, fit for a folder: `x86_64-intel-xeon-processor`.
     """
@@ -29,6 +30,11 @@ class Machine:
 
 
 @functools.cache
-def this_machine() -> Machine:
-    """The machine that runs this process; a bundle's runner says the same of the device that it runs on."""
-    return Machine(*runner.machine())
+def this_machine(runtime: str | None = None) -> Machine:
+    """The machine that runs this process, or what a runtime uses of it: a GPU bears its own name.
+
+    A bundle's runner says the same of the device that it runs on.
+    """
+    host = Machine(*runner.machine())
+    name = load_backend(runtime).device_name() if runtime in runtimes() else None  # others have imported tables
+    return host if name is None else Machine(f"{name} in {host.cpu}", host.cores, runner.slug(name))

@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from nas.arch import Arch
 from nas.errors import InputError, MeasureError, suggest
@@ -54,8 +54,10 @@ class Job:
     Raises:
         InputError: for an unknown level or method, and where the table at `path` comes from another device, runtime
             version or settings, naming both.
+        MeasureError: where the runtime is not installed or cannot run here.
     """
 
+    elsewhere: ClassVar[bool] = False  # whether another device runs it, as it does a bundle
     space: Space
     path: Path
     engine: Engine
@@ -71,7 +73,9 @@ class Job:
         if self.method not in (legal := methods_of(self.engine.runtime, self.level)):
             why = " Only some runtimes time the nodes of a network, and those of single ops are not told apart."
             raise InputError(f"{suggest('method', self.method, legal)}." + (why if self.method == IN_SITU else ""))
-        load_backend(self.engine.runtime)(self.engine.threads, self.engine.precision)  # raises where it cannot run
+        backend = load_backend(self.engine.runtime)(self.engine.threads, self.engine.precision)
+        if not self.elsewhere:
+            backend.require_machine()
         if self.table is not None:
             self._check(asdict(self.table.header), self.path)
 
@@ -189,7 +193,7 @@ class Job:
 
     def header(self, variant: str = "") -> Header:
         """What a new table would say of itself."""
-        machine = this_machine()
+        machine = this_machine(self.engine.runtime)
         return Header(
             device=machine.slug,
             cpu=machine.cpu,

@@ -445,7 +445,7 @@ def measure(
         engine = replace(engine, variant=fastest_variant([arch], engine, seed, progress))
     times = time_networks([arch], engine, settings, seed, progress)
     timing = times.timing(Probe(arch=arch).key)
-    version, device = load_backend(runtime).version(), this_machine().slug
+    version, device = load_backend(runtime).version(), this_machine(runtime).slug
     name = engine.variant or load_backend(runtime).variants[0]
     us, spread, count = timing.us, timing.spread_us, timing.count
     return Measurement(us, spread, count, runtime, version, name, device, times.reference_us)

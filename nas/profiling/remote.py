@@ -20,6 +20,7 @@ from nas.profiling.bench import Progress, silent
 
 CONNECTION_FAILED = 255  # exit code of ssh for its own failures
 COPIED = 100  # files in one call of scp
+SHOWN = 200  # characters of an answer that is not understood
 SAFE = ("BatchMode=yes", "StrictHostKeyChecking=yes", "ConnectTimeout=20", "ServerAliveInterval=15")
 
 
@@ -69,7 +70,7 @@ class Remote:
         progress(0, 1, None, f"{self.host}: connecting")
         self._ssh(f"mkdir -p {shlex.quote(there)}/graphs")
         self._scp([bundle / "run.py", bundle / runner.MANIFEST], there)
-        lacking = json.loads(self._ssh(self._python(there, "--check")))["damaged"]
+        lacking = self._damaged(there)
         sizes = {name: manifest["files"][name][0] for name in lacking}
         done, total = 0, sum(sizes.values())
         for parent in sorted({PurePosixPath(name).parent for name in lacking}):
@@ -79,6 +80,17 @@ class Remote:
                 part = names[start : start + COPIED]
                 self._scp([bundle / name for name in part], str(PurePosixPath(there) / parent))
                 done += sum(sizes[name] for name in part)
+
+    def _damaged(self, there: str) -> list[str]:
+        """The files that are missing or damaged there."""
+        said = self._ssh(self._python(there, "--check"))
+        for line in said.splitlines():
+            if (facts := _object(line)) is not None and "damaged" in facts:
+                return list(facts["damaged"])
+        raise MeasureError(
+            f"{self.host}: run.py --check answered {said.strip()[-SHOWN:]!r}, not with a list of files; see what "
+            f"this prints there: {self._python(there, '--check')}"
+        )
 
     def _run(self, there: str, progress: Progress) -> None:
         """Run the bundle, and show how far it is."""
@@ -92,7 +104,8 @@ class Remote:
             assert process.stdout is not None
             try:
                 for line in process.stdout:
-                    facts = json.loads(line)
+                    if (facts := _object(line)) is None:
+                        continue  # what a login shell prints
                     progress(facts["done"], facts["total"], facts["seconds_left"], f"{self.host}: {facts['text']}")
             except BaseException:
                 process.terminate()
@@ -152,3 +165,12 @@ class Remote:
         if code == CONNECTION_FAILED:
             return MeasureError(f"{self.host}: {last}; what was measured is on the device, the same command continues")
         return MeasureError(f"{self.host}: {last}")
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    """A line that is a JSON object; None for any other."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

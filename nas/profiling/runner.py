@@ -29,7 +29,7 @@ from typing import Any, Callable, Iterator  # noqa: UP035  Python 3.8 cannot sub
 
 import numpy as np
 
-FORMAT = 1  # of the bundle
+FORMAT = 2  # of the bundle
 JOURNAL_FORMAT = 1  # of samples.jsonl: nas.profiling.samples
 MANIFEST, SAMPLES, FAILURES = "manifest.json", "samples.jsonl", "failures.json"
 SENTINEL_CALLS = 12  # nas.profiling.worker
@@ -169,6 +169,8 @@ def load_onnxruntime(path: Path, shapes: list[list[int]], manifest: dict[str, An
 
 def load_openvino(path: Path, shapes: list[list[int]], manifest: dict[str, Any]) -> Callable[[], Any]:
     """An ONNX file in OpenVINO."""
+    blocked: Any = sys.modules
+    blocked.setdefault("openvino_telemetry", None)  # it would send usage data, from a fork of what is timed
     import openvino
 
     hint = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}[manifest["header"]["precision"]]
@@ -272,14 +274,15 @@ class Bench:
         settings = self.manifest["settings"]
         for key in keys:
             struct.pack_into("q", self.busy, 0, self.numbers[key])
+            graph = self.manifest["graphs"][key]
             try:
-                run = self._open(self.manifest["graphs"][key])
+                run = self._open(graph)
                 us = min(_us_of(run) for _ in range(WARM_UP_CALLS))
             except Exception as error:  # whatever a runtime raises belongs to this graph alone
                 failures[key] = f"{type(error).__name__}: {error}"
                 continue
             self.runs[key] = run
-            self.calls[key] = _calls(us, settings)
+            self.calls[key] = _calls(us, graph, settings)
         return failures
 
     def round(self, keys: list[str]) -> dict[str, list[float]]:
@@ -309,8 +312,21 @@ def _us_of(run: Callable[[], Any]) -> float:
     return 1e6 * (time.perf_counter() - start)
 
 
-def _calls(us: float, settings: dict[str, Any]) -> int:
-    return int(min(max(round(settings["sample_us"] / us), settings["least"]), settings["most"]))
+def _calls(us: float, graph: dict[str, Any], settings: dict[str, Any]) -> int:
+    """The calls of a sample; whole networks have a `least` of their own."""
+    return int(min(max(round(settings["sample_us"] / us), graph["least"]), settings["most"]))
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say what to do where a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise Failure(
+            f"{path.name} cannot be written ({error.strerror or error}); make room, or see to its permissions; the "
+            "same command continues"
+        ) from error
 
 
 class Died(Exception):  # noqa: N818
@@ -326,8 +342,10 @@ class Child:
 
     def __init__(self, folder: Path, manifest: dict[str, Any], keys: list[str], seed: int) -> None:
         self.keys, self.busy = keys, folder / ".busy"
-        self.busy.write_bytes(struct.pack("q", -1))
-        self.errors = (folder / ".stderr").open("w+b")
+        with _writing(self.busy):
+            self.busy.write_bytes(struct.pack("q", -1))
+        with _writing(folder / ".stderr"):
+            self.errors = (folder / ".stderr").open("w+b")
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).resolve()), "--child"],
             stdin=subprocess.PIPE,
@@ -388,7 +406,8 @@ class Journal:
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
         self.taken: dict[tuple[int, str], list[float]] = {}  # sentinels of the samples, by pass and key
-        self.file = path.open("ab+", buffering=0)
+        with _writing(path):
+            self.file = path.open("ab+", buffering=0)
         _lock(self.file, path)
         self.file.seek(0)
         text = self.file.read()
@@ -431,14 +450,10 @@ class Journal:
 
     def _append(self, line: dict[str, Any]) -> None:
         text = json.dumps(line).encode() + b"\n"
-        try:
+        with _writing(Path(SAMPLES)):
             while text:
                 text = text[self.file.write(text) :]
             os.fsync(self.file.fileno())
-        except OSError as error:
-            raise Failure(
-                f"{SAMPLES} cannot be written ({error.strerror}); make room, the same command continues"
-            ) from error
 
 
 def _lock(file: Any, path: Path) -> None:
@@ -494,8 +509,9 @@ def measure(folder: Path, manifest: dict[str, Any], progress: Progress) -> None:
         for batch in batches(manifest, missing_items(manifest, journal, number, failures)):
             run_batch(folder, manifest, journal, number, batch, failures, progress)
     temporary = folder / (FAILURES + ".tmp")
-    temporary.write_text(json.dumps(failures, indent=1), encoding="utf-8")
-    temporary.replace(folder / FAILURES)
+    with _writing(folder / FAILURES):
+        temporary.write_text(json.dumps(failures, indent=1), encoding="utf-8")
+        temporary.replace(folder / FAILURES)
     for key, reason in failures.items():
         print(f"{key}: {reason}", file=sys.stderr)
     print(
@@ -547,8 +563,9 @@ def _seconds(manifest: dict[str, Any], journal: Journal, number: int, key: str) 
 
 
 def _sample_seconds(manifest: dict[str, Any], key: str) -> float:
-    us: float = 10 + manifest["graphs"][key]["macs"] / MACS_PER_US
-    return us * _calls(us, manifest["settings"]) / 1e6
+    graph = manifest["graphs"][key]
+    us: float = 10 + graph["macs"] / MACS_PER_US
+    return us * _calls(us, graph, manifest["settings"]) / 1e6
 
 
 def run_batch(

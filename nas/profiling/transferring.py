@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nas.arch import Arch
 from nas.errors import InputError, MeasureError
@@ -19,7 +20,7 @@ from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.profiler import MEASURE, fastest_variant
 from nas.profiling.protocol import Settings, Times
-from nas.profiling.samples import Journal
+from nas.profiling.samples import Journal, unwritable
 from nas.profiling.selection import spread
 from nas.space import Space
 from nas.transfer import LEAST, choose, common_spaces, fit, parts_of
@@ -43,7 +44,8 @@ def transfer_table(
 
     Most of the networks are those that say most about all rows. The others, evenly spread in log latency, are for the
     calibration and never seen by the rows, so that the table's error is honest; fewer than ten networks leave none,
-    and the table uncalibrated. It can be killed at any moment: samples stand in `<path>.transfer.samples.jsonl`.
+    and the table uncalibrated. It can be killed at any moment: samples stand in `<path>.transfer.samples.jsonl`. A
+    table that is there and would be the same is left as it is, with its card.
 
     Args:
         sources: full tables of other devices or runtimes, with a space in common.
@@ -62,18 +64,22 @@ def transfer_table(
         TableError: where the sources have no space in common.
         MissingLatency: where a source lacks rows of it.
         MeasureError: where a network cannot be run.
-        RunError: where another process measures for this path.
+        RunError: where another process measures for this path, or the disk is full.
     """
     if measure < LEAST:
         raise InputError(f"measure: expected at least {LEAST} networks, got {measure}")
     spaces = common_spaces(sources)
-    if path.exists() and Table.read(path).header.method != "transfer":
+    known = Table.read(path) if path.exists() else None
+    if known is not None and known.header.method != "transfer":
         raise InputError(f"{path}: holds a table that was measured, not transferred; write to another path with --to")
     engine = Engine(runtime, threads, precision)
     names = tuple(dict.fromkeys(space.name for space in spaces.values()))
     with Journal(path.with_name(f"{path.name}.transfer.samples.jsonl")) as journal:
         header = _header(sources, engine, settings, measure)
-        _check(journal, header)
+        if journal.header is not None:
+            _check(journal.header, header, f"{journal.path}: holds samples", "remove the file to measure again")
+        if known is not None:
+            _check(dataclasses.asdict(known.header), header, f"{path}: holds a table", "remove it")
         archs = tuple(map(Arch.from_json, journal.networks)) or _networks(sources, spaces.values(), measure, seed)
         if journal.header is None:
             variant = fastest_variant(archs[:2], engine, seed, progress)
@@ -92,13 +98,19 @@ def transfer_table(
     header = dataclasses.replace(header, variant=variant, date=date, sentinel_us=sentinel)
     networks = [_network(arch, times) for arch in archs]
     fitted, _ = parts_of(len(networks))
-    fit(sources, header, networks[:fitted], networks[fitted:]).write(path)
+    made = fit(sources, header, networks[:fitted], networks[fitted:])
+    if known is not None and known.hash == made.hash:
+        return known  # with its card
+    try:
+        made.write(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
     return Table.read(path)
 
 
 def _header(sources: Sequence[Table], engine: Engine, settings: Settings, measure: int) -> Header:
     """What the new table says of itself, before a runtime's variant and the sentinel are known."""
-    machine = this_machine()
+    machine = this_machine(engine.runtime)
     fitted, calibrating = parts_of(measure)
     origins = ", ".join(f"{_name(table.header)} ({table.hash[:8]})" for table in sources)
     return Header(
@@ -123,16 +135,14 @@ def _name(header: Header) -> str:
     return f"{header.device}/{header.runtime}-{header.precision}-{header.threads}t"
 
 
-def _check(journal: Journal, mine: Header) -> None:
-    """Raise where the samples that are there belong to another transfer."""
-    if journal.header is None:
-        return
+def _check(found: Mapping[str, Any], mine: Header, holds: str, otherwise: str) -> None:
+    """Raise where what is there belongs to another transfer."""
     for name in (*SAME, "spaces", "protocol"):
-        old, new = journal.header[name], getattr(mine, name)
+        old, new = found[name], getattr(mine, name)
         if (tuple(old) if isinstance(old, list) else old) != new:
             raise InputError(
-                f"{journal.path}: holds samples with {name} {old!r}, this transfer has {new!r}; they do not go "
-                "together. Write to another table with --to, or remove the file to measure again"
+                f"{holds} with {name} {old!r}, this transfer has {new!r}; they do not go together. Write to another "
+                f"table with --to, or {otherwise}"
             )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 import os
 import random
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ import numpy as np
 from nas.arch import Arch, calls_of
 from nas.card import Card, Errors
 from nas.errors import InputError, MeasureError
-from nas.latency import Network, Table
+from nas.latency import Header, Network, Table
 from nas.profiling import memory
 from nas.profiling.backends import load_backend
 from nas.profiling.bench import Progress, silent
@@ -46,7 +47,7 @@ class Validation:
         table: the table with these networks as its card.
         here: whether it was measured on a machine like this one.
         device: this machine.
-        sentinel_drift: of the reference block, now against then, as a fraction.
+        sentinel_drift: of the reference block, now against then, as a fraction; None where then is not known.
         scale: on the table's machine, how much longer than then it takes now, by some of the table's networks measured
             again; on another machine, the factor on predictions that fits networks best which are not of the card.
         scaled: the errors of predictions times this.
@@ -58,7 +59,7 @@ class Validation:
     table: Table
     here: bool
     device: str
-    sentinel_drift: float
+    sentinel_drift: float | None
     scale: float | None = None
     scaled: Errors | None = None
     noise: Noise = QUIET
@@ -79,7 +80,7 @@ class Validation:
             "this_machine": self.here,
             "device": self.device,
             **self.card.facts(),
-            "sentinel_drift_percent": 100 * self.sentinel_drift,
+            "sentinel_drift_percent": None if self.sentinel_drift is None else 100 * self.sentinel_drift,
             "scale": self.scale,
             "scaled": None if self.scaled is None else dataclasses.asdict(self.scaled),
             "noise": str(self.noise),
@@ -126,9 +127,10 @@ class Validation:
     def _scale_text(self) -> str:
         if not self.here:
             return f"after one scale ({self.scale:.3f}) fitted on {ANCHORS} other networks"
+        drift = "" if self.sentinel_drift is None else f", the reference block {1 + self.sentinel_drift:.3f} times"
         return (
-            f"{ANCHORS} of the table's networks, measured again, take {self.scale:.3f} times what they took, the "
-            f"reference block {1 + self.sentinel_drift:.3f} times; predictions times {self.scale:.3f}"
+            f"{ANCHORS} of the table's networks, measured again, take {self.scale:.3f} times what they took{drift}; "
+            f"predictions times {self.scale:.3f}"
         )
 
     def _repeatability(self) -> list[str]:
@@ -193,7 +195,7 @@ def validate(
     if len(unseen) < archs:
         names = ", ".join(table.header.spaces)
         raise InputError(f"{table.where} ({names}) has {len(unseen)} networks that it has not seen, not {archs}")
-    here = this_machine().measured(table.header)
+    here = this_machine(table.header.runtime).measured(table.header)
     anchors = _anchors(table) if here else ()
     others = [item.arch for item in anchors] or _draw(table, ANCHORS, rng, seen.union(unseen))
     unwritten = _unwritable(table)
@@ -216,10 +218,11 @@ def _validate(
     times = _time(table, (*unseen, *others), settings, seed, progress)
     peaks, problem = _peaks(table, unseen, progress)
     header = table.header
-    drift = times.reference_us / header.sentinel_us - 1
+    drift = None if math.isnan(header.sentinel_us) else times.reference_us / header.sentinel_us - 1
+    state = "not known" if drift is None else f"{drift:+.1%}"
     then = {item.arch: item.us for item in anchors} or {arch: _predict(table, arch) for arch in others}
     scale = float(np.median([times.us(Probe(arch=arch).key) / us for arch, us in then.items()])) if then else None
-    checked = f"{len(unseen)} networks, seed {seed}, {datetime.date.today().isoformat()}, sentinel {drift:+.1%}"
+    checked = f"{len(unseen)} networks, seed {seed}, {datetime.date.today().isoformat()}, sentinel {state}"
     if anchors and scale is not None:
         checked += f", {len(anchors)} of its networks {scale - 1:+.1%}"
     if times.noise.is_too_much:
@@ -231,10 +234,11 @@ def _validate(
         table.path,
         [_network(arch, times, peaks.get(arch)) for arch in unseen],
     )
+    machine = this_machine(header.runtime)
     found = Validation(
         carded,
-        this_machine().measured(header),
-        this_machine().slug,
+        machine.measured(header),
+        machine.slug,
         drift,
         scale=scale,
         noise=times.noise,
@@ -273,10 +277,10 @@ def _draw(table: Table, count: int, rng: random.Random, seen: set[Arch]) -> list
 def _time(table: Table, archs: Sequence[Arch], settings: Settings, seed: int, progress: Progress) -> Times:
     """Measure networks; samples that an interrupted validation left beside the table count."""
     header = table.header
-    engine = Engine(header.runtime, header.threads, header.precision, header.variant)
+    engine = _engine(header)
     if table.path is None or not os.access(table.path.parent, os.W_OK):
         return time_networks(archs, engine, settings, seed, progress)
-    machine = this_machine()
+    machine = this_machine(header.runtime)
     about = {
         "table": table.hash,
         "device": machine.slug,
@@ -299,6 +303,12 @@ def _time(table: Table, archs: Sequence[Arch], settings: Settings, seed: int, pr
         return time_networks(archs, engine, settings, seed, progress, journal)
 
 
+def _engine(header: Header) -> Engine:
+    """That of a table; in the backend's first variant where it is not said, as in imported tables."""
+    variant = load_backend(header.runtime).known_variant(header.variant)
+    return Engine(header.runtime, header.threads, header.precision, variant)
+
+
 def _journal_path(path: Path, seed: int) -> Path:
     return path.with_name(f"{path.name}.validation-{seed}.samples.jsonl")
 
@@ -307,7 +317,7 @@ def _unwritable(table: Table) -> str:
     """Why a card cannot be written into a table's file; "" where it can."""
     if table.path is None:
         return "the table is no file"
-    if not this_machine().measured(table.header):
+    if not this_machine(table.header.runtime).measured(table.header):
         return f"{table.where} is a table of another machine"
     if (version := load_backend(table.header.runtime).version()) != table.header.runtime_version:
         return (
@@ -329,7 +339,7 @@ def _write(table: Table) -> None:
 def _peaks(table: Table, archs: Sequence[Arch], progress: Progress) -> tuple[dict[Arch, int], str]:
     """Peak memory of networks in bytes, and why the others have none."""
     header = table.header
-    engine = Engine(header.runtime, header.threads, header.precision, header.variant)
+    engine = _engine(header)
     found: dict[Arch, int] = {}
     for number, arch in enumerate(archs):
         progress(number, len(archs), None, f"memory of network {number + 1} of {len(archs)}")

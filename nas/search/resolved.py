@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import latency_tables
 import search_spaces
 from nas.arch import Arch
+from nas.calibration import networks_for
 from nas.errors import InputError, RunError, TableError
 from nas.evaluation.data import load_data
 from nas.evaluation.devices import pick_device
@@ -16,12 +17,14 @@ from nas.latency import Table
 from nas.profiling import profiler
 from nas.profiling.backends import load_backend
 from nas.profiling.device import this_machine
+from nas.profiling.job import CHAINS, IN_SITU
 from nas.request import Request
 from nas.search.budgets import Budget
 from nas.search.limits import Estimator, Limit, Survey, resolve, smallest
 from nas.space import Space
 
 NETWORKS = 12  # behind the calibration of a table that a search makes for itself: no interval, but minutes less
+TWINS = ("device", "cpu", "runtime", "precision", "threads")  # header fields that a table and its twin share
 ON_THE_SPOT = 16  # rows that a table may lack and that are measured before a search
 Log = Callable[[str], None]
 Progress = Callable[..., None]
@@ -76,8 +79,8 @@ def resolve_request(request: Request, log: Log, progress: Progress) -> Resolved:
     space = _space(request, given, log)
     if given is None and not (request.run_dir / "table.csv").is_file():
         log(f"profiling this machine: the rows of {space.name} on {request.runtime}, {request.threads} thread(s)")
-    table = _completed(given, space, request, progress)
     budgets = [Budget.parse(text) for text in request.budgets]
+    table = _completed(given, space, request, _networks(budgets), progress)
     names = [budget.table for budget in budgets if budget.table is not None]
     tables = {name: Table.read(latency_tables.find(name)) for name in names}
     for each in (table, *tables.values()):
@@ -104,7 +107,7 @@ def _table(name: str, level: str | None) -> Table:
     """A table, or its twin of the level asked for, which lies beside it: `NAME.csv` and `NAME-op.csv`.
 
     Raises:
-        TableError: there is no such twin; it names the command that makes it.
+        TableError: there is no such twin, naming the command that makes it, or it was measured on something else.
     """
     table = Table.read(latency_tables.find(name))
     if level in (None, table.header.level):
@@ -121,6 +124,13 @@ def _table(name: str, level: str | None) -> Table:
     found = Table.read(twin)
     if found.header.level != level:
         raise TableError(f"level: {twin} is a table of {found.header.level} rows, not of {level} rows")
+    for field in TWINS:
+        mine, other = getattr(table.header, field), getattr(found.header, field)
+        if mine != other:
+            raise TableError(
+                f"level: {twin} is no twin of {path}: its {field} is {other!r}, not {mine!r}; name the table of "
+                f"{level} rows that you mean with --table"
+            )
     return found
 
 
@@ -142,7 +152,13 @@ def _space(request: Request, table: Table | None, log: Log) -> Space:
     return dataclasses.replace(space, classes=classes)
 
 
-def _completed(table: Table | None, space: Space, request: Request, progress: Progress) -> Table:
+def _networks(budgets: Sequence[Budget]) -> int:
+    """How many networks calibrate a table that a search makes for itself: as many as its confidences need."""
+    needed = [networks_for(budget.confidence) for budget in budgets if budget.confidence and budget.table is None]
+    return max([NETWORKS, *needed])
+
+
+def _completed(table: Table | None, space: Space, request: Request, networks: int, progress: Progress) -> Table:
     """The table, or one that this machine is profiled into; a few rows that it lacks are measured on the spot.
 
     Only on the table's own machine, and into a copy: a classifier for another number of classes is one row.
@@ -155,14 +171,18 @@ def _completed(table: Table | None, space: Space, request: Request, progress: Pr
             runtime=request.runtime,
             threads=request.threads,
             level=request.level or "block",
-            networks=NETWORKS,
+            networks=networks,
             seed=request.seed,
             accept_noise=True,  # the table says so, and finalists are measured anyway
             progress=progress,
         )
     header = table.header
     lacking = table.missing(space.rows() if header.level == "block" else space.op_rows())
-    if not 0 < len(lacking) <= ON_THE_SPOT or not this_machine().measured(header):
+    if (
+        not 0 < len(lacking) <= ON_THE_SPOT
+        or not this_machine(header.runtime).measured(header)
+        or header.method not in (CHAINS, IN_SITU)
+    ):
         return table
     if not path.is_file():
         table.write(path)
@@ -192,7 +212,7 @@ def _require_calibrated(table: Table, space: Space, request: Request) -> None:
 
 def _measured_here(tables: Sequence[tuple[str | None, Table]]) -> tuple[str | None, ...]:
     """The tables of this machine; their runtimes must be installed, since finalists will be measured with them."""
-    here = [(name, table) for name, table in tables if this_machine().measured(table.header)]
+    here = [(name, table) for name, table in tables if this_machine(table.header.runtime).measured(table.header)]
     for _, table in here:
         load_backend(table.header.runtime).require()
     return tuple(name for name, _ in here)

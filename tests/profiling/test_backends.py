@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import platform
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +21,18 @@ from nas.export import example_arrays, example_inputs, write_onnx
 from nas.latency import Table
 from nas.ops import Block, Row, Shape
 from nas.profiling.backends import FileBackend, load_backend, runtimes
+from nas.profiling.bundle import _Bundled
+from nas.profiling.cache import Cache
+from nas.profiling.device import this_machine
+from nas.profiling.job import Job
 from nas.profiling.probes import Probe
+from nas.profiling.process import Engine
 from nas.profiling.profiler import measure, profile
 from nas.profiling.protocol import Settings
 from search_spaces.efficientformer import MB3D, MB4D
 from search_spaces.mobileformer import BridgeIn
 from tests.profiling import FEW, few
-from tests.small import TINY
+from tests.small import TINY, fake_table
 
 REAL = ["onnxruntime", "openvino", "torch"]
 ROOT = Path(__file__).parents[2]
@@ -61,9 +68,11 @@ def two_threads():
 def backend_or_skip(name, precision="fp32", variant=None):
     """A backend with one thread; the test is skipped where it cannot run."""
     try:
-        return load_backend(name)(1, precision, variant)
+        backend = load_backend(name)(1, precision, variant)
+        backend.require_machine()
     except MeasureError as error:
         pytest.skip(str(error))
+    return backend
 
 
 def difference(session, probe, module):
@@ -120,6 +129,40 @@ def test_missing_hardware_is_named(name, monkeypatch):
         kind()
 
 
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine with a GPU."""
+    this_machine.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    yield
+    this_machine.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["torch_cuda", "onnxruntime_cuda", "tensorrt"])
+def test_tables_of_a_gpu_name_it_and_their_models_are_not_those_of_another(name, gpu, monkeypatch, tmp_path):
+    monkeypatch.setattr(load_backend(name), "version", lambda: "1")
+    host, machine = this_machine(), this_machine(name)
+    assert machine.slug.endswith("-nvidia-h100-80gb-hbm3")
+    assert (machine.cpu, machine.cores) == (f"NVIDIA H100 80GB HBM3 in {host.cpu}", host.cores)
+    header = replace(fake_table(TINY).header, device=machine.slug, cpu=machine.cpu)
+    assert machine.measured(header)
+    assert not host.measured(header)
+    path = Cache(Engine(name), tmp_path).path(CONVOLUTIONS)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L4")
+    this_machine.cache_clear()
+    assert not this_machine(name).measured(header)
+    assert Cache(Engine(name), tmp_path).path(CONVOLUTIONS) != path
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "fake", "tflite", "torch_cuda"])
+def test_what_no_gpu_runs_is_named_by_the_cpu(runtime, monkeypatch):
+    this_machine.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert this_machine(runtime) == this_machine()
+    this_machine.cache_clear()
+
+
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize(("name", "precision"), ENGINES)
 def test_outputs_are_pytorchs_as_far_as_the_precision_goes(name, precision, graph):
@@ -172,6 +215,19 @@ def test_a_missing_runtime_names_the_extra_that_installs_it(local, path, monkeyp
     with pytest.raises(MeasureError, match=r"millinas\[onnxruntime\]"):
         few(path, runtime="onnxruntime")
     assert not path.parent.exists()
+
+
+def test_a_runtime_from_another_distribution_says_its_own_version(monkeypatch):
+    import onnxruntime
+
+    def unknown(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", unknown)
+    assert load_backend("onnxruntime").version() == onnxruntime.__version__
+    monkeypatch.delattr(onnxruntime, "__version__")
+    with pytest.raises(MeasureError, match=r"needs onnxruntime, which is not installed: pip install"):
+        load_backend("onnxruntime").version()
 
 
 def test_onnx_runtime_uses_the_threads_it_is_told():
@@ -248,7 +304,7 @@ def test_openvino_is_told_precision_threads_and_streams(precision, type_name):
     assert compiled.get_property("ENABLE_CPU_PINNING") is False
 
 
-def test_bf16_is_refused_where_the_cpu_has_none(monkeypatch):
+def test_bf16_is_refused_where_the_cpu_has_none_but_not_in_bundles(monkeypatch, tmp_path):
     kind = type(backend_or_skip("openvino"))
 
     class Core:
@@ -257,7 +313,10 @@ def test_bf16_is_refused_where_the_cpu_has_none(monkeypatch):
 
     monkeypatch.setattr(kind, "_core", lambda self: Core())
     with pytest.raises(MeasureError, match="this CPU has no bf16"):
-        kind(precision="bf16")
+        kind(precision="bf16").load(tmp_path / "file", ())
+    with pytest.raises(MeasureError, match="this CPU has no bf16"):
+        Job(TINY, tmp_path / "table.csv", Engine("openvino", precision="bf16"))
+    _Bundled(TINY, tmp_path / "table.csv", Engine("openvino", precision="bf16"))  # for a device that has them
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
@@ -346,7 +405,12 @@ def test_openvino_sends_no_usage_data():
 import os, sys, torch
 from nas.ops import Conv, Row, Shape
 from nas.profiling.backends import load_backend
+from nas.profiling.bundle import _Bundled
+from nas.profiling.cache import Cache
+from nas.profiling.device import this_machine
+from nas.profiling.job import Job
 from nas.profiling.probes import Probe
+from nas.profiling.process import Engine
 os.register_at_fork(before=lambda: os._exit(3))
 probe = Probe((Row(Conv(3, 4), (Shape(1, 3, 4, 4),)),))
 load_backend("openvino")().prepare(probe.module(0), probe.shapes()).run()

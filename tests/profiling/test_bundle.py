@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import ast
+import errno
+import inspect
 import itertools
 import json
 import os
@@ -12,14 +14,15 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import search_spaces
 from nas.arch import Arch
-from nas.errors import InputError, MeasureError
-from nas.latency import Table
+from nas.errors import InputError, MeasureError, RunError
+from nas.latency import INTERVAL_NETWORKS, Table
 from nas.profiling import bundle as bundle_module
 from nas.profiling import protocol, runner, samples, shared_weights
 from nas.profiling.backends import openvino as openvino_backend
@@ -29,6 +32,7 @@ from nas.profiling.device import this_machine
 from nas.profiling.job import Job
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
+from nas.profiling.profiler import profile
 from nas.profiling.protocol import Settings
 from nas.profiling.remote import Remote
 from nas.profiling.samples import Journal
@@ -83,11 +87,22 @@ def test_every_graph_has_as_many_samples_as_asked_for_with_the_sentinel_beside_e
     assert min(taken.values()) >= SETTINGS["rounds"]
     assert max(taken.values()) <= manifest["settings"]["limit"]
     for line in lines[1:]:
-        for sentinel, *calls in line["samples"].values():
+        for key, (sentinel, *calls) in line["samples"].items():
             assert sentinel > 0
-            assert manifest["settings"]["least"] <= len(calls) <= manifest["settings"]["most"]
+            assert manifest["graphs"][key]["least"] <= len(calls) <= manifest["settings"]["most"]
     orders = [list(line["samples"]) for line in lines[1:] if len(line["samples"]) == len(manifest["graphs"])]
     assert len(set(map(tuple, orders))) > 1
+
+
+def test_slow_networks_and_graphs_of_rows_have_the_calls_that_a_profile_gives_them(bundle, tmp_path):
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["settings"]["sample_us"] = 1  # shorter than any call
+    path.write_text(json.dumps(manifest))
+    assert run(bundle, device(tmp_path)).returncode == 0
+    samples = [item for line in lines_of(bundle)[1:] for item in line["samples"].items()]
+    counts = {(key.startswith("network "), len(calls)) for key, (_, *calls) in samples}
+    assert counts == {(False, Settings().least), (True, Settings().least_network)}
 
 
 def test_rows_and_networks_equal_those_of_a_profile_with_the_same_samples(finished, tmp_path):
@@ -193,7 +208,7 @@ def test_what_is_there_can_be_taken_alone(finished, tmp_path):
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("manifest.json", {"format": 99}, "has format 99, this run.py reads 1"),
+        ("manifest.json", {"format": 99}, "has format 99, this run.py reads 2"),
         ("samples.jsonl", {"format": 99}, "format 99"),
         ("samples.jsonl", {"threads": 2}, "the samples have threads 2, the bundle 1"),
     ],
@@ -284,6 +299,45 @@ def test_a_bundle_appears_whole_or_not_at_all(tmp_path, pico, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
+def test_a_bundle_has_as_many_networks_as_a_profile():
+    defaults = [inspect.signature(function).parameters["networks"].default for function in (make, profile)]
+    assert defaults == [INTERVAL_NETWORKS, INTERVAL_NETWORKS]
+
+
+@pytest.mark.parametrize("name", [".busy", ".stderr", "failures.json.tmp", "samples.jsonl"])
+def test_a_run_that_cannot_write_says_what_to_do(bundle, tmp_path, name):
+    (bundle / name).mkdir()
+    ran = run(bundle, device(tmp_path))
+    assert ran.returncode == 1
+    written = name.replace(".tmp", "")
+    assert f"run.py: {written} cannot be written (Is a directory); make room" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_what_cannot_be_written_is_said_with_what_to_do(finished, pico, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"file.*: cannot be written \(Not a directory\); make room"):
+        make(search_spaces.load(SPACE), folder=tmp_path / "file" / "bundle", **SETTINGS)
+    with pytest.raises(RunError, match=r"file.*: cannot be written \(.*\); make room"):
+        collect(finished, output=tmp_path / "file" / "table.csv", accept_noise=True)
+
+    def full(*paths: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("NAS_CACHE", str(pico.parent / "cache"))
+    monkeypatch.setattr(SharedWeights, "write", full)
+    with pytest.raises(RunError, match=r"cannot be written \(No space left on device\)"):
+        make(search_spaces.load(SPACE), folder=tmp_path / "new", **SETTINGS)
+    assert not (tmp_path / "new").exists()
+
+
+def test_failures_that_cannot_be_read_are_said(finished, tmp_path):
+    for text in ('{"torn', "[1]"):
+        (finished / "failures.json").write_text(text)
+        with pytest.raises(InputError, match=r"failures\.json: cannot be read .* copy it from the device again"):
+            collect(finished, output=tmp_path / "table.csv", accept_noise=True)
+
+
 def test_what_cannot_be_bundled_is_refused(tmp_path):
     space = search_spaces.load(SPACE)
     with pytest.raises(InputError, match="unknown runtime 'torch'"):
@@ -367,6 +421,21 @@ def test_all_runtimes_that_read_onnx_load_shared_weights_and_agree(pico):
             found.append(result[0] if runtime == "onnxruntime" else next(iter(result.values())))
         assert np.isfinite(found[0]).all()
         assert np.abs(found[0] - found[1]).max() <= 1e-4 * np.abs(found[0]).max()
+
+
+def test_the_runner_keeps_openvino_from_sending_usage_data(monkeypatch, tmp_path):
+    class StoppedError(Exception): ...
+
+    def core() -> None:
+        raise StoppedError
+
+    monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Core=core))
+    monkeypatch.setitem(sys.modules, "openvino_telemetry", None)  # so that what comes now is taken back
+    monkeypatch.delitem(sys.modules, "openvino_telemetry")
+    with pytest.raises(StoppedError):
+        runner.load_openvino(tmp_path, [], {"header": {"precision": "fp32"}})
+    with pytest.raises(ImportError):
+        import openvino_telemetry  # noqa: F401
 
 
 def test_the_runner_agrees_with_the_profiler_on_what_it_cannot_import(pico):

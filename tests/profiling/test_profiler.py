@@ -200,7 +200,7 @@ def test_rows_that_a_table_lacks_are_added_without_touching_the_others(local, co
 def test_rows_are_never_added_on_another_device(local, copied, monkeypatch):
     before = copied.read_bytes()
     other = Machine("other cpu", 2, "other-box")
-    monkeypatch.setattr("nas.profiling.job.this_machine", lambda: other)
+    monkeypatch.setattr("nas.profiling.job.this_machine", lambda runtime: other)
     with pytest.raises(InputError, match=rf"device '{this_machine().slug}', this profile has 'other-box'"):
         profile(replace(TINY, classes=20), path=copied, **SHORT)
     assert copied.read_bytes() == before
@@ -226,7 +226,7 @@ def test_measurements_of_another_kind_are_not_mixed(local, copied, monkeypatch, 
         misbehave(monkeypatch, version="2")
     if name == "device":
         machine = replace(this_machine(), slug="other-box")
-        monkeypatch.setattr("nas.profiling.job.this_machine", lambda: machine)
+        monkeypatch.setattr("nas.profiling.job.this_machine", lambda runtime: machine)
     before = {file: file.read_bytes() for file in copied.parent.iterdir()}
     with pytest.raises(InputError, match=f"with {name} {old}, this profile has {new}; .* Write to another one"):
         profile(TINY, path=copied, **(SHORT | changes))

@@ -137,6 +137,14 @@ def test_after_a_broken_connection_the_same_call_copies_only_what_lacks_and_lose
 
 
 @needs_sshd
+def test_what_a_login_shell_prints_is_skipped(board, bundle, tmp_path):
+    replace(board, python=f"echo Welcome; echo 5; {board.python}").measure(bundle)
+    assert len(collect(bundle, output=tmp_path / "table.csv", accept_noise=True).networks) == NETWORKS
+    with pytest.raises(MeasureError, match=r"run\.py --check answered 'Welcome.*', not with a list of files"):
+        replace(board, python="echo Welcome;: ").measure(bundle)
+
+
+@needs_sshd
 def test_an_unknown_or_changed_host_key_is_refused(board, server, bundle, tmp_path):
     server.know("")
     with pytest.raises(MeasureError, match=r"127\.0\.0\.1: its host key is not known; connect once with ssh"):

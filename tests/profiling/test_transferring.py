@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import errno
 import json
 import random
+from dataclasses import replace
 
 import pytest
 
 import search_spaces
 from nas import cli
 from nas.arch import calls_of
-from nas.errors import InputError
+from nas.errors import InputError, RunError
 from nas.latency import Entry, Network, Table
 from nas.profiling.backends.fake import CALL_US, row_us
 from nas.profiling.protocol import Settings
@@ -86,6 +88,32 @@ def test_what_does_not_go_together_is_refused(local, path, source):
         transfer_table([other], path=path, measure=5, runtime="fake", settings=QUICK)
     source.write(path)
     with pytest.raises(InputError, match=r"was measured, not transferred"):
+        transfer_table([source], path=path, measure=5, runtime="fake", settings=QUICK)
+
+
+def test_the_same_transfer_keeps_the_card_and_another_is_refused(local, path, source):
+    table = transfer_table([source], path=path, measure=10, runtime="fake", settings=QUICK)
+    rng, seen = random.Random(9), {network.arch for network in table.networks}
+    checks = [Network(arch, true_us(arch), 0.1, 3) for arch in {SPACE.sample(rng) for _ in range(20)} - seen]
+    header = replace(table.header, checked="20 networks")
+    Table(header, table.entries, table.networks, None, checks).write(path)
+    again = transfer_table([source], path=path, measure=10, runtime="fake", settings=QUICK)
+    assert again.card is not None
+    assert Table.read(path).header.checked == "20 networks"
+    samples_of(path).unlink()
+    with pytest.raises(
+        InputError, match=r"table\.csv: holds a table with protocol .* Write to another table with --to"
+    ):
+        transfer_table([source], path=path, measure=11, runtime="fake", settings=QUICK)
+    assert Table.read(path).header.checked == "20 networks"
+
+
+def test_a_full_disk_is_said_with_what_to_do(local, path, source, monkeypatch):
+    def full(table: Table, path: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Table, "write", full)
+    with pytest.raises(RunError, match=r"table\.csv: cannot be written \(No space left on device\); make room"):
         transfer_table([source], path=path, measure=5, runtime="fake", settings=QUICK)
 
 

@@ -268,6 +268,16 @@ def test_on_another_machine_errors_are_also_given_after_one_scale(local, sentine
     assert refit.isdisjoint(network.arch for network in networks)
 
 
+def test_a_table_that_was_imported_is_validated_without_a_drift_to_tell(local):
+    header = {"method": "imported", "variant": "unknown", "sentinel_us": math.nan, "cpu": "unknown"}
+    found = validate(table_off_by(0.1, networks=0, **header), archs=LEAST, settings=QUICK)
+    assert (found.here, found.sentinel_drift) == (False, None)
+    json.dumps(found.facts(), allow_nan=False)
+    assert found.scaled is not None
+    assert "nan" not in found.text()
+    assert "sentinel not known" in found.table.header.checked
+
+
 def test_the_state_of_the_machine_is_told_by_networks_of_the_table(local, sentinel_us):
     table = table_off_by(0.0, sentinel_us=sentinel_us / 1.1)
     faster = [dataclasses.replace(network, us=network.us / 1.2) for network in table.networks]

@@ -3,6 +3,7 @@
 What is slow is made up: scores, measurements, and but for one test the training of the winner.
 """
 
+import contextlib
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from nas.latency import Entry, Table
 from nas.profiling.device import this_machine
 from nas.report import write_report
 from nas.request import Request
-from nas.search import run
+from nas.search import resolved, run
 from nas.search.limits import Survey
 from nas.search.lock import RunLock
 from nas.search.resolved import _table
@@ -306,6 +307,22 @@ def test_a_confidence_that_the_table_cannot_give_is_refused(tmp_path, table_path
         carry_out(request(tmp_path, table_path, budgets=["latency_ms<=1 @ 0.95"]), world)
 
 
+def test_a_search_that_profiles_measures_as_many_networks_as_its_confidences_need(tmp_path, table_path, monkeypatch):
+    wanted = []
+
+    def profile(space, *, networks, **settings):
+        wanted.append(networks)
+        return Table.read(table_path)
+
+    monkeypatch.setattr(resolved.profiler, "profile", profile)
+    for confidences in ([], [0.95], [0.9, 0.99]):
+        budgets = ["latency_ms<=p90", *(f"latency_ms<=50 @ {sure}" for sure in confidences)]
+        asked = request(tmp_path, table_path, table=None, space=SPACE.name, runtime="fake", budgets=budgets)
+        with contextlib.suppress(BudgetError):  # the table has 12
+            resolved.resolve_request(asked, lambda line: None, lambda *facts: None)
+    assert wanted == [12, 40, 99]
+
+
 def test_the_level_picks_the_twin_of_a_table(tmp_path, table_path):
     block = Table.read(table_path)
     header = replace(block.header, level="op")
@@ -324,6 +341,16 @@ def test_the_level_picks_the_twin_of_a_table(tmp_path, table_path):
     block.write(twin)
     with pytest.raises(TableError, match=r"t-op.csv is a table of block rows"):
         _table(str(path), "op")
+    for field, other in {
+        "device": "pixel7",
+        "cpu": "A78",
+        "runtime": "ncnn",
+        "precision": "int8",
+        "threads": 4,
+    }.items():
+        Table(replace(header, **{field: other}), [Entry(row, 1.0, 0.1, 3) for row in SPACE.op_rows()]).write(twin)
+        with pytest.raises(TableError, match=rf"t-op\.csv is no twin of .*t\.csv: its {field} is {other!r}, not "):
+            _table(str(path), "op")
 
 
 def test_the_level_is_one_of_two():

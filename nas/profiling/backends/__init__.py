@@ -100,6 +100,14 @@ class Backend(ABC):
         if importlib.util.find_spec(cls.import_name or cls.distribution) is None:
             raise cls.not_installed()
 
+    def require_machine(self) -> None:
+        """Raise where this machine cannot run the precision, though it can convert models for others that can.
+
+        Raises:
+            MeasureError: naming what it lacks.
+        """
+        return
+
     @classmethod
     def not_installed(cls) -> MeasureError:
         """The error that says how to install the runtime."""
@@ -108,9 +116,28 @@ class Backend(ABC):
 
     @classmethod
     def version(cls) -> str:
-        """The version of the runtime, without loading it."""
+        """The version of the runtime, without loading it where pip knows it: not from another distribution, such as
+        onnxruntime-gpu, or a build of one's own.
+        """
         cls.require()
-        return importlib.metadata.version(cls.distribution)
+        try:
+            return importlib.metadata.version(cls.distribution)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+        try:
+            return str(importlib.import_module(cls.import_name or cls.distribution).__version__)
+        except (ImportError, AttributeError) as error:
+            raise cls.not_installed() from error
+
+    @classmethod
+    def device_name(cls) -> str | None:
+        """The model of what runs it where that is not the CPU, such as a GPU's; None for the CPU, or without a GPU."""
+        return None
+
+    @classmethod
+    def known_variant(cls, variant: str) -> str | None:
+        """A variant, or None for one that this backend does not know, such as an imported table's."""
+        return variant if variant in cls.variants else None
 
     @abstractmethod
     def prepare(self, module: nn.Module, shapes: Sequence[Shape]) -> Session:

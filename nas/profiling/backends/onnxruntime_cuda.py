@@ -58,6 +58,12 @@ class OnnxRuntimeCuda(FileBackend):
         except importlib.metadata.PackageNotFoundError:
             raise cls.not_installed() from None
 
+    @classmethod
+    def device_name(cls) -> str | None:
+        from nas.profiling.backends.torch_cuda import gpu_name
+
+        return gpu_name()
+
     def convert(self, module: nn.Module, shapes: Sequence[Shape], path: Path) -> None:
         import torch
 

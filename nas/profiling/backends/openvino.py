@@ -86,10 +86,12 @@ class OpenVino(FileBackend):
 
     def __init__(self, threads: int = 1, precision: str = "fp32", variant: str | None = None) -> None:
         super().__init__(threads, precision, variant)
-        if precision == "bf16" and "BF16" not in self._core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise MeasureError(f"runtime {self.name!r}: this CPU has no bf16 instructions; use fp32 or int8")
         if precision == "int8":
             OnnxRuntime.require()
+
+    def require_machine(self) -> None:
+        if self.precision == "bf16" and "BF16" not in self._core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise MeasureError(f"runtime {self.name!r}: this CPU has no bf16 instructions; use fp32 or int8")
 
     def convert(self, module: nn.Module, shapes: Sequence[Shape], path: Path) -> None:
         if self.precision == "int8":
@@ -111,6 +113,7 @@ class OpenVino(FileBackend):
         return openvino.Core()
 
     def _open(self, path: Path, shapes: Sequence[Shape], **properties: Any) -> tuple[Any, dict[str, Any]]:
+        self.require_machine()
         core = self._core()
         properties |= {
             "INFERENCE_PRECISION_HINT": HINTS[self.precision],

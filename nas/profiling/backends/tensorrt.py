@@ -19,7 +19,7 @@ from nas.export import example_inputs, write_onnx
 from nas.ops import Shape
 from nas.profiling.backends import FileBackend, Session
 from nas.profiling.backends.torch import DTYPES
-from nas.profiling.backends.torch_cuda import GPU, CudaSession, require_gpu
+from nas.profiling.backends.torch_cuda import GPU, CudaSession, gpu_name, require_gpu
 
 
 class TensorRtSession(CudaSession):
@@ -63,6 +63,10 @@ class TensorRt(FileBackend):
     def require(cls) -> None:
         require_gpu(cls.name)
         super().require()
+
+    @classmethod
+    def device_name(cls) -> str | None:
+        return gpu_name()
 
     def convert(self, module: nn.Module, shapes: Sequence[Shape], path: Path) -> None:
         import tensorrt

@@ -33,6 +33,11 @@ def require_gpu(name: str) -> None:
         )
 
 
+def gpu_name() -> str | None:
+    """The model of PyTorch's current GPU; None where it can use none."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
 class CudaSession(Session):
     """What a backend enqueues on PyTorch's current CUDA stream."""
 
@@ -76,6 +81,10 @@ class TorchCuda(Backend):
     def require(cls) -> None:
         super().require()
         require_gpu(cls.name)
+
+    @classmethod
+    def device_name(cls) -> str | None:
+        return gpu_name()
 
     def prepare(self, module: nn.Module, shapes: Sequence[Shape]) -> Session:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
