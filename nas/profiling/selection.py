@@ -53,7 +53,7 @@ def spread(
 def varied(
     space: Space, count: int, rng: random.Random, cost: Callable[[Row], float], exclude: Collection[Arch] = ()
 ) -> tuple[Arch, ...]:
-    """As `spread`; where a space's stages choose among kinds, half of the archs are of one kind each, all kinds in turn.
+    """As `spread`; where a space's stages choose among kinds, half of the archs are of one kind each, all in turn.
 
     Calibrations and cards both draw so: random mixtures hardly tell one kind's error from another's, while what people
     ask about is often of one kind, such as a published network.
