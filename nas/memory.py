@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nas.arch import Arch
-from nas.building import cost_of
-from nas.tracing import BYTES_PER_VALUE
+from nas.arch import Arch, steps_of
+from nas.tracing import BYTES_PER_VALUE, params_of_unit
 
 MIN_NETWORKS = 5  # fewer give no fit that could be checked
 
@@ -58,8 +57,8 @@ def fit_memory(archs: Sequence[Arch], measured: Sequence[int]) -> MemoryFit:
 
 def _features(archs: Sequence[Arch]) -> np.ndarray:
     """Bytes of weights, bytes of activations, and one. Shape: (archs, 3)"""
-    costs = map(cost_of, archs)
-    return np.array([(BYTES_PER_VALUE * cost.params, cost.peak_bytes, 1.0) for cost in costs])
+    params = ((sum(params_of_unit(call.row) for call in calls), calls) for calls in map(steps_of, archs))
+    return np.array([(BYTES_PER_VALUE * n, max(call.peak_bytes for call in calls), 1.0) for n, calls in params])
 
 
 def _solve(features: np.ndarray, truth: np.ndarray) -> np.ndarray:
