@@ -61,6 +61,16 @@ PrecisionOption = Annotated[
     typer.Option("--precision", help="Of weights and activations: fp32, fp16, bf16 or int8, as the runtime has it."),
 ]
 ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads set in the runtime itself.")]
+#: the same for commands that know a table, which says them where they are not given
+TablesRuntimeOption = Annotated[
+    str | None, typer.Option("--runtime", help=f"{RUNTIMES}; default: the table's, or onnxruntime.")
+]
+TablesThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Threads in the runtime; default: the table's, or 1.")
+]
+TablesPrecisionOption = Annotated[
+    str | None, typer.Option("--precision", help="fp32, fp16, bf16, int8; default: the table's, or fp32.")
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of all randomness.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 #: what a profile takes where neither a flag nor a table says otherwise
@@ -157,15 +167,9 @@ def estimate(arch: ArchArgument, table: TableOption, as_json: JsonOption = False
 @app.command()
 def measure(
     arch: ArchArgument,
-    runtime: Annotated[
-        str | None, typer.Option("--runtime", help=f"{RUNTIMES}; default: the table's, or onnxruntime.")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads in the runtime; default: the table's, or 1.")
-    ] = None,
-    precision: Annotated[
-        str | None, typer.Option("--precision", help="fp32, fp16, bf16, int8; default: the table's, or fp32.")
-    ] = None,
+    runtime: TablesRuntimeOption = None,
+    threads: TablesThreadsOption = None,
+    precision: TablesPrecisionOption = None,
     table: Annotated[str | None, typer.Option("--table", "-t", help="Also predict from this table.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -222,15 +226,9 @@ def profile(
         Path | None, typer.Option("--table", "-t", "--output", "-o", help="The table to write or complete.")
     ] = None,
     arch: Annotated[str | None, typer.Option("--arch", help="Only the rows that this arch needs.")] = None,
-    runtime: Annotated[
-        str | None, typer.Option("--runtime", help=f"{RUNTIMES}; default: the table's, or onnxruntime.")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads in the runtime; default: the table's, or 1.")
-    ] = None,
-    precision: Annotated[
-        str | None, typer.Option("--precision", help="fp32, fp16, bf16, int8; default: the table's, or fp32.")
-    ] = None,
+    runtime: TablesRuntimeOption = None,
+    threads: TablesThreadsOption = None,
+    precision: TablesPrecisionOption = None,
     level: Annotated[
         str | None, typer.Option("--level", help="What a row is, block or op; default: the table's, or block.")
     ] = None,
