@@ -20,8 +20,8 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 import search_spaces
+from nas.core.space import Space
 from nas.evaluation.evaluators import Score
-from nas.latency import Entry, Header, Table
 from nas.search import samplers
 from nas.search.budgets import Budget
 from nas.search.engine import Engine, Progress
@@ -29,7 +29,7 @@ from nas.search.ledger import Ledger
 from nas.search.limits import Estimator, Survey, resolve
 from nas.search.study import distributions_of, open_study
 from nas.search.workers import Outcome, Task
-from nas.space import Space
+from nas.tables.table import Entry, Header, Table
 
 WINDOW = 100  # trials that a figure is the mean of
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import search_spaces
-from nas.building import build, fuse, load_arch
+from nas.networks.building import build, fuse, load_arch
 from nas.timm_models import from_timm, timm_name
 
 ROUNDS = 30

@@ -13,8 +13,8 @@ import time
 import numpy as np
 
 import search_spaces
-from nas.arch import calls_of
-from nas.latency import Entry, Header, Table
+from nas.core.arch import calls_of
+from nas.tables.table import Entry, Header, Table
 
 
 def timed(label: str, goal: str, start: float, count: int | None = None) -> None:
@@ -47,7 +47,7 @@ def main(name: str) -> None:
     timed("price a matrix of row numbers", "over 1,000,000 per second", start, len(matrix))
     np.testing.assert_allclose(many[: len(archs)], one_by_one)
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "nas.cli", "--help"], capture_output=True, check=True)
+    subprocess.run([sys.executable, "-m", "nas", "--help"], capture_output=True, check=True)
     timed("nas --help", "under 0.3 s", start)
 
 

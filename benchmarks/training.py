@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import search_spaces
-from nas.building import build
 from nas.evaluation.data import Data, DataRequest, in_memory, load_data
 from nas.evaluation.devices import seeded, step_dtype
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.recipes import RECIPES
 from nas.evaluation.training import train
+from nas.networks.building import build
 from search_spaces.dynamicvit import SMALL_DEIT, SMALL_LVVIT, make
 
 ROUNDS = 5

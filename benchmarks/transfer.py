@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 
 import latency_tables
-from nas.latency import Network, Table
-from nas.transfer import LEAST, choose, fit, parts_of
+from nas.tables.table import Network, Table
+from nas.tables.transfer import LEAST, choose, fit, parts_of
 
 COUNTS = (5, 10, 20, 40)
 

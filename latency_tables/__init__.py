@@ -19,7 +19,7 @@ def find(name: str | os.PathLike[str]) -> Path:
     Raises:
         InputError: where neither exists, naming the closest shipped ones.
     """
-    from nas.errors import InputError, suggest
+    from nas.core.errors import InputError, suggest
 
     for path in (Path(name), ROOT / f"{name}.csv", ROOT / str(name)):
         if path.is_file():

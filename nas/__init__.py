@@ -10,42 +10,42 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nas.arch import Arch, calls_of
-    from nas.building import build, cost_of, fuse, load_arch
-    from nas.errors import NasError
+    from nas.core.arch import Arch, calls_of
+    from nas.core.errors import NasError
+    from nas.core.space import Space
     from nas.evaluation.runs import export_arch, train_arch
-    from nas.facts import describe, estimate
-    from nas.importing import import_table
-    from nas.latency import Table
+    from nas.networks.building import build, cost_of, fuse, load_arch
     from nas.profiling.bundle import collect as collect_bundle
     from nas.profiling.bundle import make as make_bundle
     from nas.profiling.profiler import measure, profile
     from nas.profiling.transferring import transfer_table
     from nas.profiling.validation import validate
-    from nas.report import write_report
-    from nas.request import Request
+    from nas.report.facts import describe, estimate
+    from nas.report.page import write_report
+    from nas.search.request import Request
     from nas.search.run import run_search
-    from nas.space import Space
+    from nas.tables.importing import import_table
+    from nas.tables.table import Table
     from search_spaces import load as load_space
 
 __version__ = "0.1.0"
 
 _WHERE = {
-    "Arch": ("nas.arch", "Arch"),
-    "NasError": ("nas.errors", "NasError"),
-    "Request": ("nas.request", "Request"),
-    "Space": ("nas.space", "Space"),
-    "Table": ("nas.latency", "Table"),
-    "build": ("nas.building", "build"),
-    "calls_of": ("nas.arch", "calls_of"),
+    "Arch": ("nas.core.arch", "Arch"),
+    "NasError": ("nas.core.errors", "NasError"),
+    "Request": ("nas.search.request", "Request"),
+    "Space": ("nas.core.space", "Space"),
+    "Table": ("nas.tables.table", "Table"),
+    "build": ("nas.networks.building", "build"),
+    "calls_of": ("nas.core.arch", "calls_of"),
     "collect_bundle": ("nas.profiling.bundle", "collect"),
-    "cost_of": ("nas.building", "cost_of"),
-    "describe": ("nas.facts", "describe"),
-    "estimate": ("nas.facts", "estimate"),
+    "cost_of": ("nas.networks.building", "cost_of"),
+    "describe": ("nas.report.facts", "describe"),
+    "estimate": ("nas.report.facts", "estimate"),
     "export_arch": ("nas.evaluation.runs", "export_arch"),
-    "fuse": ("nas.building", "fuse"),
-    "import_table": ("nas.importing", "import_table"),
-    "load_arch": ("nas.building", "load_arch"),
+    "fuse": ("nas.networks.building", "fuse"),
+    "import_table": ("nas.tables.importing", "import_table"),
+    "load_arch": ("nas.networks.building", "load_arch"),
     "load_space": ("search_spaces", "load"),
     "make_bundle": ("nas.profiling.bundle", "make"),
     "measure": ("nas.profiling.profiler", "measure"),
@@ -54,7 +54,7 @@ _WHERE = {
     "train_arch": ("nas.evaluation.runs", "train_arch"),
     "transfer_table": ("nas.profiling.transferring", "transfer_table"),
     "validate": ("nas.profiling.validation", "validate"),
-    "write_report": ("nas.report", "write_report"),
+    "write_report": ("nas.report.page", "write_report"),
 }
 __all__ = [
     "Arch",

@@ -20,11 +20,11 @@ from timm.models import generate_default_cfgs, is_model, register_model, resolve
 from torch import Tensor, nn
 
 import search_spaces
-from nas.arch import Arch, steps_of
-from nas.building import Network, build, load_arch, with_classes
-from nas.errors import InputError, suggest
-from nas.features import FeatureNetwork, stage_maps
-from nas.ops import BlockModule
+from nas.core.arch import Arch, steps_of
+from nas.core.errors import InputError, suggest
+from nas.core.ops import BlockModule
+from nas.networks.building import Network, build, load_arch, with_classes
+from nas.networks.features import FeatureNetwork, stage_maps
 
 #: where timm's `register_model` looks for the size of the images and other facts of the models of this module
 default_cfgs: dict[str, Any] = {}

@@ -17,8 +17,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nas.arch import Arch
-    from nas.space import Space
+    from nas.core.arch import Arch
+    from nas.core.space import Space
 
 
 def families() -> list[str]:
@@ -39,7 +39,7 @@ def family(name: str) -> ModuleType:
     Raises:
         InputError: for an unknown family, naming the closest ones.
     """
-    from nas.errors import InputError, suggest
+    from nas.core.errors import InputError, suggest
 
     for folder in _folders():
         path = folder / f"{name}.py"
@@ -72,7 +72,7 @@ def load(name: str) -> Space:
     Raises:
         InputError: for an unknown space, naming the closest ones.
     """
-    from nas.errors import InputError, suggest
+    from nas.core.errors import InputError, suggest
 
     known = spaces()
     if name not in known:

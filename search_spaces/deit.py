@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from nas.arch import Arch
-from nas.blocks import Logits
-from nas.errors import InputError
-from nas.ops import Block, LayerNorm, Linear, Op, Residual, Shape, from_stage, one_of, scale_rows
-from nas.space import Repeat, Space
+from nas.core.arch import Arch
+from nas.core.blocks import Logits
+from nas.core.errors import InputError
+from nas.core.ops import Block, LayerNorm, Linear, Op, Residual, Shape, from_stage, one_of, scale_rows
+from nas.core.space import Repeat, Space
 
 # ops
 

@@ -29,11 +29,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from nas.arch import Arch, Blocks
-from nas.blocks import Logits
-from nas.errors import InputError
-from nas.ops import Block, Conv, LayerNorm, Linear, Op, Shape, from_stage, in_order, one_of
-from nas.space import Either, Space, Stage, fill
+from nas.core.arch import Arch, Blocks
+from nas.core.blocks import Logits
+from nas.core.errors import InputError
+from nas.core.ops import Block, Conv, LayerNorm, Linear, Op, Shape, from_stage, in_order, one_of
+from nas.core.space import Either, Space, Stage, fill
 from search_spaces.deit import ClassAndPositions, ClassToken, Patchify, PatchTokens, ViTBlock
 
 # ops

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from nas.arch import Arch
-from nas.blocks import Logits
-from nas.ops import (
+from nas.core.arch import Arch
+from nas.core.blocks import Logits
+from nas.core.ops import (
     BiasAttention,
     Block,
     Conv,
@@ -32,7 +32,7 @@ from nas.ops import (
     one_of,
     trunc_normal,
 )
-from nas.space import Repeat, Space
+from nas.core.space import Repeat, Space
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nas.arch import Arch, Blocks
-from nas.blocks import AsMap, InvertedResidual, Logits
-from nas.errors import InputError
-from nas.ops import (
+from nas.core.arch import Arch, Blocks
+from nas.core.blocks import AsMap, InvertedResidual, Logits
+from nas.core.errors import InputError
+from nas.core.ops import (
     BiasAttention,
     Block,
     LayerNorm,
@@ -39,7 +39,7 @@ from nas.ops import (
     in_order,
     one_of,
 )
-from nas.space import Either, Repeat, Space, fill
+from nas.core.space import Either, Repeat, Space, fill
 from search_spaces import efficientformer, mobileformer, mobilevit, nextvit
 from search_spaces.deit import Attention, PreNorm
 from search_spaces.dynamicvit import BarePrune, BareUndecided, current

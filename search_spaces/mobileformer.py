@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.fusion import fuse_linear_bn_eval
 
-from nas.arch import Arch, Blocks
-from nas.blocks import Logits
-from nas.errors import InputError
-from nas.ops import Block, Conv, LayerNorm, Leaf, Linear, Mean, Op, Residual, Shape, from_stage, in_order, one_of
-from nas.space import Space, Stage, fill
+from nas.core.arch import Arch, Blocks
+from nas.core.blocks import Logits
+from nas.core.errors import InputError
+from nas.core.ops import Block, Conv, LayerNorm, Leaf, Linear, Mean, Op, Residual, Shape, from_stage, in_order, one_of
+from nas.core.space import Space, Stage, fill
 
 # ops
 

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from nas.arch import Arch, Blocks, steps_of
-from nas.blocks import Logits, divisible
-from nas.errors import InputError, suggest
-from nas.ops import (
+from nas.core.arch import Arch, Blocks, steps_of
+from nas.core.blocks import Logits, divisible
+from nas.core.errors import InputError, suggest
+from nas.core.ops import (
     Block,
     Conv,
     LayerNorm,
@@ -36,7 +36,7 @@ from nas.ops import (
     one_of,
     trunc_normal,
 )
-from nas.space import Either, Repeat, Space, Stage, fill
+from nas.core.space import Either, Repeat, Space, Stage, fill
 from search_spaces.deit import Attention
 
 # ops

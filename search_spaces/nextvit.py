@@ -16,10 +16,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from nas.arch import Arch, Blocks
-from nas.blocks import Logits, divisible
-from nas.errors import InputError, suggest
-from nas.ops import (
+from nas.core.arch import Arch, Blocks
+from nas.core.blocks import Logits, divisible
+from nas.core.errors import InputError, suggest
+from nas.core.ops import (
     Block,
     Concat,
     Conv,
@@ -33,7 +33,7 @@ from nas.ops import (
     one_of,
     trunc_normal,
 )
-from nas.space import Space, Stage, fill, values_of
+from nas.core.space import Space, Stage, fill, values_of
 
 HEAD_DIM = 32  # channels of a head of attention, and of a group of convolution
 

@@ -18,10 +18,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from nas.arch import Arch, Blocks
-from nas.errors import InputError, suggest
-from nas.ops import Block, Concat, Op, Residual, Shape, from_stage, one_of
-from nas.space import Either, Space, Stage, fill
+from nas.core.arch import Arch, Blocks
+from nas.core.errors import InputError, suggest
+from nas.core.ops import Block, Concat, Op, Residual, Shape, from_stage, one_of
+from nas.core.space import Either, Space, Stage, fill
 from search_spaces import deit, swin, t2t
 from search_spaces.deit import PatchTokens, ViTBlock
 from search_spaces.swin import SwinBlock, SwinEmbed, SwinMerge, Windowed, alternating, merging

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from nas.arch import Arch, Blocks
-from nas.blocks import Logits
-from nas.errors import InputError
-from nas.ops import Block, LayerNorm, Linear, Op, Residual, Shape, from_stage, in_order, one_of
-from nas.space import Space, Stage, fill
+from nas.core.arch import Arch, Blocks
+from nas.core.blocks import Logits
+from nas.core.errors import InputError
+from nas.core.ops import Block, LayerNorm, Linear, Op, Residual, Shape, from_stage, in_order, one_of
+from nas.core.space import Space, Stage, fill
 from search_spaces.deit import Patchify
 from search_spaces.efficientformer import Pooled
 

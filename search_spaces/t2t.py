@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from nas.arch import Arch
-from nas.blocks import Logits
-from nas.errors import InputError, suggest
-from nas.ops import Add, Block, LayerNorm, Linear, Op, Shape, from_stage, in_order, one_of
-from nas.space import Repeat, Space
+from nas.core.arch import Arch
+from nas.core.blocks import Logits
+from nas.core.errors import InputError, suggest
+from nas.core.ops import Add, Block, LayerNorm, Linear, Op, Shape, from_stage, in_order, one_of
+from nas.core.space import Repeat, Space
 from search_spaces.deit import ClassToken, ViTBlock
 
 DROPOUT = 0.1  # of performers, whatever the rate elsewhere

@@ -32,7 +32,7 @@ def child_signals() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small but real search: profiled on the fake runtime, trained on digits, reported."""
-    from nas.request import Request
+    from nas.search.request import Request
     from nas.search.run import run_search
 
     folder = tmp_path_factory.mktemp("runs") / "small"

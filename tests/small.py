@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from nas.arch import calls_of
-from nas.latency import Entry, Header, Network, Table, scope_of
-from nas.ops import one_of
-from nas.space import Repeat, Space
-from nas.tracing import macs_of_unit
+from nas.core.arch import calls_of
+from nas.core.ops import one_of
+from nas.core.space import Repeat, Space
+from nas.core.tracing import macs_of_unit
+from nas.tables.table import Entry, Header, Network, Table, scope_of
 from search_spaces.efficientformer import HEAD, MB3D, MB4D, Embedding, Stem
 
 TINY = Space(

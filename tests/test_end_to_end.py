@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import nas
-from nas.building import load_weights
 from nas.evaluation.runs import read_weights
-from nas.request import Request
+from nas.networks.building import load_weights
+from nas.search.request import Request
 from nas.search.run import run_search
 from search_spaces import efficientformer as ef
 

@@ -17,17 +17,17 @@ from optuna.storages import InMemoryStorage
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import search_spaces
-from nas.arch import Arch, calls_of, steps_of
-from nas.building import Network, build, cost_of, fuse, input_shape_of
-from nas.errors import InputError
+from nas.core.arch import Arch, calls_of, steps_of
+from nas.core.errors import InputError
+from nas.core.ops import BlockModule
+from nas.core.tracing import calls_of_unit, fuse_in_place, trace
 from nas.evaluation.data import load_data
 from nas.evaluation.evaluators import Score, load_evaluator
-from nas.export import export
-from nas.features import FeatureNetwork
-from nas.ops import BlockModule
+from nas.networks.building import Network, build, cost_of, fuse, input_shape_of
+from nas.networks.export import export
+from nas.networks.features import FeatureNetwork
 from nas.search.study import distributions_of
 from nas.search.trials import record_of
-from nas.tracing import calls_of_unit, fuse_in_place, trace
 from tests.search.fakes import HereWorkers, estimator_at, fake_table, make_engine, make_study
 from tests.small import randomize
 

@@ -10,8 +10,8 @@ from timm.optim import create_optimizer_v2
 
 import search_spaces
 from nas import timm_models
-from nas.building import Network, build, cost_of, load_weights, with_classes
-from nas.errors import InputError
+from nas.core.errors import InputError
+from nas.networks.building import Network, build, cost_of, load_weights, with_classes
 from search_spaces import efficientformer as ef
 from tests.small import randomize
 

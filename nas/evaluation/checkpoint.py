@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nas.errors import InputError
+from nas.core.errors import InputError
 
 
 def write_checkpoint(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import torch
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
-from nas.errors import InputError
+from nas.core.errors import InputError
 from nas.evaluation.losses import hard_loss, ratio_loss, soft_loss, token_logits_loss, token_loss
 from nas.evaluation.metrics import check_classes
 from nas.evaluation.network import block_modules

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nas.errors import InputError, suggest
+from nas.core.errors import InputError, suggest
 from nas.evaluation import datasets
 from nas.evaluation.sampler import PlannedBatch, in_order, shuffled
 

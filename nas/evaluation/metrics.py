@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nas.errors import InputError, NasError
+from nas.core.errors import InputError, NasError
 from nas.evaluation.data import Split
 from nas.evaluation.devices import naming_memory, pick_device
 from nas.evaluation.distributed import own_process, summed

@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from nas.blocks import Logits
-from nas.building import Network
-from nas.errors import InputError
-from nas.ops import BlockModule, LayerNorm, Leaf, Residual
+from nas.core.blocks import Logits
+from nas.core.errors import InputError
+from nas.core.ops import BlockModule, LayerNorm, Leaf, Residual
+from nas.networks.building import Network
 
 
 class TrainedNetwork(nn.Module):

@@ -11,8 +11,8 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import nn
 
+from nas.core.ops import BlockModule, Leaf
 from nas.evaluation.recipe import Recipe
-from nas.ops import BlockModule, Leaf
 from search_spaces.deit import ClassAndPositions
 from search_spaces.dynamicvit import Prune
 

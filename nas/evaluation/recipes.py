@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nas.errors import InputError, suggest
+from nas.core.errors import InputError, suggest
 from nas.evaluation.recipe import Recipe
 
 RAND_AUGMENT = "rand-m9-mstd0.5-inc1"

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from nas.arch import Arch
-from nas.building import build, input_shape_of, load_arch, load_weights, with_classes
-from nas.errors import InputError
+from nas.core.arch import Arch
+from nas.core.errors import InputError
 from nas.evaluation.checkpoint import read_weights as read_weights
 from nas.evaluation.data import load_data
 from nas.evaluation.distributed import joined, own_process
@@ -21,7 +20,8 @@ from nas.evaluation.recipe import Recipe
 from nas.evaluation.recipes import read_recipe
 from nas.evaluation.teacher import load_teacher
 from nas.evaluation.training import TrainResult, train
-from nas.export import check_onnx, export
+from nas.networks.building import build, input_shape_of, load_arch, load_weights, with_classes
+from nas.networks.export import check_onnx, export
 
 
 def train_arch(

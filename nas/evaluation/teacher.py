@@ -13,12 +13,12 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 import search_spaces
-from nas.arch import Arch
-from nas.building import Network, build, load_arch, load_weights, with_classes
-from nas.errors import InputError, suggest
+from nas.core.arch import Arch
+from nas.core.errors import InputError, suggest
+from nas.core.ops import BlockModule
 from nas.evaluation.checkpoint import read_weights
 from nas.evaluation.data import Normalisation, normalisation
-from nas.ops import BlockModule
+from nas.networks.building import Network, build, load_arch, load_weights, with_classes
 from nas.timm_models import from_timm, timm_name
 
 IMAGENET = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD

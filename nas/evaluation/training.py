@@ -24,8 +24,7 @@ from timm.utils import distribute_bn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nas.building import Network
-from nas.errors import InputError, suggest
+from nas.core.errors import InputError, suggest
 from nas.evaluation.augmentation import Mix, distorted, rand_augment
 from nas.evaluation.checkpoint import read_checkpoint, write_checkpoint
 from nas.evaluation.criterion import Criterion
@@ -39,6 +38,7 @@ from nas.evaluation.optimization import Schedule, averaged, clip, make_optimizer
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.sampler import PlannedBatch, Share, batch_table, multi_scale, shuffled
 from nas.evaluation.teacher import Teacher, start_from
+from nas.networks.building import Network
 
 __all__ = ["Epoch", "Metrics", "TrainResult", "TrainingDiverged", "evaluate", "train"]
 

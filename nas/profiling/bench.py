@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from nas.arch import calls_of
-from nas.errors import MeasureError
+from nas.core.arch import calls_of
+from nas.core.errors import MeasureError
+from nas.core.tracing import macs_of_unit
 from nas.profiling.backends import FileBackend, load_backend
 from nas.profiling.cache import Cache
 from nas.profiling.probes import Probe
@@ -19,7 +20,6 @@ from nas.profiling.process import Converter, Engine, Worker, WorkerDeathError
 from nas.profiling.protocol import TOLERANCE, Settings, errors_of, good, reference_of
 from nas.profiling.samples import Log
 from nas.profiling.sentinel import sentinel
-from nas.tracing import macs_of_unit
 
 MACS_PER_US = 3e4  # for estimates before anything is measured
 PROBE_SECONDS = 0.07  # to build, export, load and warm a probe

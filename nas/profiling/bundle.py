@@ -18,10 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nas.arch import Arch, calls_of
-from nas.errors import InputError, MeasureError, suggest
-from nas.latency import Header, Table, scope_of, space_of
-from nas.ops import Row, Shape, parse_unit
+from nas.core.arch import Arch, calls_of
+from nas.core.errors import InputError, MeasureError, suggest
+from nas.core.ops import Row, Shape, parse_unit
+from nas.core.space import Space
+from nas.core.tracing import macs_of_unit
 from nas.profiling import runner
 from nas.profiling.bench import Bench, Progress, silent
 from nas.profiling.job import DEFAULT, Job
@@ -33,8 +34,7 @@ from nas.profiling.samples import Journal, Log, unwritable
 from nas.profiling.selection import varied
 from nas.profiling.sentinel import sentinel
 from nas.profiling.shared_weights import SharedWeights
-from nas.space import Space
-from nas.tracing import macs_of_unit
+from nas.tables.table import Header, Table, scope_of, space_of
 
 GRAPHS = "graphs"
 CONVERTED = 32  # graphs that one request converts

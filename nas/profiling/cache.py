@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import nas
 import search_spaces
-from nas.errors import MeasureError
+from nas.core.errors import MeasureError
 from nas.profiling import backends
 from nas.profiling.device import this_machine
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from nas.latency import Header
 from nas.profiling import runner
 from nas.profiling.backends import load_backend, runtimes
+from nas.tables.table import Header
 
 
 @dataclass(frozen=True)

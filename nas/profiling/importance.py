@@ -8,10 +8,10 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from nas.arch import Arch, calls_of
-from nas.ops import Row
-from nas.space import Space
-from nas.tracing import calls_of_unit
+from nas.core.arch import Arch, calls_of
+from nas.core.ops import Row
+from nas.core.space import Space
+from nas.core.tracing import calls_of_unit
 
 SAMPLES = 3000
 MOST_HALVINGS = 8  # rows of fewer archs are all alike: chance decides about them

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from nas.arch import Arch
-from nas.errors import InputError, MeasureError, suggest
-from nas.latency import LEVELS, METHODS, MIN_NETWORKS, Entry, Header, Network, Table, scope_of
-from nas.ops import Row
+from nas.core.arch import Arch
+from nas.core.errors import InputError, MeasureError, suggest
+from nas.core.ops import Row
+from nas.core.space import Space
 from nas.profiling.backends import FileBackend, load_backend
 from nas.profiling.bench import Item
 from nas.profiling.device import this_machine
@@ -25,7 +25,7 @@ from nas.profiling.process import Engine
 from nas.profiling.protocol import MOST_DRIFT, Noise, Settings, Times, noise_of
 from nas.profiling.samples import Journal
 from nas.profiling.selection import typical_bytes, varied
-from nas.space import Space
+from nas.tables.table import LEVELS, METHODS, MIN_NETWORKS, Entry, Header, Network, Table, scope_of
 
 DEFAULT = Settings()
 CHAINS, IN_SITU = METHODS[:2]

@@ -19,11 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.errors import InputError, MeasureError, suggest
+from nas.core.errors import InputError, MeasureError, suggest
 from nas.profiling.backends import Backend, FileBackend, Session, load_backend
 
 if TYPE_CHECKING:
-    from nas.arch import Arch
+    from nas.core.arch import Arch
     from nas.profiling.probes import Probe
     from nas.profiling.process import Engine
 
@@ -41,7 +41,7 @@ def predicted_bytes(arch: Arch, precision: str = "fp32") -> int:
     Raises:
         InputError: for an unknown precision.
     """
-    from nas.building import cost_of
+    from nas.networks.building import cost_of
 
     if precision not in BYTES_PER_VALUE:
         raise InputError(suggest("precision", precision, BYTES_PER_VALUE))
@@ -122,7 +122,7 @@ def _loader(backend: FileBackend, job: dict[str, Any]) -> Callable[[], Session]:
 
 
 def _preparer(backend: Backend, job: dict[str, Any]) -> Callable[[], Session]:
-    from nas.arch import Arch
+    from nas.core.arch import Arch
     from nas.profiling.probes import Probe
     from nas.profiling.sentinel import sentinel
     from nas.profiling.worker import WEIGHTS_SEED

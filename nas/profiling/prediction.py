@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nas.calibration import kind_of
-from nas.errors import MeasureError
-from nas.latency import Entry
-from nas.ops import Row, Shape
-from nas.tracing import BYTES_PER_VALUE, calls_of_unit, macs_of_unit, params_of_unit
+from nas.core.errors import MeasureError
+from nas.core.ops import Row, Shape
+from nas.core.tracing import BYTES_PER_VALUE, calls_of_unit, macs_of_unit, params_of_unit
+from nas.tables.calibration import kind_of
+from nas.tables.table import Entry
 
 LEAST_ROWS = 12  # measured ones, to predict others from
 FOLDS = 5

@@ -30,10 +30,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas.arch import Arch, calls_of
-from nas.building import build
-from nas.ops import Block, Leaf, Row, Scale, Shape, parse_unit
-from nas.tracing import BYTES_PER_VALUE, calls_of_unit, fuse_in_place, macs_of_unit, params_of_unit
+from nas.core.arch import Arch, calls_of
+from nas.core.ops import Block, Leaf, Row, Scale, Shape, parse_unit
+from nas.core.tracing import BYTES_PER_VALUE, calls_of_unit, fuse_in_place, macs_of_unit, params_of_unit
+from nas.networks.building import build
 
 LONG_CHAIN, CHAIN, SHORT_CHAIN = 8, 4, 2
 SHORT_MACS = 5_000_000  # rows below this are over in some 0.2 ms: a longer chain lifts them above the clock's noise

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 import nas
-from nas.errors import MeasureError
+from nas.core.errors import MeasureError
 from nas.profiling.probes import Probe
 from nas.profiling.protocol import Settings
 from nas.profiling.samples import Sample

@@ -14,10 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nas.arch import Arch, calls_of
-from nas.errors import MeasureError
-from nas.latency import MIN_NETWORKS, Table
-from nas.ops import Row
+from nas.core.arch import Arch, calls_of
+from nas.core.errors import MeasureError
+from nas.core.ops import Row
+from nas.core.space import Space
+from nas.core.units import show_seconds
 from nas.profiling import memory
 from nas.profiling.backends import load_backend
 from nas.profiling.bench import Bench, Clock, Item, Progress, silent
@@ -30,8 +31,7 @@ from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.protocol import GATE, MOST_DRIFT, MOST_SLOW, Noise, Settings, Times, reference_of
 from nas.profiling.samples import Journal, Log, locked, unwritable
-from nas.space import Space
-from nas.units import show_seconds
+from nas.tables.table import MIN_NETWORKS, Table
 
 __all__ = [
     "Measurement",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from nas.errors import InputError, MeasureError
+from nas.core.errors import InputError, MeasureError
 from nas.profiling import runner
 from nas.profiling.bench import Progress, silent
 

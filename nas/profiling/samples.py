@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from nas.errors import InputError, RunError
+from nas.core.errors import InputError, RunError
 
 FORMAT = 1
 

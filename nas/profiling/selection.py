@@ -8,12 +8,12 @@ import random
 import statistics
 from collections.abc import Callable, Collection, Iterator
 
-from nas.arch import Arch, calls_of
-from nas.errors import InputError
-from nas.kinds import kinds, only
-from nas.ops import Row
-from nas.space import Space
-from nas.tracing import BYTES_PER_VALUE, params_of_unit
+from nas.core.arch import Arch, calls_of
+from nas.core.errors import InputError
+from nas.core.ops import Row
+from nas.core.space import Space
+from nas.core.tracing import BYTES_PER_VALUE, params_of_unit
+from nas.tables.kinds import kinds, only
 
 SAMPLES = 2000
 WALKS = 60  # from either end of the space, which random samples hardly reach

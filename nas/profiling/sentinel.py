@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from nas.ops import BiasAttention, LayerNorm, Linear, Op, Row, Shape
+from nas.core.ops import BiasAttention, LayerNorm, Linear, Op, Row, Shape
+from nas.core.tracing import calls_of_unit
 from nas.profiling.probes import Probe
-from nas.tracing import calls_of_unit
 
 #: attention and an MLP, a third of a millisecond: a busy neighbour slows them as much as networks, convolutions half as
 #: much

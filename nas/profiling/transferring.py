@@ -9,9 +9,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nas.arch import Arch
-from nas.errors import InputError, MeasureError
-from nas.latency import Header, Network, Table
+from nas.core.arch import Arch
+from nas.core.errors import InputError, MeasureError
+from nas.core.space import Space
 from nas.profiling.backends import load_backend
 from nas.profiling.bench import Bench, Clock, Progress, silent
 from nas.profiling.device import this_machine
@@ -22,8 +22,8 @@ from nas.profiling.profiler import MEASURE, fastest_variant
 from nas.profiling.protocol import Settings, Times
 from nas.profiling.samples import Journal, unwritable
 from nas.profiling.selection import spread
-from nas.space import Space
-from nas.transfer import LEAST, choose, common_spaces, fit, parts_of
+from nas.tables.table import Header, Network, Table
+from nas.tables.transfer import LEAST, choose, common_spaces, fit, parts_of
 
 RANDOM, RANGE = 400, 60  # archs of each space to choose from: random ones, and from its smallest to its largest
 

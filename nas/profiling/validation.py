@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from nas.arch import Arch, calls_of
-from nas.card import Card, Errors
-from nas.errors import InputError, MeasureError
-from nas.latency import Header, Network, Table
+from nas.core.arch import Arch, calls_of
+from nas.core.errors import InputError, MeasureError
+from nas.core.space import Space
+from nas.core.units import show_us
 from nas.profiling import memory
 from nas.profiling.backends import load_backend
 from nas.profiling.bench import Progress, silent
@@ -32,8 +32,8 @@ from nas.profiling.profiler import MEASURE, time_networks
 from nas.profiling.protocol import QUIET, Noise, Settings, Times
 from nas.profiling.samples import Journal, locked, unwritable
 from nas.profiling.selection import varied
-from nas.space import Space
-from nas.units import show_us
+from nas.tables.card import Card, Errors
+from nas.tables.table import Header, Network, Table
 
 LEAST = 12  # networks; fewer say little about ranks
 ANCHORS = 5  # further networks that tell the state of the machine, or how another machine differs

@@ -11,7 +11,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from nas.errors import BudgetError, suggest
+from nas.core.errors import BudgetError, suggest
 
 METRICS = ("latency_ms", "memory_mb", "params", "macs")
 OF_TABLES = ("latency_ms", "memory_mb")  # the others are the same on every device

@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from nas.errors import NasError, RunError
+from nas.core.errors import NasError, RunError
 from nas.search.ledger import Ledger, Proposal
 from nas.search.trials import Record
 from nas.search.workers import Outcome, Task
 
 if TYPE_CHECKING:
-    from nas.arch import Arch
+    from nas.core.arch import Arch
+    from nas.core.space import Space
     from nas.search.limits import Estimate, Estimator
-    from nas.space import Space
 
 DRY_AFTER = 1000  # proposals in a row without a new candidate
 FIRST_FAILURES = 5  # evaluations that may fail before the first succeeds

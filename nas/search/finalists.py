@@ -12,14 +12,14 @@ from typing import Any, Protocol
 import numpy as np
 import optuna
 
-from nas.arch import Arch
-from nas.errors import RunError
-from nas.latency import Table
+from nas.core.arch import Arch
+from nas.core.errors import RunError
+from nas.core.units import to_ms
 from nas.search.limits import Estimator, Limit
 from nas.search.study import remembered
 from nas.search.trials import Record
 from nas.search.workers import Outcome, Pool, Task
-from nas.units import to_ms
+from nas.tables.table import Table
 
 SURE = 2.0  # standard errors of their difference that two mean losses must lie apart
 

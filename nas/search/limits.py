@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from nas.arch import Arch, calls_of
-from nas.errors import BudgetError, InputError
-from nas.latency import Latency, Table
-from nas.ops import Row
+from nas.core.arch import Arch, calls_of
+from nas.core.errors import BudgetError, InputError
+from nas.core.ops import Row
+from nas.core.space import Space
+from nas.core.tracing import macs_of_unit, params_of_unit
+from nas.core.units import show_count, to_ms
 from nas.search.budgets import OF_TABLES, Budget
-from nas.space import Space
-from nas.tracing import macs_of_unit, params_of_unit
-from nas.units import show_count, to_ms
+from nas.tables.table import Latency, Table
 
 SAMPLE = 4000  # archs behind a quantile: at p40, chance moves the share of the space that fits by less than a point
 MB = 1e6  # bytes

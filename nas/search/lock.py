@@ -6,7 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from nas.errors import RunError
+from nas.core.errors import RunError
 
 
 class RunLock:

@@ -8,20 +8,20 @@ from dataclasses import dataclass
 
 import latency_tables
 import search_spaces
-from nas.arch import Arch
-from nas.calibration import networks_for
-from nas.errors import InputError, RunError, TableError
+from nas.core.arch import Arch
+from nas.core.errors import InputError, RunError, TableError
+from nas.core.space import Space
 from nas.evaluation.data import load_data
 from nas.evaluation.devices import pick_device
-from nas.latency import Table
 from nas.profiling import profiler
 from nas.profiling.backends import load_backend
 from nas.profiling.device import this_machine
 from nas.profiling.job import CHAINS, IN_SITU
-from nas.request import Request
 from nas.search.budgets import Budget
 from nas.search.limits import Estimator, Limit, Survey, resolve, smallest
-from nas.space import Space
+from nas.search.request import Request
+from nas.tables.calibration import networks_for
+from nas.tables.table import Table
 
 NETWORKS = 12  # behind the calibration of a table that a search makes for itself: no interval, but minutes less
 TWINS = ("device", "cpu", "runtime", "precision", "threads")  # header fields that a table and its twin share

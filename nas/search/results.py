@@ -12,14 +12,15 @@ from typing import Any
 import optuna
 import pandas as pd
 
-from nas import __version__, facts
-from nas.arch import Arch, calls_of
-from nas.building import cost_of
+from nas import __version__
+from nas.core.arch import Arch, calls_of
+from nas.core.units import to_ms
 from nas.evaluation.training import TrainResult
+from nas.networks.building import cost_of
+from nas.report import facts
 from nas.search.finalists import Finalist, Ranking
 from nas.search.limits import MB
 from nas.search.resolved import Resolved
-from nas.units import to_ms
 
 SCHEMA = 1
 

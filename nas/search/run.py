@@ -18,25 +18,25 @@ import optuna
 import pandas as pd
 import torch
 
-from nas.arch import Arch
-from nas.building import build, input_shape_of
-from nas.errors import RunError
+from nas.core.arch import Arch
+from nas.core.errors import RunError
+from nas.core.units import show_seconds
 from nas.evaluation.data import load_data
 from nas.evaluation.evaluators import load_evaluator
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.runs import write_history
 from nas.evaluation.training import TrainResult, train
-from nas.export import export_onnx
-from nas.front import front_data
-from nas.latency import Table
+from nas.networks.building import build, input_shape_of
+from nas.networks.export import export_onnx
 from nas.profiling import profiler
-from nas.report import write_report
-from nas.request import Request
+from nas.report.front import front_data
+from nas.report.page import write_report
 from nas.search import engine
 from nas.search.finalists import Finalist, Measured, rank, require_fit, with_measurements, with_repeats
 from nas.search.ledger import Ledger
 from nas.search.limits import Limit
 from nas.search.lock import RunLock
+from nas.search.request import Request
 from nas.search.resolved import Log, Progress, Resolved, require_same_table, resolve_request
 from nas.search.results import result_data, write_text
 from nas.search.samplers import load_sampler
@@ -44,7 +44,7 @@ from nas.search.scoring import TrainingScorer
 from nas.search.study import JOURNAL, distributions_of, open_study, remembered
 from nas.search.trials import record_of, trials_frame
 from nas.search.workers import Outcome, Pool
-from nas.units import show_seconds
+from nas.tables.table import Table
 
 MEASURED = 4  # candidates measured at most for each finalist wanted: a prediction may fit where its network does not
 FINISHED_BY = ("trials", "finalists", "repeats", "final_epochs")  # what decides whether a run has anything left to do

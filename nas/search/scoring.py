@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from nas.arch import Arch
-from nas.building import build
+from nas.core.arch import Arch
 from nas.evaluation.data import Data, load_data
 from nas.evaluation.evaluators import Evaluator, Score
+from nas.networks.building import build
 
 
 @dataclass(frozen=True)

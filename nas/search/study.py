@@ -14,10 +14,10 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from nas.errors import InputError, RunError
+from nas.core.errors import InputError, RunError
 
 if TYPE_CHECKING:
-    from nas.ops import Choice
+    from nas.core.ops import Choice
 
 JOURNAL = "study.journal"
 

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from nas.units import to_ms
+from nas.core.units import to_ms
 
 if TYPE_CHECKING:
     import pandas as pd

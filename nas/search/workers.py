@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
-from nas.errors import NasError
+from nas.core.errors import NasError
 from nas.evaluation.evaluators import Score
 
 _SPAWN = multiprocessing.get_context("spawn")  # forked children of a process with threads can deadlock

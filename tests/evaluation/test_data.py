@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
 from torchvision.transforms import v2
 
-from nas.errors import InputError
+from nas.core.errors import InputError
 from nas.evaluation import datasets
 from nas.evaluation.data import MemorySplit, channel_statistics, load_data, shifted, stratified_order
 from nas.evaluation.datasets import fashion_mnist, imagefolder

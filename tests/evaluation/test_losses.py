@@ -6,12 +6,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from nas.building import build
-from nas.errors import InputError
+from nas.core.errors import InputError
 from nas.evaluation.criterion import Criterion
 from nas.evaluation.losses import hard_loss, ratio_loss, soft_loss, token_logits_loss, token_loss
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.teacher import Teacher, start_from
+from nas.networks.building import build
 from search_spaces.dynamicvit import SMALL_DEIT, SMALL_LVVIT, make
 from tests.small import randomize
 

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 import search_spaces
-from nas.building import build, load_weights
-from nas.errors import InputError
+from nas.core.errors import InputError
 from nas.evaluation.data import load_data
 from nas.evaluation.network import TrainedNetwork, add_dropout, at_side
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.training import train
+from nas.networks.building import build, load_weights
 from search_spaces.dynamicvit import SMALL_DEIT, make
 from tests.small import lively
 

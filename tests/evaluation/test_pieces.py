@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from nas.building import build
-from nas.errors import InputError
+from nas.core.errors import InputError
 from nas.evaluation.augmentation import RandAugment
 from nas.evaluation.data import load_data
 from nas.evaluation.devices import seeded
@@ -19,6 +18,7 @@ from nas.evaluation.optimization import Schedule, make_optimizer
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.teacher import Teacher
 from nas.evaluation.training import train
+from nas.networks.building import build
 from search_spaces.deit import PatchTokens, ViTBlock
 from search_spaces.dynamicvit import make
 from tests.evaluation.trainer_process import network

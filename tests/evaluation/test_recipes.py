@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from nas.errors import InputError
+from nas.core.errors import InputError
 from nas.evaluation.optimization import averaged
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.recipes import RECIPES, read_recipe

@@ -2,9 +2,9 @@
 
 import pytest
 
-from nas.building import with_classes
-from nas.errors import InputError
+from nas.core.errors import InputError
 from nas.evaluation.runs import train_arch
+from nas.networks.building import with_classes
 from search_spaces.dynamicvit import SMALL_DEIT, make
 
 

@@ -4,11 +4,11 @@ import pytest
 import timm
 import torch
 
-from nas.building import build, load_arch, with_classes
-from nas.errors import InputError
+from nas.core.errors import InputError
 from nas.evaluation.data import DataRequest, in_memory
 from nas.evaluation.datasets.imagefolder import FolderSplit
 from nas.evaluation.teacher import load_teacher, start_from
+from nas.networks.building import build, load_arch, with_classes
 from search_spaces.dynamicvit import SMALL_DEIT, make
 from tests.small import lively
 

@@ -14,8 +14,7 @@ from pydantic import ValidationError
 from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
-from nas import building as networks
-from nas.errors import InputError
+from nas.core.errors import InputError
 from nas.evaluation import evaluators, training
 from nas.evaluation.augmentation import distorted
 from nas.evaluation.data import load_data
@@ -24,6 +23,7 @@ from nas.evaluation.evaluators import load_evaluator
 from nas.evaluation.optimization import make_optimizer
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.training import TrainingDiverged, evaluate, train
+from nas.networks import building as networks
 from search_spaces.deit import PatchTokens, ViTBlock
 from search_spaces.dynamicvit import make
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from nas.building import Network, build
 from nas.evaluation.data import load_data
 from nas.evaluation.distributed import joined, own_process
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.teacher import Teacher
 from nas.evaluation.training import TrainResult, train
+from nas.networks.building import Network, build
 from search_spaces.deit import PatchTokens, ViTBlock
 from search_spaces.dynamicvit import make
 from tests.small import TINY

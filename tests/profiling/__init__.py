@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from nas.latency import Table, scope_of
-from nas.ops import Row, Shape
+from nas.core.ops import Row, Shape
+from nas.core.space import Space
 from nas.profiling.backends import FileBackend, load_backend
 from nas.profiling.backends.fake import CALL_US, row_us
 from nas.profiling.converter import convert
@@ -20,7 +20,7 @@ from nas.profiling.profiler import profile
 from nas.profiling.protocol import Settings
 from nas.profiling.samples import Sample
 from nas.profiling.worker import Bench
-from nas.space import Space
+from nas.tables.table import Table, scope_of
 from tests.small import TINY
 
 LOGITS = "Logits classes=10 heads=2 @ 1x48"

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nas.export import example_inputs
-from nas.ops import Row, Shape
+from nas.core.ops import Row, Shape
+from nas.networks.export import example_inputs
 from nas.profiling.backends import load_backend
 from nas.profiling.probes import Probe
 from search_spaces.efficientformer import MB3D, MB4D

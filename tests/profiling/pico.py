@@ -15,8 +15,8 @@ import search_spaces
 from nas.profiling.bundle import make
 
 SOURCE = """
-from nas.ops import one_of
-from nas.space import Repeat, Space
+from nas.core.ops import one_of
+from nas.core.space import Repeat, Space
 from search_spaces.efficientformer import HEAD, MB4D, Embedding, Stem
 
 SPACE = Space(

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from nas.errors import MeasureError
-from nas.ops import Shape
+from nas.core.errors import MeasureError
+from nas.core.ops import Shape
 from nas.profiling.backends import load_backend
 from tests.profiling.graphs import CONVOLUTIONS, GRAPHS, Fourier, worst_difference
 

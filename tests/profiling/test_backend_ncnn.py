@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from nas.errors import MeasureError
-from nas.ops import Row, Shape
+from nas.core.errors import MeasureError
+from nas.core.ops import Row, Shape
 from nas.profiling.backends import load_backend
 from nas.profiling.probes import Probe
 from search_spaces.mobileformer import BridgeOut, Mobile

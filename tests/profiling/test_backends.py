@@ -15,11 +15,10 @@ import onnx
 import pytest
 import torch
 
-from nas.arch import calls_of
-from nas.errors import InputError, MeasureError
-from nas.export import example_arrays, example_inputs, write_onnx
-from nas.latency import Table
-from nas.ops import Block, Row, Shape
+from nas.core.arch import calls_of
+from nas.core.errors import InputError, MeasureError
+from nas.core.ops import Block, Row, Shape
+from nas.networks.export import example_arrays, example_inputs, write_onnx
 from nas.profiling.backends import FileBackend, load_backend, runtimes
 from nas.profiling.bundle import _Bundled
 from nas.profiling.cache import Cache
@@ -29,6 +28,7 @@ from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.profiler import measure, profile
 from nas.profiling.protocol import Settings
+from nas.tables.table import Table
 from search_spaces.efficientformer import MB3D, MB4D
 from search_spaces.mobileformer import BridgeIn
 from tests.profiling import FEW, few
@@ -403,7 +403,7 @@ def test_openvino_sends_no_usage_data():
     backend_or_skip("openvino")
     text = """
 import os, sys, torch
-from nas.ops import Conv, Row, Shape
+from nas.core.ops import Conv, Row, Shape
 from nas.profiling.backends import load_backend
 from nas.profiling.bundle import _Bundled
 from nas.profiling.cache import Cache

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nas.arch import calls_of
-from nas.errors import MeasureError
-from nas.latency import Table, scope_of
+from nas.core.arch import calls_of
+from nas.core.errors import MeasureError
 from nas.profiling import bench, profiler
 from nas.profiling.importance import halvings, usage
 from nas.profiling.profiler import job_of, plan, profile, run, run_each, unmeasured_percent
 from nas.profiling.samples import Log
+from nas.tables.table import Table, scope_of
 from tests.profiling import SHORT, LocalWorker, samples_of, stay_local, true_us, whole_lines
 from tests.small import TINY
 

@@ -20,9 +20,8 @@ import numpy as np
 import pytest
 
 import search_spaces
-from nas.arch import Arch
-from nas.errors import InputError, MeasureError, RunError
-from nas.latency import INTERVAL_NETWORKS, Table
+from nas.core.arch import Arch
+from nas.core.errors import InputError, MeasureError, RunError
 from nas.profiling import bundle as bundle_module
 from nas.profiling import protocol, runner, samples, shared_weights
 from nas.profiling.backends import openvino as openvino_backend
@@ -37,6 +36,7 @@ from nas.profiling.protocol import Settings
 from nas.profiling.remote import Remote
 from nas.profiling.samples import Journal
 from nas.profiling.shared_weights import SHARED_BYTES, SharedWeights
+from nas.tables.table import INTERVAL_NETWORKS, Table
 from tests.profiling.pico import NETWORKS, SETTINGS, device, lines_of, run
 
 SPACE = "pico"
@@ -371,7 +371,7 @@ def test_large_weights_are_read_from_shared_files_where_copies_stay_apart(pico):
 
 def test_shared_weights_are_about_as_large_as_those_that_they_stand_for(pico, tmp_path):
     onnx = pytest.importorskip("onnx")
-    from nas.export import write_onnx
+    from nas.networks.export import write_onnx
 
     row = next(row for row in search_spaces.load(SPACE).rows() if "1x48x" in str(row) and "MB4D" in str(row))
     probe, shared = Probe((row,) * 2), SharedWeights()
@@ -494,11 +494,11 @@ def test_boards_are_named_by_the_system_and_told_apart_by_their_cores(monkeypatc
 @pytest.fixture
 def nas(monkeypatch, capsys):
     """Run the command line in this process; its output."""
-    from nas import cli
+    from nas import commands
 
     def run_command(*arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", ["nas", *map(str, arguments)])
-        cli.main()
+        commands.main()
         return capsys.readouterr().out
 
     return run_command

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 import search_spaces
-from nas.errors import MeasureError
-from nas.export import write_onnx
-from nas.latency import Table
+from nas.core.errors import MeasureError
+from nas.networks.export import write_onnx
 from nas.profiling import cache as module
 from nas.profiling.backends import load_backend
 from nas.profiling.cache import YOUNG_SECONDS, Cache, cache_folder
 from nas.profiling.probes import Probe, formulas
 from nas.profiling.process import Engine, WorkerDeathError
+from nas.tables.table import Table
 from tests.profiling import FEW, LOGITS, LocalConverter, few
 from tests.small import TINY
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from nas.arch import calls_of
+from nas.core.arch import calls_of
 from nas.profiling.importance import MOST_HALVINGS, halvings, in_order, usage
 from tests.small import TINY
 

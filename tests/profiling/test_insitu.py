@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import search_spaces
-from nas.arch import calls_of
-from nas.errors import MeasureError
+from nas.core.arch import calls_of
+from nas.core.errors import MeasureError
 from nas.profiling.insitu import Inside, attribute, cover, module_path, node_cost_us, owners, row_times
 from nas.profiling.probes import Probe
 
@@ -45,7 +45,7 @@ def test_a_name_gives_its_module_path():
 
 def test_the_names_of_an_exported_network_say_their_modules(tmp_path):
     onnx = pytest.importorskip("onnx")
-    from nas.export import write_onnx
+    from nas.networks.export import write_onnx
 
     probe = Probe(arch=SPACE.sample(random.Random(1)))
     module = probe.module(0)

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from nas.building import build, cost_of, load_arch
-from nas.errors import InputError, MeasureError
+from nas.core.errors import InputError, MeasureError
+from nas.networks.building import build, cost_of, load_arch
 from nas.profiling import memory
 from nas.profiling.backends import load_backend
 from nas.profiling.memory import peak_bytes, predicted_bytes

@@ -5,11 +5,11 @@ import random
 import numpy as np
 import pytest
 
-from nas.errors import MeasureError
-from nas.latency import Entry
+from nas.core.errors import MeasureError
+from nas.core.tracing import calls_of_unit, macs_of_unit, params_of_unit
 from nas.profiling.backends.fake import row_us
 from nas.profiling.prediction import LEAST_ROWS, features, kinds_of, predict
-from nas.tracing import calls_of_unit, macs_of_unit, params_of_unit
+from nas.tables.table import Entry
 from tests.small import TINY
 
 ROWS = TINY.rows()

@@ -7,12 +7,12 @@ import random
 import pytest
 import torch
 
-from nas.arch import calls_of
-from nas.ops import Row, Shape
+from nas.core.arch import calls_of
+from nas.core.ops import Row, Shape
+from nas.core.tracing import macs_of_unit, params_of_unit
 from nas.profiling.backends.fake import CALL_US, row_us
 from nas.profiling.probes import Probe, chains, formulas
 from nas.profiling.selection import spread, typical_bytes
-from nas.tracing import macs_of_unit, params_of_unit
 from search_spaces.mobileformer import BridgeIn, BridgeOut, Mobile
 from tests.profiling import true_us
 from tests.small import TINY

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 import search_spaces
-from nas import cli
-from nas.arch import calls_of
-from nas.latency import Table, scope_of
+from nas import commands
+from nas.core.arch import calls_of
 from nas.profiling.device import this_machine
+from nas.tables.table import Table, scope_of
 from tests.small import TINY, fake_table
 
 WIDER = dataclasses.replace(TINY, classes=20)
@@ -32,7 +32,7 @@ def nas(local: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         monkeypatch.setattr(sys, "argv", ["nas", *map(str, (*short, *arguments))])
         code = 0
         try:
-            cli.main()
+            commands.main()
         except SystemExit as stop:
             code = int(stop.code or 0)
         captured = capsys.readouterr()

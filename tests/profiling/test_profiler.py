@@ -19,15 +19,15 @@ from typing import Any
 
 import pytest
 
-from nas.arch import Arch, calls_of
-from nas.errors import InputError, MeasureError, RunError
-from nas.latency import Table, scope_of
+from nas.core.arch import Arch, calls_of
+from nas.core.errors import InputError, MeasureError, RunError
 from nas.profiling import bench
 from nas.profiling.backends.fake import CALL_US, row_us
 from nas.profiling.device import Machine, this_machine
 from nas.profiling.profiler import job_of, measure, plan, profile, run
 from nas.profiling.protocol import GATE, Settings, reference_of
 from nas.profiling.samples import Journal, Sample
+from nas.tables.table import Table, scope_of
 from tests.profiling import FEW, LOGITS, SHORT, LocalWorker, few, samples_of, stay_local, true_us, whole_lines
 from tests.small import TINY
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from nas.errors import InputError, MeasureError
+from nas.core.errors import InputError, MeasureError
 from nas.profiling.bundle import collect
 from nas.profiling.remote import Remote
 from tests.profiling.pico import NETWORKS, device, lines_of

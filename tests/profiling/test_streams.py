@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nas.export import example_inputs, write_onnx
-from nas.ops import Add, Block, Conv, Linear, Mean, Op, Row, Shape
+from nas.core.ops import Add, Block, Conv, Linear, Mean, Op, Row, Shape
+from nas.core.tracing import calls_of_unit, trace
+from nas.networks.export import example_inputs, write_onnx
 from nas.profiling.backends.fake import CALL_US, row_us
 from nas.profiling.probes import Probe, chains, formulas, wire
-from nas.tracing import calls_of_unit, trace
 
 WIDTH, PART = 6, 4
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 
 import search_spaces
-from nas import cli
-from nas.arch import calls_of
-from nas.errors import InputError, RunError
-from nas.latency import Entry, Network, Table
+from nas import commands
+from nas.core.arch import calls_of
+from nas.core.errors import InputError, RunError
 from nas.profiling.backends.fake import CALL_US, row_us
 from nas.profiling.protocol import Settings
 from nas.profiling.transferring import transfer_table
+from nas.tables.table import Entry, Network, Table
 from tests.profiling import whole_lines
 from tests.small import fake_table
 
@@ -121,7 +121,7 @@ def test_the_command_transfers(local, path, source, tmp_path, monkeypatch, capsy
     known = source.write(tmp_path / "source.csv")
     options = ["--from", known, "--to", path, "--measure", 10, "--runtime", "fake", "--json"]
     monkeypatch.setattr("sys.argv", ["nas", "transfer", *map(str, options)])
-    cli.main()
+    commands.main()
     facts = json.loads(capsys.readouterr().out)
     assert facts["method"] == "transfer"
     assert facts["unmeasured_rows"] == facts["rows"] == len(SPACE.rows())

@@ -11,9 +11,8 @@ import pytest
 from scipy import stats
 
 import search_spaces
-from nas.arch import Arch, calls_of
-from nas.errors import InputError, MeasureError, MissingLatency, RunError
-from nas.latency import Entry, Network, Table
+from nas.core.arch import Arch, calls_of
+from nas.core.errors import InputError, MeasureError, MissingLatency, RunError
 from nas.profiling import memory, validation
 from nas.profiling.backends.fake import row_us
 from nas.profiling.device import this_machine
@@ -23,6 +22,7 @@ from nas.profiling.profiler import measure, time_networks
 from nas.profiling.protocol import Noise, Settings
 from nas.profiling.samples import Journal, locked
 from nas.profiling.validation import LEAST, validate
+from nas.tables.table import Entry, Network, Table
 from tests.profiling import LocalWorker, true_us
 from tests.small import TINY, fake_table
 
@@ -215,7 +215,7 @@ def test_the_hybrid_is_checked_on_mixed_networks_and_on_pure_ones_of_every_kind(
     assert seen.isdisjoint(drawn)
     assert all(arch in HYBRID for arch in drawn)
     kinds = {"mb4d", "mb3d", "shuffle", "nextvit", "mobileformer", "mobilevit", "inverted"}
-    from nas.kinds import family_of
+    from nas.tables.kinds import family_of
 
     families = [family_of(arch) for arch in drawn]
     assert {f"hybrid-32:{kind}" for kind in kinds} <= set(families)

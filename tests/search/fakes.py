@@ -21,10 +21,10 @@ from nas.evaluation.evaluators import Score
 if TYPE_CHECKING:
     import optuna
 
-    from nas.latency import Table
+    from nas.core.space import Space
     from nas.search.engine import Engine
     from nas.search.limits import Estimator
-    from nas.space import Space
+    from nas.tables.table import Table
 
 
 def digits(text: str, count: int = 6) -> float:
@@ -119,7 +119,7 @@ def tiny_space() -> Space:
     """The 32x32 EfficientFormer with a few choices left: 96 archs of the same blocks as the shipped space."""
     from dataclasses import replace
 
-    from nas.ops import Choice
+    from nas.core.ops import Choice
     from search_spaces import efficientformer
 
     stages = list(efficientformer.SMALL.stages)
@@ -135,8 +135,8 @@ def fake_table(space: Space, networks: int = 12, **header: Any) -> Table:
     """A table of made-up times for all rows of a space; calibrated by networks 10 to 14 % above the sum."""
     import random
 
-    from nas.arch import calls_of
-    from nas.latency import Entry, Header, Network, Table
+    from nas.core.arch import calls_of
+    from nas.tables.table import Entry, Header, Network, Table
 
     facts = {
         "device": "fake",

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nas.arch import calls_of
-from nas.building import cost_of
-from nas.errors import BudgetError, MissingLatency, TableError
-from nas.latency import Network, Table
+from nas.core.arch import calls_of
+from nas.core.errors import BudgetError, MissingLatency, TableError
+from nas.networks.building import cost_of
 from nas.search.budgets import Budget
 from nas.search.limits import Estimator, Limit, Survey, resolve, smallest
+from nas.tables.table import Network, Table
 from tests.search.fakes import estimator_at, fake_table, tiny_space
 
 SPACE = tiny_space()

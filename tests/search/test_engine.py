@@ -9,7 +9,7 @@ from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from nas.errors import RunError
+from nas.core.errors import RunError
 from nas.search import engine, samplers
 from nas.search.study import mend_journal
 from nas.search.trials import Record, record_of, trials_frame
@@ -185,7 +185,7 @@ def test_a_trial_that_someone_enqueued_is_evaluated_and_a_wrong_one_fails():
 
 
 def test_an_arch_that_cannot_be_priced_fails_with_its_reason():
-    from nas.errors import MissingLatency
+    from nas.core.errors import MissingLatency
 
     class Lacks(ToyEstimator):
         def estimate(self, arch):

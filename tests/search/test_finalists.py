@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from optuna.storages import InMemoryStorage
 
-from nas.errors import RunError
+from nas.core.errors import RunError
 from nas.search.finalists import Finalist, rank, require_fit, with_measurements, with_repeats
 from nas.search.limits import Estimator, Limit
 from nas.search.trials import Record

@@ -13,19 +13,19 @@ import pytest
 import torch
 
 import search_spaces
-from nas.arch import Arch, calls_of
-from nas.building import build, cost_of
-from nas.errors import BudgetError, InputError, MissingLatency, RunError, TableError
+from nas.core.arch import Arch, calls_of
+from nas.core.errors import BudgetError, InputError, MissingLatency, RunError, TableError
 from nas.evaluation.training import TrainResult
-from nas.front import front_data, read_trials
-from nas.latency import Entry, Table
+from nas.networks.building import build, cost_of
 from nas.profiling.device import this_machine
-from nas.report import write_report
-from nas.request import Request
+from nas.report.front import front_data, read_trials
+from nas.report.page import write_report
 from nas.search import resolved, run
 from nas.search.limits import Survey
 from nas.search.lock import RunLock
+from nas.search.request import Request
 from nas.search.resolved import _table
+from nas.tables.table import Entry, Table
 from tests.search.fakes import FakeScorer, HereWorkers, fake_table
 
 SPACE = search_spaces.load("efficientformer-32")

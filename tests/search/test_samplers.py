@@ -5,7 +5,7 @@ import pytest
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
-from nas.errors import InputError
+from nas.core.errors import InputError
 from nas.search import samplers
 from tests.search.fakes import ToySpace, make_study
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
-from nas.errors import InputError, RunError
-from nas.ops import Choice
+from nas.core.errors import InputError, RunError
+from nas.core.ops import Choice
 from nas.search.lock import RunLock
 from nas.search.study import distributions_of, mend_journal, open_study, remembered
 from tests.search.fakes import ToySpace, make_study
@@ -114,7 +114,8 @@ def test_what_is_remembered_is_made_once(tmp_path):
 
 def test_the_second_process_on_a_run_is_refused_naming_the_first(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from nas.search.lock import RunLock; from nas.errors import RunError\n"
+        "import sys; from pathlib import Path\n"
+        "from nas.core.errors import RunError; from nas.search.lock import RunLock\n"
         "try:\n    RunLock(Path(sys.argv[1])).__enter__()\n"
         "except RunError as error:\n    print(error)\n"
         "else:\n    print('free')"

@@ -7,12 +7,12 @@ import timm
 import torch
 from torch import nn
 
-from nas.building import Network, build, cost_of, fuse, load_arch
-from nas.errors import InputError
+from nas.core.errors import InputError
+from nas.core.ops import Residual, Row, Shape
+from nas.core.tracing import calls_of_unit, macs_of_op
 from nas.evaluation.teacher import Teacher, start_from
-from nas.ops import Residual, Row, Shape
-from nas.tracing import calls_of_unit, macs_of_op
-from nas.weights import slices
+from nas.networks.building import Network, build, cost_of, fuse, load_arch
+from nas.networks.weights import slices
 from search_spaces import deit
 from tests.small import assert_close, lively
 

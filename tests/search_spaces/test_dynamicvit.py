@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from nas.arch import Arch, calls_of
-from nas.building import Network, build, cost_of
-from nas.errors import InputError
+from nas.core.arch import Arch, calls_of
+from nas.core.errors import InputError
+from nas.core.ops import Row, Shape
+from nas.core.tracing import calls_of_unit
 from nas.evaluation.criterion import Criterion
 from nas.evaluation.recipe import Recipe
-from nas.ops import Row, Shape
-from nas.tracing import calls_of_unit
+from nas.networks.building import Network, build, cost_of
 from search_spaces import deit
 from search_spaces import dynamicvit as dv
 from tests.small import assert_close, lively

@@ -8,10 +8,10 @@ import pytest
 import timm
 import torch
 
-from nas.arch import calls_of
-from nas.building import build, cost_of, fuse
-from nas.ops import Residual
-from nas.tracing import macs_of_unit, params_of_unit
+from nas.core.arch import calls_of
+from nas.core.ops import Residual
+from nas.core.tracing import macs_of_unit, params_of_unit
+from nas.networks.building import build, cost_of, fuse
 from search_spaces import efficientformer as ef
 from tests.small import randomize
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import search_spaces
-from nas.arch import calls_of, steps_of
-from nas.blocks import AsMap
-from nas.building import build, cost_of, fuse
-from nas.errors import InputError
-from nas.ops import Row, Shape
-from nas.space import Either, Repeat
-from nas.tracing import calls_of_unit, macs_of_unit
+from nas.core.arch import calls_of, steps_of
+from nas.core.blocks import AsMap
+from nas.core.errors import InputError
+from nas.core.ops import Row, Shape
+from nas.core.space import Either, Repeat
+from nas.core.tracing import calls_of_unit, macs_of_unit
+from nas.networks.building import build, cost_of, fuse
 from search_spaces import dynamicvit, hybrid
 from search_spaces.dynamicvit import BarePrune
 from search_spaces.efficientformer import MB3D, MB4D, Stem

@@ -10,11 +10,11 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
 
-from nas.arch import calls_of
-from nas.building import build, cost_of, fuse, set_drop_path
-from nas.ops import Residual, Shape
-from nas.tracing import macs_of_unit, params_of_unit
-from nas.weights import slices
+from nas.core.arch import calls_of
+from nas.core.ops import Residual, Shape
+from nas.core.tracing import macs_of_unit, params_of_unit
+from nas.networks.building import build, cost_of, fuse, set_drop_path
+from nas.networks.weights import slices
 from search_spaces import mobileformer as mf
 from tests.small import randomize
 

@@ -11,13 +11,13 @@ import torch
 from timm.models import byobnet, mobilevit
 from torch.nn import functional as F  # noqa: N812
 
-from nas.arch import calls_of, steps_of
-from nas.blocks import divisible
-from nas.building import Network, build, cost_of, fuse
-from nas.errors import InputError
-from nas.ops import Residual, Row, Shape
-from nas.tracing import calls_of_unit, macs_of_op, params_of_unit
-from nas.weights import slices
+from nas.core.arch import calls_of, steps_of
+from nas.core.blocks import divisible
+from nas.core.errors import InputError
+from nas.core.ops import Residual, Row, Shape
+from nas.core.tracing import calls_of_unit, macs_of_op, params_of_unit
+from nas.networks.building import Network, build, cost_of, fuse
+from nas.networks.weights import slices
 from search_spaces import mobilevit as mv
 from tests.small import assert_close, lively
 

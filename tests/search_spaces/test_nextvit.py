@@ -9,12 +9,12 @@ import timm
 import torch
 from torch import nn
 
-from nas.arch import calls_of, steps_of
-from nas.blocks import divisible
-from nas.building import Network, build, cost_of, fuse
-from nas.errors import InputError
-from nas.ops import Residual, Row, Shape
-from nas.tracing import calls_of_unit, fuse_in_place, macs_of_op, params_of_unit
+from nas.core.arch import calls_of, steps_of
+from nas.core.blocks import divisible
+from nas.core.errors import InputError
+from nas.core.ops import Residual, Row, Shape
+from nas.core.tracing import calls_of_unit, fuse_in_place, macs_of_op, params_of_unit
+from nas.networks.building import Network, build, cost_of, fuse
 from search_spaces import nextvit as nv
 from tests.small import assert_close, lively
 

@@ -12,10 +12,10 @@ import torch
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import nn
 
-from nas.building import build, cost_of, fuse
-from nas.errors import InputError
-from nas.ops import Residual, Row, Shape
-from nas.tracing import calls_of_unit, macs_of_unit
+from nas.core.errors import InputError
+from nas.core.ops import Residual, Row, Shape
+from nas.core.tracing import calls_of_unit, macs_of_unit
+from nas.networks.building import build, cost_of, fuse
 from search_spaces import deit, shuffle, swin, t2t
 from tests.small import assert_close, randomize
 

@@ -10,9 +10,9 @@ import timm
 import torch
 from torch import nn
 
-from nas.building import build, cost_of, fuse
-from nas.errors import InputError
-from nas.ops import Residual, Shape
+from nas.core.errors import InputError
+from nas.core.ops import Residual, Shape
+from nas.networks.building import build, cost_of, fuse
 from search_spaces import swin
 from tests.small import assert_close, randomize
 

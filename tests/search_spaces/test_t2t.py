@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from nas.arch import calls_of
-from nas.building import build, cost_of, fuse
-from nas.errors import InputError
-from nas.ops import Residual, Row, Shape
-from nas.tracing import macs_of_unit, params_of_unit
+from nas.core.arch import calls_of
+from nas.core.errors import InputError
+from nas.core.ops import Residual, Row, Shape
+from nas.core.tracing import macs_of_unit, params_of_unit
+from nas.networks.building import build, cost_of, fuse
 from search_spaces import t2t
 from tests.small import assert_close
 

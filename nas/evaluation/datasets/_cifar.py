@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torchvision.datasets import CIFAR10
 
-from nas.errors import InputError
+from nas.core.errors import InputError
 from nas.evaluation.data import Data, DataRequest, Labelled, cache_folder, in_memory
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nas.errors import InputError
+from nas.core.errors import InputError
 
 UNSIGNED_BYTES = 8
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from nas.errors import InputError
+from nas.core.errors import InputError
 from nas.evaluation.data import Data, DataRequest, in_memory, stratified_order
 
 TEST_IMAGES = 360

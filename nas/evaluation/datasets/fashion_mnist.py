@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torchvision.datasets import FashionMNIST
 
-from nas.errors import InputError
+from nas.core.errors import InputError
 from nas.evaluation.data import Data, DataRequest, Labelled, cache_folder, in_memory
 from nas.evaluation.datasets._idx import read_idx
 

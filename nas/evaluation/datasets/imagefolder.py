@@ -23,7 +23,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
-from nas.errors import InputError
+from nas.core.errors import InputError
 from nas.evaluation.data import Batch, Data, DataRequest, ImageTransform, Normalisation, Split, normalisation
 from nas.evaluation.devices import seeded
 from nas.evaluation.sampler import PlannedBatch

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from nas.errors import InputError, suggest
+from nas.core.errors import InputError, suggest
 
 if TYPE_CHECKING:
     import torch

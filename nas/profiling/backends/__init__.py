@@ -17,16 +17,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from nas.errors import InputError, MeasureError, suggest
+from nas.core.errors import InputError, MeasureError, suggest
 
 if TYPE_CHECKING:  # a process that only loads files and runs them does without PyTorch
     from torch import nn
 
-    from nas.ops import Shape
+    from nas.core.ops import Shape
 
 
 class Session(ABC):
-    """A model, loaded and ready, with fixed random inputs at batch 1: `nas.export.example_inputs`."""
+    """A model, loaded and ready, with fixed random inputs at batch 1: `nas.networks.export.example_inputs`."""
 
     @abstractmethod
     def run(self) -> None:

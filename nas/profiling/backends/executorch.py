@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.errors import MeasureError
-from nas.export import example_inputs
+from nas.core.errors import MeasureError
+from nas.networks.export import example_inputs
 from nas.profiling.backends import FileBackend, Session
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from nas.ops import Shape
+    from nas.core.ops import Shape
 
 
 class ExecuTorchSession(Session):

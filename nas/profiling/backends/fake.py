@@ -17,9 +17,9 @@ from typing import Any
 
 from torch import nn
 
-from nas.ops import Row, Shape
+from nas.core.ops import Row, Shape
+from nas.core.tracing import macs_of_unit, params_of_unit, trace
 from nas.profiling.backends import Backend, Session
-from nas.tracing import macs_of_unit, params_of_unit, trace
 
 CALL_US = 6.0  # what one inference costs outside its blocks
 SLOW = 1.4

@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.errors import MeasureError
-from nas.export import example_arrays, example_inputs
+from nas.core.errors import MeasureError
+from nas.networks.export import example_arrays, example_inputs
 from nas.profiling.backends import FileBackend, Session
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.overrides import TorchFunctionMode
 
-    from nas.ops import Shape
+    from nas.core.ops import Shape
 
 # what pnnx makes of model.pt: the graph, its weights, and a script that tells where the batch axis of each tensor is
 GRAPH, WEIGHTS, SCRIPT = "model.ncnn.param", "model.ncnn.bin", "model_ncnn.py"

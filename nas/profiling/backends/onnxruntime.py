@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.export import example_arrays, write_onnx
+from nas.networks.export import example_arrays, write_onnx
 from nas.profiling.backends import FileBackend, ProfiledSession, Session
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from nas.ops import Shape
+    from nas.core.ops import Shape
 
 CALIBRATION_INPUTS = 8
 

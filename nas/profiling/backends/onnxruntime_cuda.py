@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.errors import MeasureError
-from nas.export import write_onnx
+from nas.core.errors import MeasureError
+from nas.networks.export import write_onnx
 from nas.profiling.backends import FileBackend, Session
 from nas.profiling.backends.onnxruntime import feeds_of
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from nas.ops import Shape
+    from nas.core.ops import Shape
 
 PROVIDER = "CUDAExecutionProvider"
 

@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.errors import MeasureError
-from nas.export import write_onnx
+from nas.core.errors import MeasureError
+from nas.networks.export import write_onnx
 from nas.profiling.backends import FileBackend, ProfiledSession, Session
 from nas.profiling.backends.onnxruntime import OnnxRuntime, feeds_of, write_quantized_onnx
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from nas.ops import Shape
+    from nas.core.ops import Shape
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 

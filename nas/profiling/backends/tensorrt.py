@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas.errors import MeasureError
-from nas.export import example_inputs, write_onnx
-from nas.ops import Shape
+from nas.core.errors import MeasureError
+from nas.core.ops import Shape
+from nas.networks.export import example_inputs, write_onnx
 from nas.profiling.backends import FileBackend, Session
 from nas.profiling.backends.torch import DTYPES
 from nas.profiling.backends.torch_cuda import GPU, CudaSession, gpu_name, require_gpu

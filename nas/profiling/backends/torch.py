@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas.export import example_inputs
-from nas.ops import Shape
+from nas.core.ops import Shape
+from nas.networks.export import example_inputs
 from nas.profiling.backends import Backend, Session
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas.errors import MeasureError
-from nas.export import example_inputs
-from nas.ops import Shape
+from nas.core.errors import MeasureError
+from nas.core.ops import Shape
+from nas.networks.export import example_inputs
 from nas.profiling.backends import Backend, Session
 from nas.profiling.backends.torch import DTYPES, TorchSession
 

@@ -10,7 +10,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, cast
 
-from nas.errors import InputError, suggest
+from nas.core.errors import InputError, suggest
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -1,0 +1,77 @@
+"""The command line: each command translates its arguments into one call of the package and shows what came back.
+
+Exit codes: 0 done, 1 failed (what was asked could not be done), 2 usage (what was asked is wrong).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from nas.core.errors import InputError, NasError
+
+
+class _Commands(TyperGroup):
+    """Builds the flags of `search` from the fields of `Request` when it is called, not for `nas --help`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        from nas.commands.search import search_with_flags
+
+        name, command, rest = super().resolve_command(ctx, args)
+        return (name, search_with_flags(), rest) if name == "search" else (name, command, rest)
+
+
+app = typer.Typer(
+    name="nas",
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Search mobile hybrid vision transformers under a latency budget measured on your own device.\n\n"
+    "Profile a device into a latency table, search a space under a budget, look at the report, then train, export and "
+    "measure the network. An ARCH is a JSON file or a preset name such as efficientformer-l1; a TABLE is a CSV file or "
+    "the name of a shipped table (nas tables).\n\n"
+    "Exit codes: 0 done, 1 failed, 2 wrong usage.",
+)
+
+
+def main() -> None:
+    """Run the command line; errors that nas raises become one message and an exit code."""
+    try:
+        app(standalone_mode=False)
+    except NasError as error:
+        _fail(f"{type(error).__name__}: {error}", 2 if isinstance(error, InputError) else 1)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("stopped; the same command continues", 1)
+    except Exception as error:
+        if not hasattr(error, "exit_code"):
+            raise
+        error.show()  # type: ignore[attr-defined]  # a usage error of the argument parser
+        sys.exit(error.exit_code)
+
+
+def _fail(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from nas import __version__
+
+        print(f"millinas {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...

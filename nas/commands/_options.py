@@ -1,0 +1,47 @@
+"""Arguments and options that several commands share, and what reads them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from nas.core.arch import Arch
+    from nas.tables.table import Table
+
+
+ArchArgument = Annotated[str, typer.Argument(metavar="ARCH", help="A JSON file or a preset name.")]
+TableOption = Annotated[str, typer.Option("--table", "-t", help="A table: a CSV file or the name of a shipped one.")]
+RUNTIMES = "onnxruntime, openvino, torch, ... (nas tables lists them with their precisions)"
+RuntimeOption = Annotated[str, typer.Option("--runtime", help=f"What runs the network: {RUNTIMES}.")]
+PrecisionOption = Annotated[
+    str,
+    typer.Option("--precision", help="Of weights and activations: fp32, fp16, bf16 or int8, as the runtime has it."),
+]
+ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads set in the runtime itself.")]
+#: the same for commands that know a table, which says them where they are not given
+TablesRuntimeOption = Annotated[
+    str | None, typer.Option("--runtime", help=f"{RUNTIMES}; default: the table's, or onnxruntime.")
+]
+TablesThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, help="Threads in the runtime; default: the table's, or 1.")
+]
+TablesPrecisionOption = Annotated[
+    str | None, typer.Option("--precision", help="fp32, fp16, bf16, int8; default: the table's, or fp32.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of all randomness.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def read_arch(name: str) -> Arch:
+    from nas.networks.building import load_arch
+
+    return load_arch(name)
+
+
+def read_table(name: str) -> Table:
+    import latency_tables
+    from nas.tables.table import Table
+
+    return Table.read(latency_tables.find(name))

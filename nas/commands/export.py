@@ -1,0 +1,33 @@
+"""`nas export`: write a network as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nas.commands._app import app
+from nas.commands._options import ArchArgument, JsonOption, read_arch
+from nas.commands._output import print_json, say
+
+
+@app.command()
+def export(
+    arch: ArchArgument,
+    format_: Annotated[str, typer.Option("--format", "-f", help="File format: onnx.")] = "onnx",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file; default ARCH.FORMAT.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", "-w", help="A state dict (.pt); default: fresh weights.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Export a network in deployed form (norms folded, heads merged), checked against PyTorch's outputs."""
+    from nas.evaluation.runs import export_arch
+
+    target = out or Path(f"{Path(arch).stem}.{format_}")
+    found = export_arch(read_arch(arch), target, format_, weights)
+    if as_json:
+        return print_json(found)
+    say(f"[bold]{found['file']}[/bold], {found['bytes'] / 2**20:.1f} MiB")
+    say(f"outputs within {found['difference']:.1e} of PyTorch's")

@@ -1,0 +1,89 @@
+"""`nas train`: train one architecture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nas.commands._app import app
+from nas.commands._options import ArchArgument, JsonOption, SeedOption, read_arch
+from nas.commands._output import print_json, progress_bar, say
+from nas.core.errors import InputError
+
+
+@app.command()
+def train(
+    arch: ArchArgument,
+    data: Annotated[str, typer.Option("--data", "-d", help="digits, fashion-mnist, cifar10, imagefolder:PATH, ...")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of weights and log; default runs/train-ARCH-DATA.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", "-r", help="A paper's: efficientformer-300, ...; small for small images.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="Passes over the training images.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=2, help="Images a step.")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Highest learning rate.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other field of the recipe.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="A preset, a JSON file of an arch, or a model of timm.")
+    ] = None,
+    teacher_weights: Annotated[
+        Path | None, typer.Option("--teacher-weights", help="Its state dict; without, those that timm publishes.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads; 1 where others compute.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=2, help="Most images to train and validate on; default: all.")
+    ] = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Train an architecture on a dataset; the same command continues from the last epoch written.
+
+    The head takes the dataset's number of classes; images are brought to the arch's input size. On several GPUs:
+    torchrun --nproc-per-node 8 --no-python nas train ...
+    """
+    from nas.evaluation.runs import train_arch
+
+    given = {"epochs": epochs, "batch_size": batch_size, "lr": lr} | dict(_pair(item) for item in set_ or [])
+    fields = {key: value for key, value in given.items() if value is not None}
+    network = read_arch(arch)
+    folder = out or Path("runs") / f"train-{Path(arch).stem}-{data.split(':')[0]}"
+    with progress_bar() as report:
+        found = train_arch(
+            network,
+            data,
+            folder,
+            fields,
+            recipe=recipe,
+            teacher=teacher,
+            teacher_weights=teacher_weights,
+            device=device,
+            threads=threads,
+            seed=seed,
+            limit=limit,
+            progress=report,
+        )
+    if not found.pop("first_process"):
+        return  # the first of several processes speaks
+    if as_json:
+        return print_json(found)
+    say(f"test accuracy [bold]{found['test_accuracy']:.2%}[/bold]")
+    say(f"validation accuracy {found['val_accuracy']:.2%}, loss {found['val_loss']:.4f}")
+    say(f"{found['epochs']} epochs in {found['seconds']:.0f} s; weights: {found['weights']}")
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    import yaml
+
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"--set: expected KEY=VALUE, got {text!r}")
+    return key, yaml.safe_load(value)

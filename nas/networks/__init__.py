@@ -1,0 +1,1 @@
+"""Architectures as PyTorch modules: built, sliced, used as backbones, exported."""

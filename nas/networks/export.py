@@ -1,0 +1,146 @@
+"""Files of a network for runtimes, in deployed form: norms folded, heads merged, layer scales folded.
+
+A format is one function in `FORMATS`. ONNX goes through PyTorch's TorchScript exporter: it takes 6 to 80 ms a block,
+the newer one over a second, and from opset 20 on it keeps GELU one node, which runtimes fuse.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import uuid
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.core.errors import InputError, MeasureError, suggest
+
+if TYPE_CHECKING:  # a process that only runs files does without PyTorch
+    import torch
+    from torch import Tensor, nn
+
+    from nas.core.ops import Shape
+
+OPSET = 20  # the first with a GELU of its own; below, it becomes five nodes that ONNX Runtime does not fuse again
+TOLERANCE = 1e-4
+
+
+def export(model: nn.Module, shapes: Sequence[Shape], path: str | os.PathLike[str], format: str = "onnx") -> Path:
+    """Write a model to a file.
+
+    Args:
+        model: in training or deployed form; it is left as it is.
+        shapes: one shape per input tensor, batch included.
+        path: the file to write; it appears whole or not at all.
+        format: a name in `FORMATS`.
+
+    Raises:
+        InputError: for an unknown format, naming the closest ones.
+    """
+    if format not in FORMATS:
+        raise InputError(suggest("format", format, FORMATS))
+    return FORMATS[format](model, shapes, path)
+
+
+def export_onnx(model: nn.Module, shapes: Sequence[Shape], path: str | os.PathLike[str]) -> Path:
+    """Write an ONNX file with inputs `input0`, `input1`, ... and outputs `output0`, ...; see `export`."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        write_onnx(deployed(model), shapes, temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def write_onnx(
+    model: nn.Module, shapes: Sequence[Shape], path: str | os.PathLike[str], dtype: torch.dtype | None = None
+) -> None:
+    """Write a model that is in deployed form already straight to `path`, all in `dtype`, None for fp32."""
+    import torch
+
+    inputs = example_inputs(shapes)
+    if dtype is not None:
+        model, inputs = copy.deepcopy(model).to(dtype), tuple(x.to(dtype) for x in inputs)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter announces its own end, and traces branches on shapes
+        torch.onnx.export(
+            model,
+            inputs,
+            str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=[f"input{number}" for number in range(len(inputs))],
+            output_names=[f"output{number}" for number in range(_outputs_of(model, inputs))],
+        )
+
+
+def check_onnx(path: str | os.PathLike[str], model: nn.Module, tolerance: float = TOLERANCE) -> float:
+    """The largest difference between the outputs of an ONNX file and of its model, over the largest output.
+
+    Args:
+        path: a file that `export_onnx` wrote.
+        model: the model it was written from, in training or deployed form.
+        tolerance: above it the file is not accepted.
+
+    Raises:
+        MeasureError: where the outputs differ by more than `tolerance`, or ONNX Runtime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MeasureError("checking an ONNX file needs ONNX Runtime: pip install 'millinas[onnxruntime]'") from error
+    import torch
+
+    from nas.core.ops import Shape
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    inputs = example_inputs([Shape(*entry.shape) for entry in session.get_inputs()])
+    got = session.run(None, {entry.name: x.numpy() for entry, x in zip(session.get_inputs(), inputs, strict=True)})
+    with torch.no_grad():
+        expected = deployed(model)(*inputs)
+    pairs = zip(
+        expected if isinstance(expected, (tuple, list)) else (expected,), map(torch.from_numpy, got), strict=True
+    )
+    difference = max(float((y - x).abs().max() / y.abs().max().clamp_min(1e-12)) for y, x in pairs)
+    if not difference <= tolerance:  # NaN is no pass
+        raise MeasureError(
+            f"{path}: outputs differ from PyTorch's by {difference:.2g} of the largest, over {tolerance:g}"
+        )
+    return difference
+
+
+def deployed(model: nn.Module) -> nn.Module:
+    """A copy of a model in deployed form and eval mode; a model that is in it already comes back unchanged."""
+    if not model.training and not any(parameter.requires_grad for parameter in model.parameters()):
+        return model  # only `fuse` leaves a model without anything to train
+    from nas.networks.building import fuse
+
+    return fuse(model)
+
+
+def example_inputs(shapes: Sequence[Shape], seed: int = 0) -> tuple[Tensor, ...]:
+    """Standard normal tensors of these shapes, the same for the same seed."""
+    import torch
+
+    return tuple(map(torch.from_numpy, example_arrays(shapes, seed)))
+
+
+def example_arrays(shapes: Sequence[Sequence[int]], seed: int = 0) -> tuple[NDArray[np.float32], ...]:
+    """`example_inputs` as NumPy arrays, without PyTorch."""
+    rng = np.random.default_rng(seed)
+    return tuple(rng.standard_normal(tuple(shape), dtype=np.float32) for shape in shapes)
+
+
+def _outputs_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+    outputs = model(*inputs)
+    return len(outputs) if isinstance(outputs, (tuple, list)) else 1
+
+
+FORMATS: dict[str, Callable[[nn.Module, Sequence[Shape], str | os.PathLike[str]], Path]] = {"onnx": export_onnx}

@@ -1,0 +1,177 @@
+"""What the commands print: plain data about archs, spaces and tables, the same for a notebook and for `--json`.
+
+Latencies are in milliseconds here, since these are figures for people; each says whether it is predicted or measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import latency_tables
+import search_spaces
+from nas.core.arch import Arch, calls_of, stage_runs
+from nas.core.errors import NasError
+from nas.core.space import Space
+from nas.core.tracing import macs_of_unit, params_of_unit
+from nas.core.units import to_ms
+from nas.networks.building import cost_of
+from nas.profiling import backends
+from nas.profiling.backends import load_backend
+from nas.profiling.device import this_machine
+from nas.tables.table import Table
+
+ROW_SECONDS, ROW_SECONDS_224 = 0.7, 1.1  # of a block row: fixed, and in proportion to pixels; from the shipped tables
+
+
+def describe(arch: Arch) -> dict[str, Any]:
+    """Parameters, multiply-adds, peak activation bytes, blocks and ops of an arch."""
+    cost = cost_of(arch)
+    blocks = [
+        {
+            "stage": call.stage,
+            "block": str(call.row.unit),
+            "inputs": [str(shape) for shape in call.row.inputs],
+            "params": params_of_unit(call.row),
+            "macs": macs_of_unit(call.row),
+            "ops": [str(op.row) for op in call.ops],
+        }
+        for call in calls_of(arch)
+    ]
+    return {
+        "arch": arch.id,
+        "family": arch.family,
+        "input": list(arch.input_shape),
+        "classes": arch.classes,
+        "params": cost.params,
+        "macs": cost.macs,
+        "activation_bytes": cost.peak_bytes,
+        "blocks": blocks,
+    }
+
+
+def architecture(arch: Arch) -> list[dict[str, str]]:
+    """The stages in words, equal neighbours counted: `Embedding cout=96, MB4D ratio=4 x3`."""
+    stages = enumerate(arch.stages)
+    return [{"stage": arch.stage_name(index), "blocks": ", ".join(stage_runs(stage))} for index, stage in stages]
+
+
+def estimate(arch: Arch, table: Table) -> dict[str, Any]:
+    """The predicted latency of an arch with each block's share, and its peak memory where the table knows it.
+
+    Raises:
+        MissingLatency: naming every row the table lacks.
+    """
+    latency, fit = table.price(calls_of(arch)), table.memory_fit if table.knows_memory else None
+    blocks = [
+        {
+            "stage": call.stage,
+            "block": str(call.row.unit),
+            "inputs": ", ".join(map(str, call.row.inputs)),
+            "us": us,
+            "share": us / latency.total_us,
+        }
+        for call, us in latency.blocks
+    ]
+    return {
+        "arch": arch.id,
+        "latency_ms": to_ms(latency.total_us),
+        "predicted_ms": to_ms(latency.total_us),
+        "predicted_low_ms": None if latency.low_us is None else to_ms(latency.low_us),
+        "predicted_high_ms": None if latency.high_us is None else to_ms(latency.high_us),
+        "source": f"predicted{'' if latency.calibrated else ', uncalibrated'}"
+        f"{', from imported rows' if table.header.method == 'imported' else ''}",
+        "unmeasured_percent": 100 * latency.unmeasured_us / latency.total_us,
+        "memory_bytes": None if fit is None else fit.peak_bytes(arch),
+        "memory_mape_percent": None if fit is None else fit.mape_percent,
+        "outside_blocks_us": latency.offset_us,
+        "table": table.where,
+        "table_hash": table.hash,
+        "device": table.header.device,
+        "cpu": table.header.cpu,
+        "this_machine": this_machine(table.header.runtime).measured(table.header),
+        "blocks": blocks,
+    }
+
+
+def space_facts(space: Space) -> dict[str, Any]:
+    """Number of distinct archs, rows at both levels, and how long profiling takes."""
+    rows = space.rows()
+    return {
+        "space": space.name,
+        "input": list(space.input_shape),
+        "classes": space.classes,
+        "archs": space.count(),
+        "rows": len(rows),
+        "op_rows": len(space.op_rows()),
+        "minutes_to_profile": round(profiling_seconds(space) / 60, 1),
+        "choices": {name: list(choice.values) for name, choice in space.choices.items()},
+    }
+
+
+def profiling_seconds(space: Space) -> float:
+    """About how long profiling a space at block level takes with ONNX Runtime on a machine like the shipped tables'.
+
+    From its rows and resolution alone; `nas profile SPACE --dry-run` counts multiply-adds, which takes a while itself.
+    """
+    pixels = space.input_shape[1] * space.input_shape[2]
+    return len(space.rows()) * (ROW_SECONDS + ROW_SECONDS_224 * pixels / 224**2)
+
+
+def spaces() -> list[dict[str, Any]]:
+    """`space_facts` of every known space."""
+    return [space_facts(space) for _, space in sorted(search_spaces.spaces().items())]
+
+
+def table_facts(table: Table) -> dict[str, Any]:
+    """What a table was measured on, what it holds and how far it can be trusted."""
+    header, card = table.header, table.card
+    return {
+        "table": table.where,
+        "device": header.device,
+        "cpu": header.cpu,
+        "cores": header.cores,
+        "runtime": f"{header.runtime} {header.runtime_version}",
+        "precision": header.precision,
+        "threads": header.threads,
+        "level": header.level,
+        "spaces": list(header.spaces),
+        "method": header.method,
+        "variant": header.variant,
+        "date": header.date,
+        "rows": len(table.entries),
+        "networks": len(table.networks),
+        "unmeasured_rows": sum(entry.source != "measured" for entry in table.entries),
+        "calibrations": {"x".join(map(str, size)): str(fit) for size, fit in table.calibrations.items()},
+        "mape_percent": table.mape_percent,
+        "memory": dataclasses.asdict(table.memory_fit) if table.knows_memory else None,
+        "checked": header.checked,
+        "card": None if card is None else card.facts(),
+        "table_hash": table.hash,
+    }
+
+
+def tables(*paths: Path) -> list[dict[str, Any]]:
+    """`table_facts` of the shipped tables and of those named, with the name that finds them; one that cannot be read
+    says why.
+    """
+    found = []
+    for name in (*latency_tables.names(), *map(str, paths)):
+        path = latency_tables.find(name)
+        try:
+            found.append({"name": name, **table_facts(Table.read(path))})
+        except NasError as error:
+            found.append({"name": name, "table": str(path), "error": str(error)})
+    return found
+
+
+def runtimes() -> dict[str, list[str]]:
+    """All runtimes, with the precisions that each can have."""
+    return {name: list(load_backend(name).precisions) for name in backends.runtimes()}
+
+
+def untested() -> dict[str, str]:
+    """The runtimes that we could not run on the hardware they are for, and that hardware."""
+    known = map(load_backend, backends.runtimes())
+    return {backend.name: backend.untested for backend in known if backend.untested is not None}

@@ -1,0 +1,350 @@
+"""The report of a finished run: one HTML file that holds all it shows, Plotly's script included, and loads nothing.
+
+A run directory holds `request.yaml`, `trials.csv`, `training.csv` and `result.json`; `read_run` checks all of them, and
+the types below say what `result.json` must hold. Latencies are in ms as in the file, times of blocks in us, accuracies
+and shares are fractions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired
+
+import jinja2
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
+
+from nas.core.errors import RunError
+from nas.core.units import show_count, show_seconds, to_ms
+from nas.report import plots
+from nas.report.front import evaluated_trials, read_trials
+
+NEEDED_FILES = ("request.yaml", "trials.csv", "training.csv", "result.json")
+PLOT_OPTIONS = {"responsive": True, "displaylogo": False, "displayModeBar": False}
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Budget(TypedDict):
+    """A resolved upper bound, and what was asked for."""
+
+    metric: Literal["latency_ms", "memory_mb", "params", "macs"]
+    limit: PositiveFloat
+    asked: str
+    table: str | None
+    quantile_of: NotRequired[str | None]
+    confidence: NotRequired[Fraction | None]
+    used: NotRequired[PositiveFloat | None]
+
+
+class Counts(TypedDict):
+    """Trials by what became of them."""
+
+    proposed: NonNegativeInt
+    evaluated: NonNegativeInt
+    infeasible: NonNegativeInt
+    duplicate: NonNegativeInt
+    failed: NonNegativeInt
+
+
+class Candidate(TypedDict):
+    """One of the best few, after its repeated runs."""
+
+    arch: str
+    number: NonNegativeInt
+    predicted_ms: PositiveFloat
+    measured_spread_ms: NotRequired[FiniteFloat | None]
+    unmeasured_percent: NotRequired[FiniteFloat]
+    memory_mb: NotRequired[PositiveFloat | None]
+    params: NonNegativeInt
+    macs: NonNegativeInt
+    val_losses: Annotated[list[FiniteFloat], Field(min_length=1)]
+    val_accuracies: Annotated[list[Fraction], Field(min_length=1)]
+    fits: bool
+
+
+class Finalist(Candidate):
+    """A candidate beside its measurement, null where it could not be measured."""
+
+    measured_ms: PositiveFloat | None
+
+
+class Training(TypedDict):
+    """The winner's longer training."""
+
+    epochs: NonNegativeInt
+    val_accuracy: Fraction
+    test_accuracy: NotRequired[Fraction | None]
+    seconds: NotRequired[FiniteFloat | None]
+
+
+class Block(TypedDict):
+    """One block of the winner and its part of the predicted latency."""
+
+    stage: str
+    block: Annotated[str, Field(pattern=r"\S")]
+    inputs: str
+    us: FiniteFloat
+    share: Fraction
+
+
+class StageRow(TypedDict):
+    """One line of the winner's architecture."""
+
+    stage: str
+    blocks: str
+
+
+class Winner(Candidate):
+    """The finalist that was trained to the end; always measured."""
+
+    measured_ms: PositiveFloat | None
+    training: Training
+    blocks: Annotated[list[Block], Field(min_length=1)]
+    architecture: Annotated[list[StageRow], Field(min_length=1)]
+
+
+class Reference(TypedDict):
+    """A network beside the winner: a preset, or the median of the space."""
+
+    name: str
+    predicted_ms: PositiveFloat
+    params: NonNegativeInt
+    macs: NonNegativeInt
+
+
+class Ranking(TypedDict):
+    """How sure the order of the finalists is."""
+
+    text: str
+    pairs_sure: NotRequired[FiniteFloat | None]
+    noise_sigma: NotRequired[FiniteFloat | None]
+
+
+class Smallest(TypedDict):
+    """The lowest latency that the space can reach."""
+
+    predicted_ms: PositiveFloat
+    arch: str
+
+
+class Provenance(TypedDict):
+    """Where the numbers come from."""
+
+    table: str | None
+    table_hash: str | None
+    device: str
+    cpu: str
+    runtime: str
+    threads: NonNegativeInt
+    precision: str
+    calibration: NotRequired[str | None]
+    table_mape_percent: NotRequired[FiniteFloat | None]
+    card: NotRequired[str | None]
+    not_this_machine: bool
+    seed: int
+    versions: dict[str, str]
+    started: str
+    seconds: FiniteFloat
+
+
+class Result(TypedDict):
+    """`result.json`."""
+
+    schema: Literal[1]
+    name: str
+    space: str
+    objective: Literal["accuracy", "front"]
+    budgets: list[Budget]
+    counts: Counts
+    finalists: Annotated[list[Finalist], Field(min_length=1)]
+    winner: Winner
+    reference: NotRequired[Reference | None]
+    ranking: Ranking
+    smallest: NotRequired[Smallest | None]
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its directory, its request as text, and what it found."""
+
+    path: Path
+    request: str
+    result: Result
+    trials: pd.DataFrame
+    training: pd.DataFrame
+
+    @property
+    def latency_budget_ms(self) -> float | None:
+        """The budget on the latency that the trials' `predicted_ms` speaks of, if there is one."""
+        table = self.result["provenance"]["table"]
+        budgets = (budget for budget in self.result["budgets"] if budget["metric"] == "latency_ms")
+        return next((budget["limit"] for budget in budgets if budget["table"] in (None, table)), None)
+
+
+def read_run(run_dir: Path | str) -> Run:
+    """Read and check a finished run.
+
+    Raises:
+        RunError: the directory or a file is missing (naming the command that makes it), or a file's content is wrong.
+    """
+    path = Path(run_dir)
+    if not path.is_dir():
+        raise RunError(f"no run directory {path}. A search makes one: nas search REQUEST.yaml")
+    lacking = [name for name in NEEDED_FILES if not (path / name).is_file()]
+    if lacking:
+        request = "REQUEST.yaml" if "request.yaml" in lacking else path / "request.yaml"
+        raise RunError(f"the run in {path} is not finished: no {', '.join(lacking)}. Finish it: nas search {request}")
+    run = Run(
+        path=path,
+        request=(path / "request.yaml").read_text(encoding="utf-8", errors="backslashreplace"),  # only shown
+        result=_read_result(path / "result.json"),
+        trials=read_trials(path / "trials.csv"),
+        training=_read_training(path / "training.csv"),
+    )
+    _check_same_study(run)
+    return run
+
+
+def _read_result(path: Path) -> Result:
+    try:
+        return TypeAdapter(Result).validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise RunError(f"{path}: {where + ': ' if where else ''}{first['msg']}{more}") from error
+
+
+def _read_training(path: Path) -> pd.DataFrame:
+    """Read the epochs; only columns that no plot needs may have gaps."""
+    try:
+        frame = pd.read_csv(path)
+        needed = plots.training_data(frame)[["epoch", "train_loss", "val_loss", "val_accuracy_percent"]]
+    except ValueError as error:  # what pandas raises on a file it cannot parse, and our own InputError
+        raise RunError(f"{path}: {error}") from error
+    if needed.empty:
+        raise RunError(f"{path}: holds no epoch")
+    for name in needed:
+        if not np.isfinite(needed[name]).all():
+            raise RunError(f"{path}: an epoch has no finite {name}")
+    return frame
+
+
+def _check_same_study(run: Run) -> None:
+    """Every finalist must be an evaluated trial of the same arch."""
+    evaluated = evaluated_trials(run.trials, "predicted_ms", "val_loss")
+    archs = dict(zip(evaluated["number"], evaluated["arch"], strict=True))
+    for finalist in (*run.result["finalists"], run.result["winner"]):
+        number, arch = finalist["number"], finalist["arch"]
+        if archs.get(number) != arch:
+            raise RunError(
+                f"{run.path}: result.json names arch {arch} as trial {number}, but trials.csv has no such evaluated "
+                f"trial. They are of different searches; make them anew: nas search {run.path / 'request.yaml'}"
+            )
+
+
+def figures(run: Run) -> dict[str, go.Figure]:
+    """Every plot of the report by name; `budgets` is there only if the run has a budget."""
+    winner, budget = run.result["winner"], run.latency_budget_ms
+    drawn = {
+        "front": plots.plot_candidates(plots.candidates_data(run.trials), budget, winner["arch"]),
+        "progress": plots.plot_progress(plots.progress_data(run.trials)),
+        "blocks": plots.plot_blocks(plots.blocks_data(winner["blocks"])),
+        "agreement": plots.plot_agreement(agreement(run), budget, winner["arch"]),
+        "training": plots.plot_training(plots.training_data(run.training)),
+    }
+    if run.result["budgets"]:
+        drawn["budgets"] = plots.plot_budgets(budgets(run))
+    return drawn
+
+
+def budgets(run: Run) -> pd.DataFrame:
+    """Each budget's use by the winner."""
+    return plots.budgets_data(run.result["budgets"], run.result["winner"], run.result["provenance"]["table"])
+
+
+def agreement(run: Run) -> pd.DataFrame:
+    """Predicted beside measured latency of the finalists, with the intervals that the trials carry."""
+    return plots.agreement_data(run.result["finalists"], run.trials)
+
+
+def write_report(run_dir: Path | str) -> Path:
+    """Write `report.html` into a finished run's directory, at once or not at all, and return its path.
+
+    Raises:
+        RunError: as `read_run` does.
+    """
+    run = read_run(run_dir)
+    target = run.path / "report.html"
+    temporary = run.path / f".report.html.{os.getpid()}"
+    try:
+        temporary.write_text(render(run), encoding="utf-8")
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def render(run: Run) -> str:
+    """The report as HTML. The template escapes every text; only Plotly's script and figures are taken as they are."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("nas.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        ms=lambda ms: "not measured" if ms is None else plots.show_ms(ms),
+        us=lambda us: plots.show_ms(to_ms(us)),
+        count=show_count,
+        seconds=show_seconds,
+        percent=_percent,
+        mean=_mean,
+    )
+    return environment.get_template("report.html").render(
+        run=run,
+        result=run.result,
+        plots={name: _plot_html(name, figure) for name, figure in figures(run).items()},
+        plotly=Markup(get_plotlyjs()),
+        budget_ms=run.latency_budget_ms,
+        agreement=agreement(run).to_dict("records"),
+        interval=_interval(run),
+        binding=_binding(run),
+    )
+
+
+def _plot_html(name: str, figure: go.Figure) -> Markup:
+    html = figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"plot-{name}", config=PLOT_OPTIONS)
+    return Markup(html)
+
+
+def _interval(run: Run) -> tuple[float, float] | None:
+    """Low and high end of the winner's predicted latency in ms, where its trial carries them."""
+    row = run.trials[run.trials["number"] == run.result["winner"]["number"]].iloc[0]
+    low, high = row["predicted_low_ms"], row["predicted_high_ms"]
+    return None if pd.isna(low) or pd.isna(high) else (float(low), float(high))
+
+
+def _binding(run: Run) -> dict[Hashable, Any] | None:
+    """The row of the budget that the winner fills most."""
+    data = budgets(run)
+    return None if data.empty else data[data["binds"]].to_dict("records")[0]
+
+
+def _percent(fraction: float, digits: int = 1) -> str:
+    return f"{100 * fraction:.{digits}f} %"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,215 @@
+"""What the user asks a search for: one frozen model; its fields are keys of a YAML file and flags of `nas search`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+
+from nas.core.errors import InputError, RunError, suggest
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+
+#: what may differ when a run is continued; other fields decide what its scores mean (a table is compared by content)
+MAY_CHANGE = (
+    "out",
+    "table",
+    "trials",
+    "workers",
+    "finalists",
+    "repeats",
+    "final_epochs",
+    "final_threads",
+    "allow_uncalibrated",
+)
+
+
+def _cpus() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return min(len(affinity(0)) if affinity else os.cpu_count() or 1, 8)
+
+
+class Request(BaseModel):
+    """A search, with its defaults.
+
+    Raises:
+        InputError: naming every field that is unknown or has a bad value, what was expected and what was given.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+    name: Name = Field(default="search", description="Name of the run, and of its study.")
+    out: str | None = Field(default=None, description="Folder of the run; by default runs/NAME.")
+    space: str | None = Field(default=None, description="The space to search; by default the one the table names.")
+    table: str | None = Field(
+        default=None, description="Latency table, a file or a shipped one; by default this machine is profiled first."
+    )
+    level: Literal["block", "op"] | None = Field(
+        default=None,
+        description="Rows to predict from: block or op; op takes the table beside TABLE whose name ends in -op. By "
+        "default those that the table has; block where this machine is profiled.",
+    )
+    runtime: str = Field(default="onnxruntime", description="What runs the networks, where this machine is profiled.")
+    threads: Positive = Field(default=1, description="Threads set in that runtime.")
+    budgets: tuple[str, ...] = Field(
+        default=(),
+        description="Hard upper bounds: latency_ms<=5, latency_ms<=p40 (a quantile of the space), latency_ms<=5 @ 0.95 "
+        "(met with 95 % confidence), memory_mb<=50, params<=3e6, macs<=1e9, latency_ms[TABLE]<=5.",
+    )
+    objective: Literal["accuracy", "front"] = Field(
+        default="accuracy", description="The most accurate network within the budgets, or the accuracy-latency front."
+    )
+    dataset: str = Field(default="digits", description="Images to train on: digits, cifar10, imagefolder:PATH, ...")
+    evaluator: str = Field(default="short", description="How candidates are scored: short (a short training).")
+    epochs: Positive = Field(default=4, description="Epochs of the evaluator, for each candidate.")
+    sampler: str = Field(default="tpe", description="How candidates are proposed: tpe, nsga2 or random.")
+    trials: Positive = Field(default=60, description="Candidates to evaluate; those over a budget do not count.")
+    workers: Positive = Field(default_factory=_cpus, description="Candidates evaluated at once, one thread each.")
+    seed: Count = Field(default=0, description="Seed of everything random.")
+    storage: str | None = Field(
+        default=None, description="Where the Optuna study is kept: a URL it knows; by default a journal in the folder."
+    )
+    device: str = Field(default="auto", description="Where networks are trained: auto, cpu, cuda, cuda:1, mps.")
+    finalists: Positive = Field(default=3, description="How many of the best candidates are measured.")
+    repeats: Count = Field(default=2, description="Further trainings of each finalist, with other seeds.")
+    final_epochs: Positive = Field(default=40, description="Epochs of the winner's longer training.")
+    final_threads: Positive = Field(
+        default=1,
+        description="CPU threads of that training: more are faster only on idle cores, and one repeats exactly.",
+    )
+    allow_uncalibrated: bool = Field(default=False, description="Accept a table without measured networks.")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise InputError("\n".join(_problem(item) for item in error.errors())) from None
+
+    @field_validator("budgets", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("budgets")
+    @classmethod
+    def _known_budgets(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        from nas.search.budgets import Budget
+
+        problems, known = [], []
+        for number, text in enumerate(texts):
+            try:
+                budget = Budget.parse(text)
+            except InputError as error:
+                problems.append(f"[{number}]: {error}")
+                continue
+            if budget.asked in known:
+                problems.append(f"[{number}]: {text!r} stands there twice")
+            known.append(budget.asked)
+        if problems:
+            raise ValueError("\n".join(problems))
+        return tuple(known)
+
+    @field_validator("dataset", "evaluator", "sampler")
+    @classmethod
+    def _known_name(cls, value: str, info: Any) -> str:
+        from nas.evaluation import datasets, evaluators
+        from nas.search import samplers
+
+        legal = {"dataset": datasets.names, "evaluator": evaluators.names, "sampler": samplers.names}[info.field_name]()
+        if value.partition(":")[0] not in legal:
+            raise ValueError(suggest(info.field_name, value, legal))
+        return value
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder of the run."""
+        return Path(self.out) if self.out is not None else Path("runs") / self.name
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str], **changes: Any) -> Request:
+        """Read a request from YAML, with some fields replaced.
+
+        Raises:
+            InputError: naming file, field, value and what was expected, for all fields at once.
+        """
+        import yaml
+
+        try:
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"{path}: cannot be read as YAML: {error}") from error
+        if data is None:
+            data = {}
+        if not isinstance(data, Mapping):
+            raise InputError(f"{path}: expected fields such as `trials: 60`, got {data!r}")
+        try:
+            return cls(**{str(key): value for key, value in data.items()} | changes)
+        except InputError as error:
+            raise InputError(f"{path}:\n{error}") from error
+
+    def to_yaml(self, notes: Sequence[str] = ()) -> str:
+        """The request as YAML, which `read` takes back; `notes` become comments above it."""
+        import yaml
+
+        comments = "".join(f"# {note}\n" for note in notes)
+        return comments + yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def with_(self, **changes: Any) -> Request:
+        """A copy with some fields replaced, checked again."""
+        return Request(**self.model_dump() | changes)
+
+    def require_same(self, stored: Request) -> None:
+        """Check that a run begun with `stored` can be continued with this request.
+
+        Raises:
+            RunError: naming every field that contradicts, with both values.
+        """
+        mine, theirs = self.model_dump(), stored.model_dump()
+        differing = [
+            f"  {name}: {theirs[name]!r} there, {value!r} now"
+            for name, value in mine.items()
+            if value != theirs[name] and name not in MAY_CHANGE
+        ]
+        if self.trials < stored.trials:
+            differing.append(f"  trials: {stored.trials} there, {self.trials} now; it can only be raised")
+        if differing:
+            raise RunError(
+                f"the run in {self.run_dir} was begun with another request:\n" + "\n".join(differing) + "\n"
+                "Give the new request another name, or delete that folder"
+            )
+
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "tuple_type": "a list",
+    "string_pattern_mismatch": "letters, digits, '.', '_' and '-'",
+}
+
+
+def _problem(item: ErrorDetails) -> str:
+    """One problem as `path: what is wrong`; several budgets are one line each."""
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
+    kind, context = item["type"], item.get("ctx", {})
+    if kind == "extra_forbidden":
+        return suggest("field", where, Request.model_fields)
+    if kind == "value_error":
+        lines = str(context["error"]).splitlines()
+        return "\n".join(where + (line if line.startswith("[") else f": {line}") for line in lines)
+    if kind == "greater_than_equal":
+        expected = f"at least {context['ge']}"
+    elif kind == "literal_error":
+        expected = str(context["expected"])
+    else:
+        expected = _EXPECTED.get(kind, item["msg"])
+    return f"{where}: expected {expected}, got {item['input']!r}"

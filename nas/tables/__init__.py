@@ -1,0 +1,1 @@
+"""Latency tables: their files, calibration, cards and prices; tables of others."""

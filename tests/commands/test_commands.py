@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+
+import pytest
+
+from nas import commands
+from nas.core.arch import calls_of
+from search_spaces import efficientformer as ef
+from tests.small import fake_table
+
+
+@pytest.fixture
+def nas(monkeypatch, capsys):
+    """Run the command line in this process: `nas("describe", ...)` gives exit code, standard output and error."""
+
+    def run(*arguments: object, columns: int = 200) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["nas", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", str(columns))
+        code = 0
+        try:
+            commands.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def table_path(tmp_path):
+    return fake_table(ef.SMALL, networks=60, error=0.01).write(tmp_path / "fake.csv")
+
+
+@pytest.fixture
+def arch_path(tmp_path, rng):
+    path = tmp_path / "arch.json"
+    path.write_text(ef.SMALL.sample(rng).to_json())
+    return path
+
+
+def test_describe_prints_the_published_counts(nas):
+    code, out, _ = nas("describe", "efficientformer-l1", "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["params"] == 12_289_928
+    assert facts["macs"] == 1_291_284_736
+    assert sum(block["params"] for block in facts["blocks"]) == facts["params"]
+    assert sum(block["macs"] for block in facts["blocks"]) == facts["macs"]
+    code, out, _ = nas("describe", "efficientformer-l1")
+    assert "12.29 M parameters" in out
+    assert "1.291 G MACs" in out
+
+
+def test_estimate_gives_the_latency_with_each_blocks_share(nas, table_path, arch_path):
+    code, out, _ = nas("estimate", arch_path, "--table", table_path, "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["latency_ms"] == facts["predicted_ms"]
+    assert facts["predicted_low_ms"] < facts["predicted_ms"] < facts["predicted_high_ms"]
+    assert sum(block["us"] for block in facts["blocks"]) == pytest.approx(1000 * facts["latency_ms"])
+    assert sum(block["share"] for block in facts["blocks"]) == pytest.approx(1)
+    code, out, _ = nas("estimate", arch_path, "--table", table_path)
+    assert re.search(r"ms predicted, 90 % between", out)
+    assert "NOT THIS MACHINE" in out  # the made-up table's
+    assert facts["this_machine"] is False
+
+
+def test_spaces_counts_archs_and_rows(nas):
+    code, out, _ = nas("spaces", "--json")
+    facts = {item["space"]: item for item in json.loads(out)["spaces"]}
+    assert code == 0
+    assert facts["efficientformer-32"]["rows"] == len(ef.SMALL.rows()) <= 60
+    assert facts["efficientformer"]["archs"] == ef.SPACE.count()
+
+
+def test_tables_lists_shipped_and_named_ones_and_says_what_cannot_be_read(nas, table_path, tmp_path):
+    bad = tmp_path / "bad.csv"
+    bad.write_text("hello")
+    code, out, _ = nas("tables", table_path, bad, "--json")
+    found = {item["table"]: item for item in json.loads(out)["tables"]}
+    assert code == 0
+    assert found[str(table_path)]["rows"] == len(ef.SMALL.rows())
+    assert "no millinas latency table" in found[str(bad)]["error"]
+
+
+def test_tables_fit_a_terminal_and_show_cards_and_untested_runtimes(nas, monkeypatch, tmp_path):
+    from dataclasses import replace
+
+    import latency_tables
+    from nas.profiling.backends import runtimes
+    from nas.tables.table import Network, Table
+
+    table = fake_table(ef.SMALL, networks=60, error=0.01)
+    unseen = [arch for seed in range(20) if (arch := ef.SMALL.sample(random.Random(500 + seed)))]
+    networks = {network.arch for network in table.networks}
+    checks = [
+        Network(arch, table.price(calls_of(arch)).total_us / 1.04, 1.0, 3)
+        for arch in dict.fromkeys(unseen)
+        if arch not in networks
+    ]
+    entries = [replace(table.entries[0], source="predicted"), *table.entries[1:]]
+    folder = tmp_path / "a-device"
+    Table(table.header, entries, table.networks, None, checks).write(folder / "fake-fp32-1t.csv")
+    table.write(folder / "fake-fp32-1t-op.csv")
+    monkeypatch.setattr(latency_tables, "ROOT", tmp_path)
+    code, out, _ = nas("tables", columns=120)
+    assert code == 0
+    assert all(len(line.rstrip()) <= 120 for line in out.splitlines())
+    lines = {line.split()[0]: line for line in out.splitlines() if line}
+    assert re.search(r"fake fp32 1t, block .*efficientformer-32", lines["fake-fp32-1t"])
+    assert re.search(r"\+4\.0 % +100 % +1\.000 +0 %", lines["fake-fp32-1t"])
+    assert "not measured" in out
+    assert "no card" in lines["fake-fp32-1t-op"]
+    assert "untested" in out
+    assert re.search(r"coreml +fp32, fp16 +untested: an Apple computer", out)
+    assert re.search(r"openvino +fp32, bf16, int8 *$", out, re.MULTILINE)
+    found = json.loads(nas("tables", "--json")[1])
+    first = next(item for item in found["tables"] if item["name"] == "a-device/fake-fp32-1t")
+    assert first["card"]["bias_percent"] == pytest.approx(4, abs=0.01)
+    assert first["unmeasured_rows"] == 1
+    assert found["untested_runtimes"]["tensorrt"] == "an NVIDIA GPU"
+    assert found["runtimes"].keys() == set(runtimes())
+    assert found["runtimes"]["ncnn"] == ["fp32", "fp16"]
+
+
+def test_estimate_tells_memory_and_rows_that_were_not_measured(nas, tmp_path, arch_path):
+    from dataclasses import replace
+
+    from nas.tables.table import Table
+
+    table = fake_table(ef.SMALL, networks=8)
+    entries = [replace(entry, source="predicted") for entry in table.entries]
+    networks = [replace(network, peak_bytes=20_000_000) for network in table.networks]
+    path = Table(table.header, entries, networks).write(tmp_path / "t.csv")
+    facts = json.loads(nas("estimate", arch_path, "--table", path, "--json")[1])
+    assert facts["unmeasured_percent"] == pytest.approx(100)
+    assert facts["memory_bytes"] == pytest.approx(20e6, rel=0.1)
+    out = nas("estimate", arch_path, "--table", path)[1]
+    assert "100.0 % of it rests on rows that were themselves predicted" in out
+    assert "of memory at its peak, predicted (held-out error" in out
+    assert "no interval known" in out
+
+
+def test_training_continues_and_its_weights_export(nas, arch_path, tmp_path):
+    folder = tmp_path / "run"
+    train = ("train", arch_path, "--data", "digits", "--epochs", 1, "--out", folder, "--device", "cpu", "--json")
+    code, out, _ = nas(*train)
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["epochs"] == 1
+    assert 0.1 < facts["test_accuracy"] <= 1
+    again = json.loads(nas(*train)[1])
+    assert again["seconds"] == facts["seconds"]  # nothing was trained a second time
+    assert again["val_loss"] == facts["val_loss"]
+    code, out, _ = nas(
+        "export", folder / "arch.json", "--weights", folder / "weights.pt", "-o", tmp_path / "a.onnx", "--json"
+    )
+    assert code == 0
+    assert json.loads(out)["difference"] < 1e-4
+    assert (tmp_path / "a.onnx").stat().st_size == json.loads(out)["bytes"]
+
+
+def test_weights_are_read_without_executing_code(nas, arch_path, tmp_path):
+    import pickle
+
+    class Harmful:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "harmed"), "w"))
+
+    bad = tmp_path / "bad.pt"
+    bad.write_bytes(pickle.dumps(Harmful()))
+    code, _, err = nas("export", arch_path, "--weights", bad)
+    assert code == 2
+    assert "cannot be read as a file of weights" in err
+    assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (
+            ["describe", "efficientformer-l2"],
+            2,
+            r"unknown preset 'efficientformer-l2', did you mean 'efficientformer-l",
+        ),
+        (["describe", "nowhere.json"], 2, r"nowhere\.json: cannot be read"),
+        (["describe"], 2, r"Missing argument"),
+        (["describe", "efficientformer-l1", "--jsn"], 2, r"No such option"),
+        (["estimate", "efficientformer-l1", "--table", "nowhere"], 2, r"unknown table 'nowhere'"),
+        (["train", "efficientformer-l1", "--data", "digts"], 2, r"unknown dataset 'digts', did you mean 'digits'"),
+        (
+            ["train", "efficientformer-l1", "--data", "digits", "--set", "lrr=1"],
+            2,
+            r"unknown recipe field 'lrr', did you",
+        ),
+        (
+            ["train", "efficientformer-l1", "--data", "digits", "--set", "lr=-1"],
+            2,
+            r"recipe: lr: .*greater than 0, got -1",
+        ),
+        (["export", "efficientformer-l1", "--format", "onxn"], 2, r"unknown format 'onxn', did you mean 'onnx'"),
+        (["profile"], 2, r"which space\? Known: .*, efficientformer, "),
+        (["profile", "efficientfromer"], 2, r"unknown space 'efficientfromer', did you mean 'efficientformer'"),
+        (
+            ["profile", "efficientformer-32", "--runtime", "onyx"],
+            2,
+            r"unknown runtime 'onyx'",
+        ),
+        (["report", "nowhere"], 1, r"nowhere"),
+        (["search", "nowhere.yaml"], 2, r"nowhere\.yaml"),
+        (["search", "--sampler", "tpee"], 2, r"unknown sampler 'tpee', did you mean 'tpe'"),
+        (["search", "--budget", "latency<=5"], 2, r"budgets\[0\]"),
+    ],
+)
+def test_errors_name_the_value_and_the_legal_ones(nas, arguments, code, message):
+    got, _, err = nas(*arguments)
+    assert got == code
+    assert re.search(message, err)
+    assert "Traceback" not in err
+
+
+def test_a_table_that_lacks_rows_names_them_and_the_command(nas, table_path):
+    code, _, err = nas("estimate", "efficientformer-l1", "--table", table_path)
+    assert code == 1
+    assert "MissingLatency" in err
+    assert "Stem cout=48 convs=2 @ 1x3x224x224" in err
+    assert "nas profile --table" in err
+
+
+def test_every_field_of_a_request_is_a_flag(nas):
+    from nas.search.request import Request
+
+    _, out, _ = nas("search", "--help")
+    for name in Request.model_fields:
+        assert ("--budget" if name == "budgets" else f"--{name.replace('_', '-')}") in out
+
+
+def test_measuring_beside_an_imported_table_leaves_its_unknown_variant_out(nas, tmp_path, arch_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from nas.profiling import profiler
+
+    asked = []
+
+    def measure(arch, *, variant, **others):
+        asked.append(variant)
+        return SimpleNamespace(us=1000.0, spread_us=1.0, count=3, runtime_version="1", device="here")
+
+    monkeypatch.setattr(profiler, "measure", measure)
+    for variant in ("unknown", "default"):
+        path = fake_table(ef.SMALL, variant=variant, method="imported").write(tmp_path / "t.csv")
+        assert nas("measure", arch_path, "--table", path, "--json")[0] == 0
+    assert asked == [None, "default"]
+
+
+COMMANDS = ["profile", "search", "describe", "estimate", "measure", "validate", "train", "export", "report", "spaces"]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "tables"])
+def test_every_command_explains_itself(nas, command):
+    code, out, _ = nas(command, "--help")
+    assert code == 0
+    assert len(out.splitlines()) > 5
+    assert "--json" in out
+
+
+def test_the_help_names_runtimes_and_does_not_wait_for_pytorch(nas):
+    for command in ("profile", "measure", "transfer"):
+        assert re.search(r"(?s)onnxruntime, openvino, torch, .*nas tables", nas(command, "--help")[1])
+    code = "import sys; from nas import commands; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_version_is_that_of_the_package(nas):
+    import nas as package
+
+    assert nas("--version")[1].strip() == f"millinas {package.__version__}"

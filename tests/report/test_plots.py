@@ -1,0 +1,270 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nas.core.errors import InputError
+from nas.report import plots
+from tests.run_dir_fixture import BUDGET_MS, TABLE, blocks, result, training, trials
+
+
+@pytest.fixture
+def study() -> pd.DataFrame:
+    """Five trials, one of each fate and two evaluated."""
+    rows = [
+        (0, "infeasible", 9.0, math.nan, "latency <9 ms> is over"),
+        (1, "evaluated", 2.0, 0.5, ""),
+        (2, "failed", 3.0, math.nan, "loss is NaN"),
+        (3, "duplicate", 2.0, 0.01, ""),
+        (4, "evaluated", 3.0, 0.4, ""),
+        (5, "evaluated", 4.0, 0.45, ""),
+    ]
+    frame = pd.DataFrame(rows, columns=["number", "state", "predicted_ms", "val_loss", "reason"])
+    return frame.assign(arch=[f"{n:012x}" for n in frame["number"]], params=12_300, macs=4_500_000, seconds=1.0)
+
+
+def trace(figure, name):
+    """The one trace of that name."""
+    (found,) = [trace for trace in figure.data if trace.name == name]
+    return found
+
+
+def test_candidates_are_the_evaluated_and_the_infeasible_with_the_front_marked(study):
+    data = plots.candidates_data(study)
+    assert data["number"].tolist() == [0, 1, 4, 5]
+    assert data["state"].tolist() == ["infeasible", "evaluated", "evaluated", "evaluated"]
+    assert data["on_front"].tolist() == [False, True, True, False]
+    assert data["val_loss"].tolist()[1:] == [0.5, 0.4, 0.45]
+
+
+def test_candidates_can_be_compared_by_parameters(study):
+    data = plots.candidates_data(study.assign(params=[9, 3, 9, 9, 2, 1]), cost="params")
+    assert data["on_front"].tolist() == [False, False, True, True]
+    figure = plots.plot_candidates(data, budget=2_500, cost="params")
+    assert figure.layout.xaxis2.title.text == "parameters"
+    assert figure.layout.shapes[0].name == "budget 2.5 k"
+
+
+def test_the_front_figure_shows_budget_front_winner_and_what_was_over_budget(study):
+    figure = plots.plot_candidates(plots.candidates_data(study), budget=5.0, winner=f"{4:012x}")
+    assert list(trace(figure, "front").x) == [2.0, 3.0]
+    assert list(trace(figure, "front").y) == [0.5, 0.4]
+    assert list(trace(figure, "evaluated").x) == [4.0]
+    assert list(trace(figure, "winner").x) == [3.0]
+    assert list(trace(figure, "infeasible").x) == [9.0]
+    assert trace(figure, "infeasible").xaxis == "x2"  # in the strip: it has no loss
+    (line,) = figure.layout.shapes
+    assert (line.x0, line.x1, line.name) == (5.0, 5.0, "budget 5.000 ms")
+    assert figure.layout.xaxis2.title.text == "predicted latency (ms)"
+
+
+def test_the_front_figure_needs_neither_budget_nor_winner_nor_infeasible_trials(study):
+    figure = plots.plot_candidates(plots.candidates_data(study[study["state"] == "evaluated"]))
+    assert [trace.name for trace in figure.data] == ["evaluated", "front"]
+    assert not figure.layout.shapes
+    assert figure.layout.xaxis.title.text == "predicted latency (ms)"
+
+
+def test_hovering_names_arch_trial_and_parameters_and_escapes_what_others_wrote(study):
+    figure = plots.plot_candidates(plots.candidates_data(study))
+    (text,) = trace(figure, "infeasible").hovertext
+    assert text == (
+        "<b>trial 0</b>, arch 000000000000<br>predicted 9.000 ms<br>12.3 k parameters<br>4.5 M MACs"
+        "<br>latency &lt;9 ms&gt; is over"
+    )
+
+
+def test_a_wide_range_of_latencies_gets_a_logarithmic_axis_with_plain_ticks(study):
+    wide = plots.plot_candidates(plots.candidates_data(study))  # 2 to 9 ms
+    narrow = plots.plot_candidates(plots.candidates_data(study[study["number"] > 0]))  # 2 to 4 ms
+    assert wide.layout.xaxis2.type == "log"
+    assert {"2", "5", "10"} <= set(wide.layout.xaxis2.ticktext)
+    assert narrow.layout.xaxis.type is None
+
+
+def test_progress_keeps_the_best_evaluated_loss_so_far(study):
+    data = plots.progress_data(study.sample(frac=1, random_state=0))
+    assert data["number"].tolist() == [0, 1, 2, 3, 4, 5]
+    np.testing.assert_array_equal(data["best_val_loss"], [np.nan, 0.5, 0.5, 0.5, 0.4, 0.4])
+    np.testing.assert_array_equal(data["val_loss"], [np.nan, 0.5, np.nan, np.nan, 0.4, 0.45])
+
+
+def test_the_progress_figure_shows_every_trial_once_in_the_colour_of_its_state(study):
+    figure = plots.plot_progress(plots.progress_data(study))
+    for state, numbers in (("evaluated", [1, 4, 5]), ("infeasible", [0]), ("duplicate", [3]), ("failed", [2])):
+        assert list(trace(figure, state).x) == numbers
+        assert trace(figure, state).marker.color == plots.STATE_STYLES[state]["color"]
+
+
+def test_states_differ_in_symbol_and_use_the_safe_palette():
+    styles = plots.STATE_STYLES.values()
+    assert len({style["symbol"] for style in styles}) == len(plots.STATE_STYLES)
+    evaluated, infeasible = plots.STATE_STYLES["evaluated"]["color"], plots.STATE_STYLES["infeasible"]["color"]
+    assert evaluated == "#0072B2"  # Okabe and Ito's blue and vermilion
+    assert infeasible == "#D55E00"
+
+
+def test_blocks_begin_where_the_one_before_ends_in_their_stage():
+    rows = [
+        ("stem", "Stem w=8", 5.0),
+        ("1", "Embedding w=8", 10.0),
+        ("1", "MB4D ratio=4", 30.0),
+        ("1", "MB4D ratio=2", 5.0),
+    ]
+    listed = [{"stage": s, "block": b, "inputs": "1x8x8x8", "us": us, "share": us / 50} for s, b, us in rows]
+    data = plots.blocks_data(listed)
+    assert data["kind"].tolist() == ["Stem", "Embedding", "MB4D", "MB4D"]
+    assert data["start_us"].tolist() == [0, 0, 10, 40]
+    assert data["stage_us"].tolist() == [5, 45, 45, 45]
+
+
+def test_the_block_figure_stacks_stages_in_milliseconds():
+    data = plots.blocks_data(blocks(predicted_ms=2.0))
+    figure = plots.plot_blocks(data)
+    bars = [bar for bar in figure.data if bar.type == "bar"]
+    assert sum(sum(bar.x) for bar in bars) == pytest.approx(2.0, abs=1e-4)
+    assert {bar.name for bar in bars} == {"Stem", "Embedding", "MB4D", "MB3D", "Head"}
+    ends = {
+        stage: max(b + x for bar in bars for b, x, y in zip(bar.base, bar.x, bar.y, strict=True) if y == stage)
+        for stage in ("stage 3", "head")
+    }
+    assert ends["stage 3"] == pytest.approx(data.loc[data["stage"] == "3", "us"].sum() / 1000)
+    assert figure.layout.yaxis.categoryarray[-1] == "stem"  # drawn at the top
+    assert "ms" in figure.layout.xaxis.title.text
+
+
+def test_a_block_without_its_time_is_named():
+    with pytest.raises(InputError, match="block 1 lacks 'us'"):
+        plots.blocks_data([*blocks(1.0)[:1], {"stage": "1", "block": "MB4D", "inputs": "", "share": 0.1}])
+
+
+def test_the_prediction_error_is_positive_where_the_prediction_is_too_high():
+    finalists = [
+        {"arch": "a", "number": 3, "predicted_ms": 1.1, "measured_ms": 1.0, "params": 1},
+        {"arch": "b", "number": 4, "predicted_ms": 0.9, "measured_ms": 1.2, "params": 1},
+        {"arch": "c", "number": 5, "predicted_ms": 0.9, "measured_ms": None, "params": 1},
+    ]
+    data = plots.agreement_data(finalists)
+    np.testing.assert_allclose(data["error_percent"], [10.0, -25.0, np.nan])
+    assert data["predicted_low_ms"].isna().all()
+    assert data["measured_spread_ms"].isna().all()
+
+
+def test_the_intervals_of_predictions_come_from_the_trials():
+    frame = trials()
+    data = plots.agreement_data(result(frame)["finalists"], frame)
+    rows = frame.set_index("number").loc[data["number"]]
+    assert data["predicted_low_ms"].tolist() == rows["predicted_low_ms"].tolist()
+    assert data["predicted_high_ms"].tolist() == rows["predicted_high_ms"].tolist()
+
+
+def test_the_agreement_figure_has_the_equal_line_and_a_band_of_five_percent():
+    data = plots.agreement_data(result()["finalists"], trials())
+    winner = data["arch"][0]
+    figure = plots.plot_agreement(data, budget_ms=BUDGET_MS, winner=winner)
+    equal = trace(figure, "equal")
+    low, high = (band for band in figure.data if band.name == "within 5 %")
+    assert list(equal.x) == list(equal.y)
+    np.testing.assert_allclose(low.y, np.multiply(equal.x, 0.95))
+    np.testing.assert_allclose(high.y, np.multiply(equal.x, 1.05))
+    assert (low.fill, high.fill) == (None, "tonexty")
+    assert list(trace(figure, "winner").y) == [data["measured_ms"][0]]
+    assert list(trace(figure, "finalists").y) == data["measured_ms"].tolist()[1:]
+    assert figure.layout.xaxis.range == figure.layout.yaxis.range
+    assert figure.layout.xaxis.range[0] < data["predicted_low_ms"].min()
+    assert figure.layout.xaxis.range[1] > max(data["predicted_high_ms"].max(), BUDGET_MS)
+    assert list(trace(figure, "budget 0.550 ms").y) == [BUDGET_MS, BUDGET_MS]
+
+
+def test_a_budget_far_above_the_finalists_is_left_out_of_their_figure():
+    figure = plots.plot_agreement(plots.agreement_data(result()["finalists"]), budget_ms=50.0)
+    assert not [trace for trace in figure.data if trace.name.startswith("budget")]
+
+
+def test_finalists_that_were_never_measured_draw_nothing():
+    unmeasured = [{**finalist, "measured_ms": None} for finalist in result()["finalists"]]
+    assert not plots.plot_agreement(plots.agreement_data(unmeasured)).data
+
+
+def test_budgets_are_used_by_the_winner_in_percent():
+    winner = {"predicted_ms": 4.5, "measured_ms": 4.8, "params": 30, "macs": 7}
+    budgets = [
+        {"metric": "latency_ms", "limit": 5.0, "table": "a/t.csv"},
+        {"metric": "latency_ms", "limit": 10.0, "table": "b/t.csv", "used": 9.9},
+        {"metric": "params", "limit": 40, "table": None},
+        {"metric": "macs", "limit": 70, "table": None},
+    ]
+    data = plots.budgets_data(budgets, winner, "a/t.csv")
+    assert data["kind"].tolist() == ["predicted", "measured", "predicted", "counted", "counted"]
+    np.testing.assert_allclose(data["percent"], [90, 96, 99, 75, 10])
+    assert data["binds"].tolist() == [False, False, True, False, False]
+    labels = list(plots.plot_budgets(data).layout.yaxis.categoryarray)[::-1]
+    assert labels[1] == "latency, measured<br>4.800 ms of 5.000 ms<br>a<br>t"
+    assert labels[3] == "parameters, counted<br>30 of 40"
+    assert len(set(labels)) == 5
+
+
+def test_the_latency_on_another_table_is_never_guessed():
+    budgets = [{"metric": "latency_ms", "limit": 5.0, "table": "pixel/litert.csv"}]
+    with pytest.raises(InputError, match=r"budgets\[0\]\.used.*pixel/litert\.csv"):
+        plots.budgets_data(budgets, {"predicted_ms": 1.0, "measured_ms": 1.0}, TABLE)
+
+
+def test_an_unknown_metric_of_a_budget_names_the_legal_ones():
+    with pytest.raises(InputError, match=r"unknown metric of a budget 'latency'.*latency_ms"):
+        plots.budgets_data([{"metric": "latency", "limit": 5.0, "table": None}], {}, None)
+
+
+def test_the_budget_figure_shows_the_limit_and_every_bar():
+    data = plots.budgets_data(result()["budgets"], result()["winner"], TABLE)
+    figure = plots.plot_budgets(data)
+    assert [shape.x0 for shape in figure.layout.shapes] == [100]
+    drawn = {(bar.name, x) for bar in figure.data for x in bar.x}
+    assert drawn == set(zip(data["kind"], data["percent"], strict=True))
+    assert figure.layout.xaxis.range[1] > 100
+
+
+def test_training_is_sorted_with_accuracy_in_percent():
+    history = pd.DataFrame(
+        {"epoch": [2, 1], "train_loss": [0.5, 0.9], "val_loss": [0.6, 0.8], "val_accuracy": [0.75, 0.5]}
+    )
+    data = plots.training_data(history)
+    assert data["epoch"].tolist() == [1, 2]
+    assert data["val_accuracy_percent"].tolist() == [50.0, 75.0]
+    assert data["lr"].isna().all()
+
+
+def test_the_training_figure_has_losses_above_and_accuracy_below():
+    figure = plots.plot_training(plots.training_data(training(3)))
+    assert trace(figure, "training loss").yaxis == trace(figure, "validation loss").yaxis == "y"
+    assert trace(figure, "validation accuracy").yaxis == "y2"
+    assert figure.layout.yaxis2.title.text == "accuracy (%)"
+    assert figure.layout.xaxis2.title.text == "epoch"
+    assert "learning rate 0.0015" in trace(figure, "validation loss").hovertext[0]
+
+
+def test_a_training_history_without_a_column_is_refused():
+    with pytest.raises(InputError, match="lacks the columns val_loss, val_accuracy"):
+        plots.training_data(training(3).drop(columns=["val_loss", "val_accuracy"]))
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"), [(0.00512, "0.0051 ms"), (0.4728, "0.473 ms"), (12.306, "12.31 ms"), (1234.56, "1234.6 ms")]
+)
+def test_latencies_are_shown_in_milliseconds_whatever_their_size(ms, text):
+    assert plots.show_ms(ms) == text
+
+
+def test_every_figure_uses_the_one_template():
+    frame, found = trials(), result()
+    for figure in (
+        plots.plot_candidates(plots.candidates_data(frame)),
+        plots.plot_progress(plots.progress_data(frame)),
+        plots.plot_blocks(plots.blocks_data(found["winner"]["blocks"])),
+        plots.plot_agreement(plots.agreement_data(found["finalists"])),
+        plots.plot_budgets(plots.budgets_data(found["budgets"], found["winner"], TABLE)),
+        plots.plot_training(plots.training_data(training())),
+    ):
+        assert figure.layout.template == plots.TEMPLATE
+        assert figure.layout.height >= 180

@@ -1,0 +1,42 @@
+"""The contract of every shipped table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import latency_tables
+import search_spaces
+from nas.core.arch import calls_of
+from nas.tables.table import Table
+
+NAMES = latency_tables.names()
+
+
+def test_there_is_a_table_for_every_space_or_the_readme_says_how_to_make_one(monkeypatch):
+    monkeypatch.delenv("NAS_SPACES", raising=False)  # spaces of other tests
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    shipped = {scope for name in NAMES for scope in Table.read(latency_tables.find(name)).header.spaces}
+    assert [
+        name for name in search_spaces.spaces() if name not in shipped and f"`nas profile {name}`" not in readme
+    ] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_table_prices_its_whole_space_with_a_stated_error(name, rng):
+    table = Table.read(latency_tables.find(name))
+    assert table.mape_percent < 10
+    for space in table.spaces:
+        table.require(space)
+        (low, _), (high, _) = table.extremes(space)
+        for _ in range(20):
+            latency = table.price(calls_of(space.sample(rng)))
+            assert low <= latency.total_us <= high
+            assert latency.calibrated
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_table_is_written_as_it_is_read(name):
+    path = latency_tables.find(name)
+    assert Table.read(path).to_text() == path.read_text(encoding="utf-8")
