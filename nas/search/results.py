@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
-import pandas as pd
 
 from nas import __version__
 from nas.core.arch import Arch, calls_of
 from nas.core.units import to_ms
-from nas.evaluation.training import TrainResult
 from nas.networks.building import cost_of
 from nas.report import facts
 from nas.search.finalists import Finalist, Ranking
 from nas.search.limits import MB
 from nas.search.resolved import Resolved
+from nas.search.study import version_changes
+from nas.search.trials import trials_frame
 
 SCHEMA = 1
 
@@ -26,13 +26,24 @@ SCHEMA = 1
 def result_data(
     found: Resolved,
     study: optuna.Study,
-    trials: pd.DataFrame,
     finalists: Sequence[Finalist],
     winner: Finalist,
     ranking: Ranking,
-    training: TrainResult,
+    training: Mapping[str, Any],
+    onnx: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """The content of `result.json`; latencies in ms, times of blocks in microseconds, accuracies as fractions."""
+    """The content of `result.json`; latencies in ms, times of blocks in microseconds, accuracies as fractions.
+
+    Args:
+        found: the request.
+        study: what was tried.
+        finalists: the best, measured and trained again.
+        winner: the one of them that was trained to the end.
+        ranking: how sure their order is.
+        training: figures of that training.
+        onnx: on how many images the winner's file was compared, and how far it was off; None where it was not.
+    """
+    trials = trials_frame(study, found.estimator.table.hash)
     counts = trials["state"].value_counts().to_dict()
     states = ("evaluated", "infeasible", "duplicate", "failed")
     return {
@@ -47,13 +58,8 @@ def result_data(
         "finalists": [finalist_data(finalist, found) for finalist in finalists],
         "winner": finalist_data(winner, found)
         | {
-            "training": {
-                "epochs": training.epochs,
-                "val_accuracy": training.val_accuracy,
-                "val_loss": training.val_loss,
-                "test_accuracy": training.test_accuracy,
-                "seconds": training.seconds,
-            },
+            "training": dict(training),
+            "onnx": None if onnx is None else dict(onnx),
             "blocks": facts.estimate(winner.arch, found.estimator.table)["blocks"],
             "architecture": facts.architecture(winner.arch),
         },
@@ -107,6 +113,7 @@ def _provenance(found: Resolved, study: optuna.Study) -> dict[str, Any]:
         "device": header.device,
         "cpu": header.cpu,
         "runtime": f"{header.runtime} {header.runtime_version}",
+        "runtime_here": _runtime_here(found),
         "threads": header.threads,
         "precision": header.precision,
         "calibration": str(calibration) if (calibration := table.calibrations.get(size)) else None,
@@ -115,6 +122,15 @@ def _provenance(found: Resolved, study: optuna.Study) -> dict[str, Any]:
         "not_this_machine": found.not_this_machine,
         "seed": found.request.seed,
         "versions": {"nas": __version__} | {name: importlib.metadata.version(name) for name in packages},
+        "version_changes": version_changes(study),
         "started": started.isoformat(timespec="seconds"),
         "seconds": time.time() - started.timestamp(),  # from the first trial on, interruptions included
     }
+
+
+def _runtime_here(found: Resolved) -> str | None:
+    """What finalists are measured with, None where they are not."""
+    if found.not_this_machine:
+        return None
+    runtime = found.estimator.table.header.runtime
+    return f"{runtime} {found.versions()[runtime]}"
