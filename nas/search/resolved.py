@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ class Resolved:
 
     def versions(self) -> dict[str, str]:
         """What scores and latencies depend on besides the request: the versions of nas, torch and the runtimes here."""
-        found = {"nas": __version__, "torch": torch.__version__}
+        found = {"nas": __version__, "torch": importlib.metadata.version("torch")}
         for name in self.here:
             table = self.estimator.table if name is None else self.estimator.tables[name]
             found[table.header.runtime] = load_backend(table.header.runtime).version()

@@ -49,13 +49,13 @@ def open_study(name: str, storage: str | Path | BaseStorage, sampler: BaseSample
         InputError: Optuna cannot use the storage.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        study_name=name,
-        storage=_storage(storage),
-        sampler=sampler,
-        directions=["minimize"] * objectives,
-        load_if_exists=True,
-    )
+    store = _storage(storage)
+    try:
+        study = optuna.load_study(study_name=name, storage=store, sampler=sampler)  # which writes nothing
+    except KeyError:
+        study = optuna.create_study(
+            study_name=name, storage=store, sampler=sampler, directions=["minimize"] * objectives
+        )
     if len(study.directions) != objectives:
         raise RunError(f"study {name!r} has {len(study.directions)} objectives, this run has {objectives}")
     return study
