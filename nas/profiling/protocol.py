@@ -111,7 +111,7 @@ class Noise:
 
     Attributes:
         slow: share of samples in slow spells.
-        ratio: the sentinel's median over the reference.
+        ratio: the sentinel's median over its quiet time.
     """
 
     slow: float
@@ -123,20 +123,25 @@ class Noise:
         return self.slow > MOST_SLOW
 
     def __str__(self) -> str:
-        return (
-            f"{self.slow:.0%} of samples in slow spells, sentinel's median {self.ratio:.2f} times its p{REFERENCE:.0f}"
-        )
+        return f"{self.slow:.0%} of samples in slow spells, reference block {self.ratio:.2f} times its quiet time"
 
 
 QUIET = Noise(0.0, 1.0)
 
 
-def noise_of(samples: Samples, keys: Collection[str] | None = None) -> Noise:
-    """How disturbed the machine was while samples were taken: those of these probes, or all."""
+def noise_of(samples: Samples, keys: Collection[str] | None = None, quiet_us: float = math.inf) -> Noise:
+    """How disturbed the machine was while samples were taken.
+
+    Args:
+        samples: by pass and key.
+        keys: of the probes whose samples count; None for all.
+        quiet_us: the sentinel's time when the machine was quiet, where an earlier measurement says so: a machine that
+            is slow from the first to the last sample shows by nothing else.
+    """
     sentinels = np.array(_sentinels(samples, keys))
     if not len(sentinels):
         return QUIET
-    reference = reference_of(samples)
+    reference = min(reference_of(samples), quiet_us)
     return Noise(float((sentinels > GATE * reference).mean()), float(np.median(sentinels)) / reference)
 
 

@@ -218,6 +218,7 @@ def _measure(arch: Arch, table: Table) -> Measured:
         threads=header.threads,
         precision=header.precision,
         variant=header.variant,
+        sentinel_us=header.sentinel_us,
     )
 
 

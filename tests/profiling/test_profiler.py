@@ -5,6 +5,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -406,6 +407,50 @@ def test_a_network_is_measured_whole(local, rng):
     assert (found.device, found.count) == (this_machine().slug, 6)
     with pytest.raises(InputError, match="did you mean 'fake'"):
         measure(arch, runtime="fak")
+
+
+class Shifting(LocalWorker):
+    """Counts the processes that time, and makes those from number `quiet_from` on quiet."""
+
+    count, quiet_from = 0, 0
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        if Shifting.count >= Shifting.quiet_from:
+            self._bench.backend.behaviour.clear()  # type: ignore[attr-defined]
+        Shifting.count += 1
+
+
+@pytest.mark.parametrize("quiet_from", [2, 10**9])
+def test_a_measurement_on_a_disturbed_machine_is_taken_again_and_says_so(local, rng, monkeypatch, quiet_from):
+    arch, settings = TINY.sample(rng), Settings(rounds=4, passes=2)
+    true = CALL_US + sum(row_us(call.row) for call in calls_of(arch))
+    quiet = measure(arch, runtime="fake", settings=settings)
+    assert (quiet.noise, quiet.disturbed) == (0.0, False)
+    assert quiet.text.startswith("quiet machine: 0% of samples in slow spells")
+    monkeypatch.setattr(bench, "Worker", Shifting)
+    monkeypatch.setattr(Shifting, "count", 0)
+    monkeypatch.setattr(Shifting, "quiet_from", quiet_from)
+    misbehave(monkeypatch, slow=[0, 10**9])  # all of it, steadily: nothing else than an earlier measurement tells
+    found = measure(arch, runtime="fake", settings=settings, sentinel_us=quiet.sentinel_us)
+    if quiet_from == 2:
+        assert (found.noise, found.disturbed, Shifting.count) == (0.0, False, 4)
+        assert found.us == pytest.approx(true, rel=0.005)
+        assert "measured 2 times" in found.text
+    else:
+        assert (found.noise, found.disturbed, Shifting.count) == (1.0, True, 6)
+        assert found.us == pytest.approx(1.4 * true, rel=0.005)
+        assert re.match(r"disturbed machine: 100% .* 1\.4\d times its quiet time, measured 3 times; close", found.text)
+
+
+def test_slow_spells_within_a_measurement_are_measured_anew_without_an_earlier_one(local, rng, monkeypatch):
+    arch = TINY.sample(rng)
+    misbehave(monkeypatch, slow=[0, 360])  # most of the samples until half of the rounds are good
+    found = measure(arch, runtime="fake", settings=Settings(rounds=12, passes=1))
+    assert "measured 2 times" in found.text
+    assert not found.disturbed
+    assert 0 < found.noise <= 0.5
+    assert found.us == pytest.approx(CALL_US + sum(row_us(call.row) for call in calls_of(arch)), rel=0.005)
 
 
 def test_a_network_that_cannot_be_measured_is_named(local, rng, monkeypatch):
