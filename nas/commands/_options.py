@@ -30,6 +30,15 @@ TablesThreadsOption = Annotated[
 TablesPrecisionOption = Annotated[
     str | None, typer.Option("--precision", help="fp32, fp16, bf16, int8; default: the table's, or fp32.")
 ]
+PatienceOption = Annotated[
+    float | None,
+    typer.Option(
+        "--patience",
+        min=1.0,
+        help="Seconds after which a graph that does not load or end hangs and is given up; default 300, longer for "
+        "large graphs.",
+    ),
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of all randomness.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 

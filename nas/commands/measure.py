@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,6 +11,7 @@ from nas.commands._app import app
 from nas.commands._options import (
     ArchArgument,
     JsonOption,
+    PatienceOption,
     TablesPrecisionOption,
     TablesRuntimeOption,
     TablesThreadsOption,
@@ -29,6 +31,7 @@ def measure(
     threads: TablesThreadsOption = None,
     precision: TablesPrecisionOption = None,
     table: Annotated[str | None, typer.Option("--table", "-t", help="Also predict from this table.")] = None,
+    patience: PatienceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Time a whole network on this machine, in fresh processes, beside the prediction of a table."""
@@ -42,6 +45,7 @@ def measure(
     usual = ("onnxruntime", 1, "fp32") if known is None else _engine_of(known)
     runtime, threads, precision = runtime or usual[0], threads or usual[1], precision or usual[2]
     variant = sentinel_us = None
+    usually = profiler.MEASURE
     if known is not None and (runtime, threads, precision) == usual:
         variant = load_backend(runtime).known_variant(known.header.variant)
         if this_machine(runtime).measured(known.header):
@@ -54,6 +58,7 @@ def measure(
             precision=precision,
             variant=variant,
             sentinel_us=sentinel_us,
+            settings=replace(usually, patience_seconds=patience or usually.patience_seconds),
             progress=report,
         )
     found: dict[str, Any] = {

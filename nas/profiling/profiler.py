@@ -148,6 +148,7 @@ def profile(
     passes: int = DEFAULT.passes,
     rounds: int = DEFAULT.rounds,
     networks: int = DEFAULT.networks,
+    patience_seconds: float = DEFAULT.patience_seconds,
     seed: int = 0,
     rows: Iterable[Row] | None = None,
     budget_minutes: float | None = None,
@@ -167,6 +168,7 @@ def profile(
         passes: fresh processes; a row takes the median of their times.
         rounds: samples of every graph in every process; rows that need it get up to four times as many.
         networks: whole networks measured with the rows, where the table then has every row of the space.
+        patience_seconds: how long one graph may take beyond what is expected of it before the runtime counts as hung.
         seed: of orders and the choice of networks.
         rows: only these; None for every row an arch of the space can need.
         budget_minutes: about how long it may take: the rows that most archs use are measured, the others predicted,
@@ -192,6 +194,7 @@ def profile(
         passes=passes,
         rounds=rounds,
         networks=networks,
+        patience_seconds=patience_seconds,
         seed=seed,
         rows=rows,
     )
@@ -210,11 +213,13 @@ def job_of(
     passes: int = DEFAULT.passes,
     rounds: int = DEFAULT.rounds,
     networks: int = DEFAULT.networks,
+    patience_seconds: float = DEFAULT.patience_seconds,
     seed: int = 0,
     rows: Iterable[Row] | None = None,
 ) -> Job:
     """What `profile` has to do; the same arguments, for `plan` and `run`. Raises as `profile`."""
-    engine, settings = Engine(runtime, threads, precision), Settings(rounds, passes, networks)
+    engine = Engine(runtime, threads, precision)
+    settings = Settings(rounds, passes, networks, patience_seconds=patience_seconds)
     if method == AUTO:
         method = Table.read(path).header.method if Path(path).is_file() else method_for(space, runtime, level)
     return Job(space, Path(path), engine, level, settings, seed, None if rows is None else tuple(rows), method)

@@ -26,6 +26,9 @@ MOST_DRIFT = (
     0.30  # of the reference between a table and new rows for it; beyond, one factor does not bring them together
 )
 TOLERANCE = 0.02  # standard error of a row in one process, as far as its samples tell, that needs no more rounds
+MACS_PER_US = 3e4  # for estimates before anything is measured
+SENTINEL_US = 4000.0  # all its calls beside a sample
+PATIENCE = 1000.0  # times the estimate of a sample that one may take
 WARM_UP = 1 / 2  # share of a sample's calls that only warm the caches: many small kernels need two or three calls
 
 
@@ -41,6 +44,8 @@ class Settings:
         least_network: as `least`, of whole networks: those of many small kernels settle at their third call.
         batch_rows: rows whose probes are loaded together.
         batch_bytes: limit on their weights.
+        patience_seconds: how long one graph may take to be converted, to be loaded, or to give a sample, beside a
+            thousand times as long as a sample is expected to take; a runtime that takes longer hangs, and is ended.
     """
 
     rounds: int = 6
@@ -52,6 +57,7 @@ class Settings:
     most: int = 24
     batch_rows: int = 128
     batch_bytes: int = 2**30
+    patience_seconds: float = 300.0
 
     @property
     def enough(self) -> int:
@@ -61,6 +67,15 @@ class Settings:
     def least_of(self, probe: Probe) -> int:
         """The fewest calls in a sample of a probe."""
         return self.least if probe.arch is None else self.least_network
+
+    def sample_seconds(self, probe: Probe) -> float:
+        """About how long a sample of a probe takes, before anything is measured."""
+        us = 10 + probe.macs / MACS_PER_US
+        return (SENTINEL_US + min(max(self.sample_us / us, self.least_of(probe)), self.most) * us) / 1e6
+
+    def patience_of(self, probe: Probe) -> float:
+        """Seconds after which a probe that is neither loaded nor timed hangs."""
+        return self.patience_seconds + PATIENCE * self.sample_seconds(probe)
 
     @property
     def limit(self) -> int:

@@ -25,6 +25,7 @@ from nas.core.errors import InputError, MeasureError, RunError
 from nas.profiling import bench
 from nas.profiling.backends.fake import CALL_US, row_us
 from nas.profiling.device import Machine, this_machine
+from nas.profiling.process import Worker
 from nas.profiling.profiler import job_of, measure, plan, profile, run
 from nas.profiling.protocol import GATE, Settings, reference_of
 from nas.profiling.samples import Journal, Sample
@@ -350,6 +351,48 @@ def test_a_crash_names_the_row_and_saves_the_others(path, monkeypatch):
     assert "1 of 3 could not be measured with fake; the others are saved" in message
     assert f"{LOGITS}: the process ended with exit code 77" in message
     assert [str(entry.row) for entry in Table.read(path).entries] == [str(row) for row in FEW if str(row) != LOGITS]
+
+
+@pytest.mark.parametrize("how", ["crash", "hang"])
+def test_a_process_that_died_is_started_once_more_and_nothing_is_lost(path, monkeypatch, tmp_path, how):
+    misbehave(monkeypatch, **{how: LOGITS, "once": str(tmp_path / "once")})
+    table = few(path, passes=1, patience_seconds=5)  # in a real process
+    assert (tmp_path / "once").exists()
+    assert {entry.row for entry in table.entries} == set(FEW)
+
+
+def test_a_runtime_that_never_returns_is_ended_named_and_tried_again_by_the_same_command(path, monkeypatch, tmp_path):
+    monkeypatch.setattr("nas.profiling.protocol.PATIENCE", 0.0)
+    misbehave(monkeypatch, hang=LOGITS)
+    with pytest.raises(MeasureError) as caught:
+        few(path, passes=1, patience_seconds=3)
+    message = str(caught.value)
+    assert "1 of 3 could not be measured with fake; the others are saved, the same command tries these again" in message
+    assert f"{LOGITS}: it hung: no answer for 3 s, so its process was ended" in message
+    assert [str(entry.row) for entry in Table.read(path).entries] == [str(row) for row in FEW if str(row) != LOGITS]
+    misbehave(monkeypatch)
+    assert len(few(path, passes=1).entries) == len(FEW)
+
+
+def test_a_whole_network_that_hangs_is_no_end_for_ever_either(rng, monkeypatch):
+    misbehave(monkeypatch, hang="Logits")
+    with pytest.raises(MeasureError, match=r"network .*: it hung: no answer for \d+ s"):
+        measure(TINY.sample(rng), runtime="fake", settings=Settings(rounds=1, passes=1, patience_seconds=1))
+
+
+def test_a_worker_killed_between_rounds_is_replaced_and_no_probe_blamed(path, monkeypatch):
+    ask, killed = Worker.round, []
+
+    def kill_first(self: Worker, keys: Sequence[str]) -> dict[str, Sample]:
+        if not killed:
+            killed.append(self)
+            os.kill(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        return ask(self, keys)
+
+    monkeypatch.setattr(Worker, "round", kill_first)
+    assert len(few(path, passes=1).entries) == len(FEW)
+    assert killed
 
 
 def test_once_the_cause_of_a_failure_is_gone_only_the_failed_is_measured(local, path, monkeypatch):
