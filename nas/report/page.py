@@ -77,13 +77,23 @@ class Finalist(Candidate):
     measured_ms: PositiveFloat | None
 
 
+class Chance(TypedDict):
+    """The winner's accuracy on the test images beside what guessing reaches."""
+
+    accuracy: Fraction
+    images: NonNegativeInt
+    level: Fraction
+    beyond: bool
+
+
 class Training(TypedDict):
-    """The winner's longer training."""
+    """The winner's longer training; `chance` is absent from results of earlier versions."""
 
     epochs: NonNegativeInt
     val_accuracy: Fraction
     test_accuracy: NotRequired[Fraction | None]
     seconds: NotRequired[FiniteFloat | None]
+    chance: NotRequired[Chance | None]
 
 
 class Block(TypedDict):
@@ -163,6 +173,7 @@ class Result(TypedDict):
     name: str
     space: str
     objective: Literal["accuracy", "front"]
+    warnings: NotRequired[list[str]]
     budgets: list[Budget]
     counts: Counts
     finalists: Annotated[list[Finalist], Field(min_length=1)]

@@ -18,6 +18,7 @@ from nas.core.units import to_ms
 from nas.evaluation.training import TrainResult
 from nas.networks.building import cost_of
 from nas.report import facts
+from nas.search.doubts import doubts, winners_chance
 from nas.search.finalists import Finalist, Ranking
 from nas.search.limits import MB
 from nas.search.resolved import Resolved
@@ -36,12 +37,17 @@ def result_data(
 ) -> dict[str, Any]:
     """The content of `result.json`; latencies in ms, times of blocks in microseconds, accuracies as fractions."""
     counts = trials["state"].value_counts().to_dict()
+    request, size = found.request, found.space.input_shape
+    chance = winners_chance(request, size, training)
+    evaluated = trials[trials["state"] == "evaluated"]
+    losses, accuracies = evaluated["val_loss"].tolist(), evaluated["val_accuracy"].tolist()
     states = ("evaluated", "infeasible", "duplicate", "failed")
     return {
         "schema": SCHEMA,
-        "name": found.request.name,
+        "name": request.name,
         "space": found.space.name,
-        "objective": found.request.objective,
+        "objective": request.objective,
+        "warnings": doubts(request, size, losses, accuracies, ranking, training),
         "budgets": [
             limit.as_data() | {"used": used} for limit, used in zip(found.estimator.limits, winner.used, strict=True)
         ],
@@ -55,6 +61,7 @@ def result_data(
                 "val_loss": training.val_loss,
                 "test_accuracy": training.test_accuracy,
                 "seconds": training.seconds,
+                "chance": None if chance is None else chance.as_data(),
             },
             "blocks": facts.estimate(winner.arch, found.estimator.table)["blocks"],
             "architecture": facts.architecture(winner.arch),

@@ -182,6 +182,8 @@ def _finish(found: Resolved, study: optuna.Study, log: Log, progress: Progress) 
     write_text(run_dir / "best.json", winner.arch.to_json() + "\n")
     training = _train_winner(found, winner.arch, progress)
     result = result_data(found, study, trials, finalists, winner, ranking, training)
+    for warning in result["warnings"]:
+        log(f"WARNING: {warning}")
     write_text(run_dir / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
     study.set_user_attr("finished", {name: getattr(request, name) for name in FINISHED_BY})
     _checkpoint(found, winner.arch).unlink(missing_ok=True)
