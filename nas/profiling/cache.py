@@ -34,9 +34,8 @@ LEAST_FREE_BYTES = 2**26  # with less, what cannot be written fails for want of 
 YOUNG_SECONDS = 600.0  # a file used since then is left: some process may be about to load it
 #: of the package `nas`: what builds and converts models
 SOURCES = (
-    *(f"core/{name}.py" for name in ("arch", "blocks", "ops", "tracing")),
-    *(f"networks/{name}.py" for name in ("building", "export")),
-    "profiling/probes.py",
+    *(f"core/{name}.py" for name in ("ops", "blocks", "tracing", "arch")),
+    *("networks/building.py", "networks/export.py", "profiling/probes.py"),
 )
 
 
