@@ -46,7 +46,7 @@ class BudgetError(InputError):
 
 
 class RunError(NasError):
-    """A run directory is in use, incomplete, or belongs to another request."""
+    """A run, or a file of it, is in use, cannot be written, is incomplete, or belongs to another request."""
 
 
 def suggest(what: str, word: str, legal: Iterable[str]) -> str:

@@ -7,7 +7,6 @@ and shares are fractions.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, TypeAdap
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
 from nas.core.errors import RunError
+from nas.core.files import write_text
 from nas.core.units import show_count, show_seconds, to_ms
 from nas.report import plots
 from nas.report.front import evaluated_trials, read_trials
@@ -293,16 +293,11 @@ def write_report(run_dir: Path | str) -> Path:
     """Write `report.html` into a finished run's directory, at once or not at all, and return its path.
 
     Raises:
-        RunError: as `read_run` does.
+        RunError: as `read_run` does, or the report cannot be written.
     """
     run = read_run(run_dir)
     target = run.path / "report.html"
-    temporary = run.path / f".report.html.{os.getpid()}"
-    try:
-        temporary.write_text(render(run), encoding="utf-8")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(target, render(run))
     return target
 
 

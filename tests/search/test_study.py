@@ -8,8 +8,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
 from nas.core.errors import InputError, RunError
+from nas.core.files import lock
 from nas.core.ops import Choice
-from nas.search.lock import RunLock
 from nas.search.study import distributions_of, mend_journal, open_study, remembered
 from tests.search.fakes import ToySpace, make_study
 
@@ -115,8 +115,8 @@ def test_what_is_remembered_is_made_once(tmp_path):
 def test_the_second_process_on_a_run_is_refused_naming_the_first(tmp_path):
     code = (
         "import sys; from pathlib import Path\n"
-        "from nas.core.errors import RunError; from nas.search.lock import RunLock\n"
-        "try:\n    RunLock(Path(sys.argv[1])).__enter__()\n"
+        "from nas.core.errors import RunError; from nas.core.files import lock\n"
+        "try:\n    lock(Path(sys.argv[1]) / 'lock', sys.argv[1]).__enter__()\n"
         "except RunError as error:\n    print(error)\n"
         "else:\n    print('free')"
     )
@@ -124,6 +124,6 @@ def test_the_second_process_on_a_run_is_refused_naming_the_first(tmp_path):
     def other():
         return subprocess.check_output([sys.executable, "-c", code, str(tmp_path)], text=True)
 
-    with RunLock(tmp_path):
-        assert f"is in use by process {os.getpid()}." in other()
+    with lock(tmp_path / "lock", tmp_path):
+        assert f"{tmp_path} is in use by process {os.getpid()} on {os.uname().nodename}." in other()
     assert other().strip() == "free"
