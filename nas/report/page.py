@@ -25,7 +25,7 @@ from nas.core.errors import RunError
 from nas.core.files import write_text
 from nas.core.units import show_count, show_seconds, to_ms
 from nas.report import plots
-from nas.report.front import evaluated_trials, read_trials
+from nas.report.front import evaluated_trials, front_data, read_trials
 
 NEEDED_FILES = ("request.yaml", "trials.csv", "training.csv", "result.json")
 PLOT_OPTIONS = {"responsive": True, "displaylogo": False, "displayModeBar": False}
@@ -160,6 +160,7 @@ class Provenance(TypedDict):
     table_mape_percent: NotRequired[FiniteFloat | None]
     card: NotRequired[str | None]
     not_this_machine: bool
+    dataset: NotRequired[str]
     seed: int
     versions: dict[str, str]
     started: str
@@ -324,6 +325,7 @@ def render(run: Run) -> str:
         plots={name: _plot_html(name, figure) for name, figure in figures(run).items()},
         plotly=Markup(get_plotlyjs()),
         budget_ms=run.latency_budget_ms,
+        front=front_data(run.trials).to_dict("records"),
         agreement=agreement(run).to_dict("records"),
         interval=_interval(run),
         binding=_binding(run),

@@ -120,6 +120,7 @@ def _provenance(found: Resolved, study: optuna.Study) -> dict[str, Any]:
         "table_mape_percent": table.mape_percent,
         "card": None if table.card is None else str(table.card),
         "not_this_machine": found.not_this_machine,
+        "dataset": found.request.dataset,
         "seed": found.request.seed,
         "versions": {"nas": __version__} | {name: importlib.metadata.version(name) for name in packages},
         "started": started.isoformat(timespec="seconds"),

@@ -34,6 +34,7 @@ from nas.profiling import profiler
 from nas.report.front import front_data
 from nas.report.page import write_report
 from nas.search import engine
+from nas.search.archs import CLASSES, write_archs, write_front
 from nas.search.finalists import Finalist, Measured, rank, require_fit, with_measurements, with_repeats
 from nas.search.ledger import Ledger
 from nas.search.limits import Limit
@@ -113,6 +114,7 @@ def _begin(found: Resolved) -> tuple[Resolved, optuna.Study]:
             "another name, or name the folder of that run as `out`"
         )
     require_same_table(found, remembered(study, "table_hash", lambda: found.estimator.table.hash))
+    remembered(study, CLASSES, lambda: found.space.classes)
     limits = remembered(study, "budgets", lambda: [limit.as_data() for limit in found.estimator.limits])
     found = found.with_limits(tuple(Limit(**limit) for limit in limits))
     write_text(path, request.to_yaml(found.notes()))
@@ -160,7 +162,7 @@ def _search(found: Resolved, study: optuna.Study, log: Log, progress: Progress) 
         log(short)
     if not (trials["state"] == "evaluated").any():
         raise RunError(short)
-    write_text(request.run_dir / "front.csv", front_data(trials).to_csv(index=False))
+    write_front(request.run_dir, front_data(trials), study, found.space)
 
 
 def _finish(found: Resolved, study: optuna.Study, log: Log, progress: Progress) -> None:
@@ -175,6 +177,7 @@ def _finish(found: Resolved, study: optuna.Study, log: Log, progress: Progress) 
         progress(fitting, request.finalists, None, f"measuring {finalist.arch.id}")
         finalists.append(with_measurements(finalist, study, found.estimator, found.here, _measure))
         log(f"{finalists[-1]}{'' if finalists[-1].fits else ': over the budget when measured'}")
+    write_archs(run_dir, (finalist.arch for finalist in finalists))
     require_fit(finalists, found.estimator.limits)
     finalists = _repeated(found, study, finalists, log, progress)
     ranking = rank([finalist for finalist in finalists if finalist.fits])
