@@ -85,7 +85,12 @@ def _run_search(request: str | None, given: dict[str, Any], as_json: bool) -> No
     for budget in result["budgets"]:
         say(f"budget {budget['asked']}: {budget['limit']:.6g}")
     accuracy = winner["training"]["test_accuracy"]
-    say(f"test accuracy {accuracy:.2%}, {winner['params']:,} parameters, {winner['macs']:,} MACs")
+    chance = winner["training"].get("chance")
+    guesses = chance is not None and not chance["beyond"]
+    beside = f", NO BETTER THAN CHANCE ({chance['level']:.2%})" if guesses else ""
+    say(f"test accuracy {accuracy:.2%}{beside}, {winner['params']:,} parameters, {winner['macs']:,} MACs")
+    for warning in result.get("warnings", []):
+        say(f"WARNING: {warning}", markup=False)
     say(f"[bold]{folder / 'report.html'}[/bold]; the network: {folder / 'best.onnx'}, {folder / 'best.json'}")
 
 

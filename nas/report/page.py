@@ -25,7 +25,7 @@ from nas.core.errors import RunError
 from nas.core.files import write_text
 from nas.core.units import show_count, show_seconds, to_ms
 from nas.report import plots
-from nas.report.front import evaluated_trials, read_trials
+from nas.report.front import evaluated_trials, front_data, read_trials
 
 NEEDED_FILES = ("request.yaml", "trials.csv", "training.csv", "result.json")
 PLOT_OPTIONS = {"responsive": True, "displaylogo": False, "displayModeBar": False}
@@ -77,13 +77,30 @@ class Finalist(Candidate):
     measured_ms: PositiveFloat | None
 
 
+class Chance(TypedDict):
+    """The winner's accuracy on the test images beside what guessing reaches."""
+
+    accuracy: Fraction
+    images: NonNegativeInt
+    level: Fraction
+    beyond: bool
+
+
 class Training(TypedDict):
-    """The winner's longer training."""
+    """The winner's longer training; `chance` is absent from results of earlier versions."""
 
     epochs: NonNegativeInt
     val_accuracy: Fraction
     test_accuracy: NotRequired[Fraction | None]
     seconds: NotRequired[FiniteFloat | None]
+    chance: NotRequired[Chance | None]
+
+
+class Onnx(TypedDict):
+    """How far the ONNX file's outputs are off PyTorch's on validation images, over the largest output."""
+
+    images: NonNegativeInt
+    difference: FiniteFloat
 
 
 class Block(TypedDict):
@@ -108,6 +125,7 @@ class Winner(Candidate):
 
     measured_ms: PositiveFloat | None
     training: Training
+    onnx: NotRequired[Onnx | None]
     blocks: Annotated[list[Block], Field(min_length=1)]
     architecture: Annotated[list[StageRow], Field(min_length=1)]
 
@@ -147,9 +165,12 @@ class Provenance(TypedDict):
     threads: NonNegativeInt
     precision: str
     calibration: NotRequired[str | None]
+    runtime_here: NotRequired[str | None]
+    version_changes: NotRequired[list[str]]
     table_mape_percent: NotRequired[FiniteFloat | None]
     card: NotRequired[str | None]
     not_this_machine: bool
+    dataset: NotRequired[str]
     seed: int
     versions: dict[str, str]
     started: str
@@ -163,6 +184,7 @@ class Result(TypedDict):
     name: str
     space: str
     objective: Literal["accuracy", "front"]
+    warnings: NotRequired[list[str]]
     budgets: list[Budget]
     counts: Counts
     finalists: Annotated[list[Finalist], Field(min_length=1)]
@@ -306,6 +328,7 @@ def render(run: Run) -> str:
         seconds=show_seconds,
         percent=_percent,
         mean=_mean,
+        repeats=_repeats,
     )
     return environment.get_template("report.html").render(
         run=run,
@@ -313,6 +336,7 @@ def render(run: Run) -> str:
         plots={name: _plot_html(name, figure) for name, figure in figures(run).items()},
         plotly=Markup(get_plotlyjs()),
         budget_ms=run.latency_budget_ms,
+        front=front_data(run.trials).to_dict("records"),
         agreement=agreement(run).to_dict("records"),
         interval=_interval(run),
         binding=_binding(run),
@@ -339,6 +363,11 @@ def _binding(run: Run) -> dict[Hashable, Any] | None:
 
 def _percent(fraction: float, digits: int = 1) -> str:
     return f"{100 * fraction:.{digits}f} %"
+
+
+def _repeats(values: Sequence[float]) -> Sequence[float]:
+    """Without the training that chose the finalists, which chance has favoured; that where it is the only one."""
+    return values[1:] or values
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -13,6 +13,7 @@ import optuna
 from nas.core.errors import RunError
 from nas.core.files import write_text
 from nas.evaluation.evaluators import load_evaluator
+from nas.search.archs import CLASSES
 from nas.search.limits import Limit
 from nas.search.request import Request
 from nas.search.resolved import Log, Named, Progress, Resolved, resolve_request, table_begun_with
@@ -130,6 +131,7 @@ class Context:
         study.set_user_attr("budgets", [limit.as_data() for limit in found.estimator.limits])
         study.set_user_attr("tables", _hashes(found.estimator.tables))
         study.set_user_attr("data", dict(self.named.data))
+        study.set_user_attr(CLASSES, found.space.classes)
         study.set_user_attr("table_hash", table.hash)
         self._found, self._study = found, study
         self.keep_request()

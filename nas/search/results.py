@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
@@ -14,6 +15,7 @@ from nas.core.arch import Arch, calls_of
 from nas.core.units import to_ms
 from nas.networks.building import cost_of
 from nas.report import facts
+from nas.search.doubts import doubts, winners_chance
 from nas.search.finalists import Finalist, Ranking
 from nas.search.limits import MB
 from nas.search.resolved import Resolved
@@ -23,13 +25,24 @@ from nas.search.trials import trials_frame
 SCHEMA = 1
 
 
+@dataclass(frozen=True)
+class Figures:
+    """What the winner's training reached; see `TrainResult`."""
+
+    epochs: int
+    val_accuracy: float
+    val_loss: float
+    test_accuracy: float | None
+    seconds: float
+
+
 def result_data(
     found: Resolved,
     study: optuna.Study,
     finalists: Sequence[Finalist],
     winner: Finalist,
     ranking: Ranking,
-    training: Mapping[str, Any],
+    training: Figures,
     onnx: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """The content of `result.json`; latencies in ms, times of blocks in microseconds, accuracies as fractions.
@@ -45,12 +58,17 @@ def result_data(
     """
     trials = trials_frame(study, found.estimator.table.hash)
     counts = trials["state"].value_counts().to_dict()
+    request, size = found.request, found.space.input_shape
+    chance = winners_chance(request, size, training)
+    evaluated = trials[trials["state"] == "evaluated"]
+    losses, accuracies = evaluated["val_loss"].tolist(), evaluated["val_accuracy"].tolist()
     states = ("evaluated", "infeasible", "duplicate", "failed")
     return {
         "schema": SCHEMA,
-        "name": found.request.name,
+        "name": request.name,
         "space": found.space.name,
-        "objective": found.request.objective,
+        "objective": request.objective,
+        "warnings": doubts(request, size, losses, accuracies, ranking, training),
         "budgets": [
             limit.as_data() | {"used": used} for limit, used in zip(found.estimator.limits, winner.used, strict=True)
         ],
@@ -58,7 +76,7 @@ def result_data(
         "finalists": [finalist_data(finalist, found) for finalist in finalists],
         "winner": finalist_data(winner, found)
         | {
-            "training": dict(training),
+            "training": asdict(training) | {"chance": None if chance is None else chance.as_data()},
             "onnx": None if onnx is None else dict(onnx),
             "blocks": facts.estimate(winner.arch, found.estimator.table)["blocks"],
             "architecture": facts.architecture(winner.arch),
@@ -120,6 +138,7 @@ def _provenance(found: Resolved, study: optuna.Study) -> dict[str, Any]:
         "table_mape_percent": table.mape_percent,
         "card": None if table.card is None else str(table.card),
         "not_this_machine": found.not_this_machine,
+        "dataset": found.request.dataset,
         "seed": found.request.seed,
         "versions": {"nas": __version__} | {name: importlib.metadata.version(name) for name in packages},
         "version_changes": version_changes(study),

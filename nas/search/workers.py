@@ -124,7 +124,10 @@ class Pool:
         return self.size - sum(worker.task is not None for worker in self._workers)
 
     def submit(self, task: Task) -> None:
-        """Start a task; there must be an idle worker."""
+        """Start a task; there must be an idle worker. One that ended while it was idle is replaced first."""
+        for dead in [each for each in self._workers if each.task is None and not each.process.is_alive()]:
+            self._workers.remove(dead)
+            dead.stop()
         worker = next((worker for worker in self._workers if worker.task is None), None)
         if worker is None:
             assert len(self._workers) < self.size, "no idle worker"

@@ -154,6 +154,23 @@ def test_a_run_with_more_trials_goes_on_after_the_last(tmp_path, table_path, wor
     assert Request.read(folder / "request.yaml").trials == 8
 
 
+def test_a_winner_at_chance_level_is_said_everywhere_and_not_in_green(tmp_path, table_path, world, monkeypatch):
+    def guessing(*args, **settings):
+        return replace(untrained(*args, **settings), test_accuracy=36 / 360)
+
+    monkeypatch.setattr("nas.evaluation.runs.train", guessing)
+    folder, result = carry_out(request(tmp_path, table_path), world)
+    chance = result["winner"]["training"]["chance"]
+    assert (chance["images"], chance["beyond"]) == (360, False)
+    assert chance["level"] == pytest.approx(37 / 360)  # the largest class of the test images
+    assert "no better than chance: 10.0% of 360 images" in result["warnings"][0]
+    assert f"WARNING: {result['warnings'][0]}" in world.lines
+    report = (folder / "report.html").read_text()
+    assert "It fits, but it is no better than chance." in report
+    assert 'class="good">It fits' not in report
+    assert result["warnings"][0].replace("'", "&#39;") in report
+
+
 @pytest.mark.parametrize(
     "broken",
     [

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import search_spaces
 from nas.core.arch import Arch, calls_of
 from nas.core.errors import BudgetError, InputError, NasError, RunError
 from nas.evaluation.runs import train_arch
+from nas.report.front import read_trials
+from nas.report.page import write_report
 from nas.search import resolved, run
+from nas.search.request import Request
 from nas.search.steps import Step, in_order, load_steps
 from nas.search.steps.export import SET
 from nas.tables.table import Entry, Table
@@ -107,7 +111,10 @@ def test_an_attempt_that_ended_early_leaves_no_table_for_another(tmp_path, table
         carry_out(request(tmp_path, first, budgets=["latency_ms<=0.0001"], allow_uncalibrated=True), world)
     _, result = carry_out(request(tmp_path, second, allow_uncalibrated=True), world)
     used = Table.read(Path(result["provenance"]["table"]))
-    assert used.entries[0].us == Table.read(second).entries[0].us == 3 * Table.read(first).entries[0].us
+    times = {entry.row: entry.us for entry in used.entries}
+    for entry in Table.read(second).entries:
+        assert times[entry.row] == entry.us
+    assert Table.read(second).entries[0].us == pytest.approx(3 * Table.read(first).entries[0].us)
 
 
 def test_the_tables_that_budgets_name_are_fixed(tmp_path, table_path, world):
@@ -164,6 +171,40 @@ def test_a_training_is_refused_in_the_folder_of_a_search_and_a_search_in_that_of
     (tmp_path / "t" / "weights.pt").touch()
     with pytest.raises(RunError, match=r"holds weights\.pt, but no request\.yaml"):
         carry_out(request(tmp_path, table_path, out=str(tmp_path / "t")), world)
+
+
+@pytest.fixture
+def old_run(tmp_path, monkeypatch):
+    """The folder of a run that version 0.1 finished, without its weights and files that can be made from them."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(Path(__file__).parents[1] / "data" / "run-0.1", "old"))
+
+
+def test_a_run_of_the_version_before_opens_in_the_report_and_is_finished(old_run, world):
+    write_report(old_run)
+    assert json.loads((old_run / "result.json").read_text())["winner"]["arch"] in (old_run / "report.html").read_text()
+    before = content_of(old_run)
+    for _ in range(2):
+        carry_out(Request.read(old_run / "request.yaml"), world)
+        assert "is finished" in "".join(world.lines)
+        assert content_of(old_run) == before
+
+
+def test_a_run_of_the_version_before_goes_on(old_run, world):
+    before = read_trials(old_run / "trials.csv")
+    _, result = carry_out(Request.read(old_run / "request.yaml", trials=5), world)
+    after = read_trials(old_run / "trials.csv")
+    assert result["counts"]["evaluated"] == 5
+    assert after[: len(before)].equals(before)
+    assert result["budgets"][0]["limit"] == pytest.approx(0.478002, rel=1e-5)
+    assert "unknown versions before trial" in result["provenance"]["version_changes"][0]
+
+
+def test_a_run_of_the_version_before_is_refused_with_a_reason(old_run, world):
+    table = Table.read(old_run / "table.csv")
+    Table(table.header, table.entries, table.networks[1:]).write(old_run / "table.csv")
+    with pytest.raises(RunError, match="is not the one this run was begun with"):
+        carry_out(Request.read(old_run / "request.yaml", trials=5), world)
 
 
 def stop_at(monkeypatch, wanted, name, number=0):

@@ -19,7 +19,7 @@ from nas.networks.building import build, input_shape_of, load_weights
 from nas.networks.export import check_onnx, export_onnx
 from nas.search.context import Context
 from nas.search.finalists import rank
-from nas.search.results import result_data
+from nas.search.results import Figures, result_data
 from nas.search.steps import Step
 from nas.search.steps.repeat import finalists_of, winner_of
 from nas.search.steps.train import NEXT, hash_of, weights_of
@@ -58,7 +58,11 @@ class Export(Step):
                 with whole(staged / name) as temporary:
                     shutil.copyfile(source, temporary)
         ranking = rank([finalist for finalist in finalists if finalist.fits])
-        result = result_data(run.found, run.study, finalists, winner, ranking, run.output("train")["figures"], checked)
+        result = result_data(
+            run.found, run.study, finalists, winner, ranking, Figures(**run.output("train")["figures"]), checked
+        )
+        for warning in result["warnings"]:
+            run.log(f"WARNING: {warning}")
         write_text(staged / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
         swap(staged, run.folder)
         return {"files": {name: hash_of(run.folder / name) for name in SET}}

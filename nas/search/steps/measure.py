@@ -10,6 +10,7 @@ import numpy as np
 from nas.core.arch import Arch
 from nas.profiling import profiler
 from nas.report.front import front_data
+from nas.search.archs import write_archs
 from nas.search.context import Context
 from nas.search.finalists import Finalist, Measured, require_fit, with_measurements
 from nas.search.steps import Step
@@ -30,6 +31,7 @@ class Measure(Step):
 
     def carry_out(self, run: Context) -> Mapping[str, Any]:
         finalists = measured(run, lambda finalist: _tell(run, finalist))
+        write_archs(run.folder, (each.arch for each in finalists))
         require_fit(finalists, run.found.estimator.limits)
         return {"finalists": [{"number": each.number, "arch": each.arch.id, "fits": each.fits} for each in finalists]}
 
@@ -82,6 +84,7 @@ def measure_arch(arch: Arch, table: Table) -> Measured:
         threads=header.threads,
         precision=header.precision,
         variant=header.variant,
+        sentinel_us=header.sentinel_us,
     )
 
 

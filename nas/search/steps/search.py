@@ -10,6 +10,7 @@ from nas.core.errors import RunError
 from nas.core.files import write_text
 from nas.report.front import front_data
 from nas.search import engine
+from nas.search.archs import write_front
 from nas.search.context import Context
 from nas.search.ledger import Ledger
 from nas.search.steps import Step
@@ -56,7 +57,7 @@ class Search(Step):
         evaluated = int((trials["state"] == "evaluated").sum())
         if not evaluated:
             raise RunError(short)
-        write_text(run.folder / "front.csv", front_data(trials).to_csv(index=False))
+        write_front(run.folder, front_data(trials), run.study, found.space)
         return {"trials": len(trials), "evaluated": evaluated}
 
 

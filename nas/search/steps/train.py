@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from nas.evaluation.runs import train_arch
 from nas.search.context import Context
 from nas.search.resolved import threads
+from nas.search.results import Figures
 from nas.search.steps import Step
 from nas.search.steps.repeat import finalists_of, winner_of
 
 NEXT = "next"
 """Folder of what becomes the winner's files, together, once all of them are there."""
-FIGURES = ("epochs", "val_accuracy", "val_loss", "test_accuracy", "seconds")
 
 
 class Train(Step):
@@ -26,8 +27,8 @@ class Train(Step):
     after = "repeat"
 
     def inputs(self, run: Context) -> Mapping[str, Any]:
-        fields = ("dataset", "seed", "device", "final_epochs")
-        asked = {name: getattr(run.request, name) for name in fields}
+        names = ("dataset", "seed", "device", "final_epochs")
+        asked = {name: getattr(run.request, name) for name in names}
         return asked | {"arch": run.output("repeat")["winner"], "data": dict(run.named.data)}
 
     def is_intact(self, run: Context) -> bool:
@@ -47,7 +48,7 @@ class Train(Step):
                 seed=request.seed,
                 progress=_winners(run),
             )
-        figures = {name: found[name] for name in FIGURES}
+        figures = {field.name: found[field.name] for field in fields(Figures)}
         return {"folder": folder.name, "weights": hash_of(folder / "weights.pt"), "figures": figures}
 
 
