@@ -44,6 +44,17 @@ FREE_VIEWS = frozenset(
     ]
 )
 BYTES_PER_VALUE = 4  # fp32
+#: what fvcore counts by default although it is no product of weights or tokens
+NOT_COUNTED = (
+    "adaptive_avg_pool2d",
+    "batch_norm",
+    "grid_sampler",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "upsample_bilinear2d",
+    "upsample_nearest2d",
+)
 
 
 @dataclass(frozen=True)
@@ -221,7 +232,7 @@ def params_of_unit(row: Row) -> int:
 def macs_of_op(row: Row) -> int:
     """Multiply-adds of one op at batch 1: convolutions, linears and matrix products, by fvcore (one MAC is one).
 
-    Norms, activations, pooling, softmax and sums are not counted, as the papers do not; training form.
+    Norms, activations, pooling, interpolation, softmax and sums are not counted, as the papers do not; training form.
     """
     with torch.device("cpu"):
         return _count_macs(row.unit.build(*row.inputs), row.inputs)
@@ -241,8 +252,8 @@ def _count_macs(module: nn.Module, shapes: tuple[Shape, ...]) -> int:
     with torch.no_grad():
         inputs = tuple(torch.zeros(shape) for shape in shapes)
         analysis = FlopCountAnalysis(module.eval(), inputs)
-        for norm in ("aten::batch_norm", "aten::layer_norm", "aten::group_norm"):
-            analysis.set_op_handle(norm, _no_macs)
+        for name in NOT_COUNTED:
+            analysis.set_op_handle(f"aten::{name}", _no_macs)
         analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         return int(analysis.total())
