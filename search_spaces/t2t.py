@@ -50,6 +50,8 @@ class SoftSplit(Op):
     stride: int
 
     def body(self) -> nn.Module:
+        if self.kernel < self.stride:
+            raise InputError(f"{self}: neighbourhoods of {self.kernel} do not cover a map in steps of {self.stride}")
         return _SoftSplit(self)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nas.core import ops
-from nas.core.errors import TraceError
+from nas.core.errors import InputError, TraceError
 from nas.core.ops import BlockModule, Leaf, Row, Shape, Tensors
 
 #: what only looks at memory in another way; anything else outside an op leaf is compute
@@ -44,6 +44,7 @@ FREE_VIEWS = frozenset(
     ]
 )
 BYTES_PER_VALUE = 4  # fp32
+MOST_PARAMS, MOST_BYTES = 10**9, 16 * 10**9  # of a block: what is beyond is a slip of the pen, and ends in no memory
 #: what fvcore counts by default although it is no product of weights or tokens
 NOT_COUNTED = (
     "adaptive_avg_pool2d",
@@ -200,11 +201,16 @@ def calls_of_unit(row: Row) -> Call:
     """The call of one block or op in deployed form, traced once and remembered.
 
     Raises:
+        InputError: it has more parameters or larger tensors than a network could have.
         TraceError: where it computes outside its op leaves.
     """
     with torch.device("meta"):
         module = row.unit.build(*row.inputs) if not isinstance(row.unit, ops.Block) else row.unit.module(*row.inputs)
+    if (count := sum(parameter.numel() for parameter in module.parameters())) > MOST_PARAMS:
+        raise InputError(f"{row} has {count:,} parameters, expected at most {MOST_PARAMS:,}")
     (call,) = trace(fuse_in_place(module), *row.inputs)
+    if (size := max(inner.peak_bytes for inner in (call, *call.ops))) > MOST_BYTES:
+        raise InputError(f"{row} needs {size:,} bytes of activations, expected at most {MOST_BYTES:,}")
     return call
 
 

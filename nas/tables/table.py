@@ -471,7 +471,7 @@ class Table:
         """
         source = Path(path)
         try:
-            text = source.read_text(encoding="utf-8")
+            text = source.read_text(encoding="utf-8-sig")  # spreadsheets put a mark in front
         except (OSError, UnicodeDecodeError) as error:
             raise TableError(f"{source}: cannot be read as a latency table: {error}") from error
         content = read_text(text, source)
