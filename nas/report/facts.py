@@ -22,6 +22,7 @@ from nas.networks.building import cost_of
 from nas.profiling import backends
 from nas.profiling.backends import load_backend
 from nas.profiling.device import this_machine
+from nas.tables.kinds import line_of
 from nas.tables.table import Table
 
 ROW_SECONDS, ROW_SECONDS_224 = 0.7, 1.1  # of a block row: fixed, and in proportion to pixels; from the shipped tables
@@ -89,7 +90,7 @@ def estimate(arch: Arch, table: Table) -> dict[str, Any]:
     Raises:
         MissingLatency: naming every row the table lacks.
     """
-    latency, fit = table.price(calls_of(arch)), table.memory_fit if table.knows_memory else None
+    latency, fit = table.price(calls_of(arch), line_of(arch)), table.memory_fit if table.knows_memory else None
     blocks = [
         {
             "stage": call.stage,

@@ -19,6 +19,7 @@ from nas.core.space import Space
 from nas.core.tracing import macs_of_unit, params_of_unit
 from nas.core.units import show_count, to_ms
 from nas.search.budgets import OF_TABLES, Budget
+from nas.tables.kinds import line_of
 from nas.tables.table import Latency, Table
 
 SAMPLE = 4000  # archs behind a quantile: at p40, chance moves the share of the space that fits by less than a point
@@ -107,7 +108,7 @@ class Estimator:
             MissingLatency: where a table lacks one of its rows.
         """
         calls = calls_of(arch)
-        latency = self.table.price(calls)
+        latency = self.table.price(calls, line_of(arch))
         params = sum([params_of_unit(call.row) for call in calls])
         macs = sum([macs_of_unit(call.row) for call in calls])
         used = []
@@ -140,7 +141,9 @@ def _cost(arch: Arch, metric: str, table: Table, confidence: float | None) -> fl
     if metric == "memory_mb":
         return table.memory(arch) / MB
     calls = calls_of(arch)
-    return to_ms(table.price(calls).total_us if confidence is None else table.bound_us(calls, confidence))
+    if confidence is None:
+        return to_ms(table.price(calls).total_us)
+    return to_ms(table.bound_us(calls, confidence, line_of(arch)))
 
 
 class Survey:
@@ -241,7 +244,7 @@ def resolve(budgets: Sequence[Budget], survey: Survey, table: Table, tables: Map
 
 def _require_reachable(budget: Budget, limit: float, space: Space, table: Table) -> None:
     least, arch = smallest(space, budget.metric, table)
-    if budget.confidence is not None:  # a bound is a factor on the prediction, and more where rows are doubtful
+    if budget.confidence is not None:  # a factor on the prediction, and more for some families and doubtful rows
         least *= table.bound(space.input_shape, budget.confidence)
     if limit >= least * (1 - ROUNDING):
         return
