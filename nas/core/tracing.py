@@ -191,10 +191,20 @@ def calls_of_unit(row: Row) -> Call:
     Raises:
         TraceError: where it computes outside its op leaves.
     """
+    (call,) = trace(_deployed(row), *row.inputs)
+    return call
+
+
+def _deployed(row: Row) -> nn.Module:
     with torch.device("meta"):
         module = row.unit.build(*row.inputs) if not isinstance(row.unit, ops.Block) else row.unit.module(*row.inputs)
-    (call,) = trace(fuse_in_place(module), *row.inputs)
-    return call
+    return fuse_in_place(module)
+
+
+@functools.cache
+def deployed_bytes_of_unit(row: Row) -> int:
+    """Bytes of the weights of one block or op in deployed form, fp32: what its norms hold is in its neighbours."""
+    return BYTES_PER_VALUE * sum(parameter.numel() for parameter in _deployed(row).parameters())
 
 
 def fuse_in_place(model: nn.Module) -> nn.Module:
