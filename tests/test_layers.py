@@ -27,6 +27,7 @@ LAYERS = [  # a lower line may use a higher one
     ["nas.tables.transfer"],
     ["nas.networks.export", "nas.tables.importing"],
     ["nas.profiling"],
+    ["nas.metrics"],
     ["nas.evaluation"],
     ["nas.report.front", "nas.report.plots", "nas.report.page"],
     ["nas.report.facts"],

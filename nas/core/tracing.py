@@ -204,14 +204,24 @@ def calls_of_unit(row: Row) -> Call:
         InputError: it has more parameters or larger tensors than a network could have.
         TraceError: where it computes outside its op leaves.
     """
+    (call,) = trace(_deployed(row), *row.inputs)
+    if (size := max(inner.peak_bytes for inner in (call, *call.ops))) > MOST_BYTES:
+        raise InputError(f"{row} needs {size:,} bytes of activations, expected at most {MOST_BYTES:,}")
+    return call
+
+
+def _deployed(row: Row) -> nn.Module:
     with torch.device("meta"):
         module = row.unit.build(*row.inputs) if not isinstance(row.unit, ops.Block) else row.unit.module(*row.inputs)
     if (count := sum(parameter.numel() for parameter in module.parameters())) > MOST_PARAMS:
         raise InputError(f"{row} has {count:,} parameters, expected at most {MOST_PARAMS:,}")
-    (call,) = trace(fuse_in_place(module), *row.inputs)
-    if (size := max(inner.peak_bytes for inner in (call, *call.ops))) > MOST_BYTES:
-        raise InputError(f"{row} needs {size:,} bytes of activations, expected at most {MOST_BYTES:,}")
-    return call
+    return fuse_in_place(module)
+
+
+@functools.cache
+def deployed_bytes_of_unit(row: Row) -> int:
+    """Bytes of the weights of one block or op in deployed form, fp32: what its norms hold is in its neighbours."""
+    return BYTES_PER_VALUE * sum(parameter.numel() for parameter in _deployed(row).parameters())
 
 
 def fuse_in_place(model: nn.Module) -> nn.Module:
