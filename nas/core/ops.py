@@ -91,12 +91,14 @@ class Choice:
         return hash(self.values)
 
 
-class _FromStage:
+class FromStage:
+    """What `from_stage` writes."""
+
     def __repr__(self) -> str:
         return "from_stage()"
 
 
-_FROM_STAGE = _FromStage()
+_FROM_STAGE = FromStage()
 
 
 def one_of(*values: T) -> T:
@@ -256,6 +258,17 @@ class Row(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.unit} @ {', '.join(map(str, self.inputs))}"
+
+
+def parse_row(text: str) -> Row:
+    """Read what `str(row)` writes.
+
+    Raises:
+        InputError: for a block or op that is not loaded, or what cannot be read.
+    """
+    unit, _, shapes = text.partition(" @ ")
+    name, _, values = unit.partition(" ")
+    return Row(parse_unit(name, values), tuple(Shape.parse(shape) for shape in shapes.split(", ") if shape))
 
 
 class Recorder(Protocol):
