@@ -33,7 +33,10 @@ LIMIT_SHARE = 0.25  # of what the disk has free, files of the cache counted as f
 LEAST_FREE_BYTES = 2**26  # with less, what cannot be written fails for want of room
 YOUNG_SECONDS = 600.0  # a file used since then is left: some process may be about to load it
 #: of the package `nas`: what builds and converts models
-SOURCES = ("ops.py", "blocks.py", "building.py", "tracing.py", "export.py", "arch.py", "profiling/probes.py")
+SOURCES = (
+    *(f"core/{name}.py" for name in ("ops", "blocks", "tracing", "arch")),
+    *("networks/building.py", "networks/export.py", "profiling/probes.py"),
+)
 
 
 def cache_folder() -> Path:
