@@ -115,12 +115,14 @@ class Choice:
         return hash(self.values)
 
 
-class _FromStage:
+class FromStage:
+    """What `from_stage` writes."""
+
     def __repr__(self) -> str:
         return "from_stage()"
 
 
-_FROM_STAGE = _FromStage()
+_FROM_STAGE = FromStage()
 
 
 def one_of(*values: T) -> T:
@@ -158,13 +160,13 @@ class Unit:
         _REGISTRY[cls.__name__] = cls
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
+        for field in self._fields():
             _check_value(type(self), field.name, getattr(self, field.name))
 
     def __hash__(self) -> int:  # cached: units are looked up far more often than made
         cached = self.__dict__.get("_cached_hash")
         if cached is None:
-            values = tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+            values = tuple(getattr(self, field.name) for field in self._fields())
             cached = hash((type(self).__name__, values))
             object.__setattr__(self, "_cached_hash", cached)
         return int(cached)
@@ -178,20 +180,25 @@ class Unit:
         """The names of the fields."""
         return frozenset(field.name for field in dataclasses.fields(cls))
 
+    @classmethod
+    @functools.cache
+    def _fields(cls) -> tuple[dataclasses.Field[Any], ...]:
+        return dataclasses.fields(cls)
+
     def unfilled(self) -> tuple[str, ...]:
         """The names of the fields without a value: choices, and those that the stage fills in."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values = {field.name: getattr(self, field.name) for field in self._fields()}
         return tuple(name for name, value in values.items() if isinstance(value, Choice) or value is _FROM_STAGE)
 
     def open_fields(self) -> dict[str, Choice]:
         """The fields that are still choices, by name."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values = {field.name: getattr(self, field.name) for field in self._fields()}
         return {name: value for name, value in values.items() if isinstance(value, Choice)}
 
     def resolved(self, values: dict[str, Any]) -> Unit:
         """This unit with its open fields and its `from_stage` fields taken from `values`."""
         filled = {}
-        for field in dataclasses.fields(self):
+        for field in self._fields():
             value = getattr(self, field.name)
             if isinstance(value, Choice) or value is _FROM_STAGE:
                 if field.name not in values:
@@ -200,7 +207,7 @@ class Unit:
         return dataclasses.replace(self, **filled) if filled else self
 
     def __str__(self) -> str:
-        fields = " ".join(f"{field.name}={_show(getattr(self, field.name))}" for field in dataclasses.fields(self))
+        fields = " ".join(f"{field.name}={_show(getattr(self, field.name))}" for field in self._fields())
         return f"{type(self).__name__} {fields}".strip()
 
     #: build(*shapes) -> module, for inputs of these shapes: one for each tensor (a map; tokens; a map and tokens)
@@ -254,7 +261,7 @@ def is_known(name: str) -> bool:
 def make_unit(name: str, values: dict[str, Any]) -> Unit:
     """An op or block from its class name and fields, checked against the class's declared types."""
     cls = unit_class(name)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields = {field.name: field for field in cls._fields()}
     for key, value in values.items():
         if key not in fields:
             raise InputError(f"{name}: {suggest('field', key, fields)}")
@@ -273,7 +280,7 @@ _TYPES: dict[str, type] = {"int": int, "bool": bool, "str": str}
 
 def parse_unit(name: str, text: str) -> Unit:
     """An op or block from its class name and a text like `cin=3 act=relu`, as `str(unit)` writes it."""
-    kinds = {field.name: str(field.type) for field in dataclasses.fields(unit_class(name))}
+    kinds = {field.name: str(field.type) for field in unit_class(name)._fields()}
     values: dict[str, Any] = {}
     for item in text.split():
         key, equals, value = item.partition("=")
@@ -313,6 +320,17 @@ class Row(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.unit} @ {', '.join(map(str, self.inputs))}"
+
+
+def parse_row(text: str) -> Row:
+    """Read what `str(row)` writes.
+
+    Raises:
+        InputError: for a block or op that is not loaded, or what cannot be read.
+    """
+    unit, _, shapes = text.partition(" @ ")
+    name, _, values = unit.partition(" ")
+    return Row(parse_unit(name, values), tuple(Shape.parse(shape) for shape in shapes.split(", ") if shape))
 
 
 class Recorder(Protocol):

@@ -7,20 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
-import latency_tables
-import search_spaces
 from nas.core.arch import Arch, calls_of, stage_runs, steps_of
-from nas.core.errors import NasError
 from nas.core.ops import Shape
 from nas.core.space import Space
 from nas.core.tracing import macs_of_unit, params_of_unit
 from nas.core.units import to_ms
 from nas.networks.building import cost_of
-from nas.profiling import backends
-from nas.profiling.backends import load_backend
 from nas.profiling.device import this_machine
 from nas.tables.kinds import line_of
 from nas.tables.table import Table
@@ -146,11 +140,6 @@ def profiling_seconds(space: Space) -> float:
     return len(space.rows()) * (ROW_SECONDS + ROW_SECONDS_224 * pixels / 224**2)
 
 
-def spaces() -> list[dict[str, Any]]:
-    """`space_facts` of every known space."""
-    return [space_facts(space) for _, space in sorted(search_spaces.spaces().items())]
-
-
 def table_facts(table: Table) -> dict[str, Any]:
     """What a table was measured on, what it holds and how far it can be trusted."""
     header, card = table.header, table.card
@@ -177,28 +166,3 @@ def table_facts(table: Table) -> dict[str, Any]:
         "card": None if card is None else card.facts(),
         "table_hash": table.hash,
     }
-
-
-def tables(*paths: Path) -> list[dict[str, Any]]:
-    """`table_facts` of the shipped tables and of those named, with the name that finds them; one that cannot be read
-    says why.
-    """
-    found = []
-    for name in (*latency_tables.names(), *map(str, paths)):
-        path = latency_tables.find(name)
-        try:
-            found.append({"name": name, **table_facts(Table.read(path))})
-        except NasError as error:
-            found.append({"name": name, "table": str(path), "error": str(error)})
-    return found
-
-
-def runtimes() -> dict[str, list[str]]:
-    """All runtimes, with the precisions that each can have."""
-    return {name: list(load_backend(name).precisions) for name in backends.runtimes()}
-
-
-def untested() -> dict[str, str]:
-    """The runtimes that we could not run on the hardware they are for, and that hardware."""
-    known = map(load_backend, backends.runtimes())
-    return {backend.name: backend.untested for backend in known if backend.untested is not None}
