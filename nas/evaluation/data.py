@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.core.errors import InputError, suggest
+from nas.core.files import cache_folder
 from nas.evaluation import datasets
 from nas.evaluation.sampler import PlannedBatch, in_order, shuffled
 
@@ -291,9 +292,9 @@ def shifted(images: Tensor, by: Tensor) -> Tensor:
     return images.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def cache_folder() -> Path:
-    """Where downloaded data sets are kept: $MILLINAS_DATA, or ~/.cache/millinas."""
-    return Path(os.environ.get("MILLINAS_DATA") or Path.home() / ".cache" / "millinas")
+def data_folder() -> Path:
+    """Where downloaded data sets are kept: `$MILLINAS_DATA`, or the folder of caches."""
+    return Path(os.environ["MILLINAS_DATA"]) if os.environ.get("MILLINAS_DATA") else cache_folder()
 
 
 def load_data(
