@@ -50,7 +50,7 @@ def seal(path: Path) -> None:
     Raises:
         RunError: it cannot be written.
     """
-    write_text(_seal_of(path), json.dumps(fingerprint(path)))
+    write_text(_seal_of(path), json.dumps(fingerprint(path)), sync=False)
 
 
 def _seal_of(path: Path) -> Path:

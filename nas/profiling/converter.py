@@ -34,7 +34,7 @@ def main() -> None:
     torch.set_num_threads(1)
     backend = load_backend(job["runtime"])(job["threads"], job["precision"], job["variant"])
     assert isinstance(backend, FileBackend)
-    with shared_number(Path(job["busy"])) as busy:
+    with shared_number(job["busy"]) as busy:
         answer({"ready": True})
         for line in sys.stdin:
             answer({"failures": convert(backend, json.loads(line), busy)})
@@ -48,7 +48,7 @@ def convert(backend: FileBackend, probes: dict[str, dict[str, Any]], busy: mmap.
         path = Path(item["file"])
         try:
             probe = Probe.from_data(item["probe"])
-            with whole(path) as begun:
+            with whole(path, sync=False) as begun:  # its seal tells one that a power cut tore
                 backend.convert(probe.module(WEIGHTS_SEED), probe.shapes(), begun)
             seal(path)
         except Exception as error:  # whatever a converter raises belongs to this probe alone
