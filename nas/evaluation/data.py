@@ -7,7 +7,6 @@ and become floats batch by batch, on the device; folders of images are streamed.
 
 from __future__ import annotations
 
-import importlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -318,4 +317,4 @@ def load_data(
         raise InputError(f"dataset {name}: limit is at least 2 images, not {limit}")
     folder = Path(path).expanduser() if path else None
     request = DataRequest(name, folder, input_shape, seed, val_fraction, limit)
-    return cast(Data, importlib.import_module(datasets.module_name(name)).load(request))
+    return cast(Data, datasets.loader(name)(request))

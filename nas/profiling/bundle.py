@@ -74,7 +74,7 @@ def make(
         raise InputError(f"bundles: {suggest('runtime', runtime, runner.RUNTIMES)}")
     if space_of(scope_of(space)) != space:
         raise InputError(
-            f"space {space.name!r} is not the one that is known by this name; put its file into NAS_SPACES"
+            f"space {space.name!r} is not the one that is known by this name; put its file into a folder of NAS_PLUGINS"
         )
     only = None if rows is None else tuple(rows)
     job = _Bundled(

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import nas
 import search_spaces
+from nas.core import plugins
 from nas.core.errors import MeasureError
 from nas.core.files import cache_folder, write_text, writing
 from nas.profiling import backends
@@ -149,8 +150,7 @@ def _installed() -> list[str]:
 def _sources() -> str:
     """A hash of the source that decides what is in a converted file."""
     package = Path(nas.__file__).parent
-    outside = filter(None, os.environ.get("NAS_SPACES", "").split(os.pathsep))
-    folders = [*search_spaces.__path__, *outside, *backends.__path__]
-    files = [package / name for name in SOURCES]
+    folders = [*search_spaces.__path__, *backends.__path__]
+    files = [package / name for name in SOURCES] + plugins.sources()
     files += [file for folder in folders for file in sorted(Path(folder).glob("*.py"))]
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()

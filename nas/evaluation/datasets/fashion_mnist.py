@@ -61,3 +61,6 @@ def _find(folder: Path, name: str) -> Path:
         if path.is_file():
             return path
     raise InputError(f"dataset fashion-mnist: {folder} lacks {name}.gz (and {name})")
+
+
+DATASET = load
