@@ -21,7 +21,7 @@ from plotly.offline import get_plotlyjs
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
-from nas.core.errors import RunError
+from nas.core.errors import RunError, without_passwords
 from nas.core.files import write_text
 from nas.core.units import show_count, show_seconds, to_ms
 from nas.report import plots
@@ -206,7 +206,7 @@ def read_run(run_dir: Path | str) -> Run:
         raise RunError(f"the run in {path} is not finished: no {', '.join(lacking)}. Finish it: nas search {request}")
     run = Run(
         path=path,
-        request=(path / "request.yaml").read_text(encoding="utf-8", errors="backslashreplace"),  # only shown
+        request=without_passwords((path / "request.yaml").read_text(encoding="utf-8", errors="backslashreplace")),
         result=_read_result(path / "result.json"),
         trials=read_trials(path / "trials.csv"),
         training=_read_training(path / "training.csv"),
