@@ -18,17 +18,22 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from nas.core.errors import RunError
+from nas.core.files import cache_folder
+
 LIMIT_BYTES = 2**26  # a file is read whole, so one of this size takes no more
 UNUSED_SECONDS = 30 * 86400.0  # a file that nobody has read since then goes
 DAY_SECONDS = 86400.0
 WRITE_SECONDS = 1.0  # a kill loses what the last second has worked out
 
 
-def cache_folder() -> Path:
-    """Where the files are: `traced` in `$NAS_CACHE`, or in `millinas` in the user's cache folder."""
-    if chosen := os.environ.get("NAS_CACHE"):
-        return Path(chosen) / "traced"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millinas" / "traced"
+def folder() -> Path:
+    """Where the files are.
+
+    Raises:
+        RunError: there is no folder for caches.
+    """
+    return cache_folder() / "traced"
 
 
 class Remembered:
@@ -77,11 +82,11 @@ class Remembered:
                 return
             with path.open("ab", buffering=0) as file:  # one write, behind whatever another process left half
                 file.write(b"\n" + b"\n".join(_sealed(key, value) for key, value in new.items()) + b"\n")
-        except (OSError, RuntimeError):  # RuntimeError: no home
+        except (OSError, RunError):
             pass
 
     def _path(self) -> Path:
-        return cache_folder() / f"{self.code}.jsonl"
+        return folder() / f"{self.code}.jsonl"
 
     def _read(self) -> dict[bytes, bytes]:
         content = b""
@@ -90,7 +95,7 @@ class Remembered:
             content = path.read_bytes()
             if time.time() > path.stat().st_mtime + DAY_SECONDS:
                 os.utime(path)
-        except (OSError, RuntimeError):  # nothing there, or read, though of a folder that takes no writes
+        except (OSError, RunError):  # nothing there, or read, though of a folder that takes no writes
             pass
         return dict(_opened(content.split(b"\n")))
 

@@ -11,12 +11,13 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
-import os
 import site
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from nas.core import plugins
 
 ROOT = Path(__file__).resolve().parents[2]  # of the packages `nas` and `search_spaces`
 PACKAGE = ROOT / "nas" / "__init__.py"  # stands for all of it
@@ -36,19 +37,13 @@ def code_of(*modules: str) -> str | None:
 
 
 def code_of_package() -> str | None:
-    """A hash of the whole package and of every family in the folders of `NAS_SPACES`, loaded or not."""
-    return _code_with(tuple(outside_families()))
+    """A hash of the whole package and of every file in the folders of `NAS_PLUGINS` and `NAS_SPACES`, loaded or not."""
+    return _code_with(tuple(plugins.sources()))
 
 
 @functools.cache
 def _code_with(families: tuple[Path, ...]) -> str | None:
     return _hash(ALL, families)
-
-
-def outside_families() -> list[Path]:
-    """Files in the folders of `NAS_SPACES`."""
-    folders = filter(None, os.environ.get("NAS_SPACES", "").split(os.pathsep))
-    return [path for folder in folders for path in sorted(Path(folder).glob("*.py"))]
 
 
 def _hash(patterns: tuple[str, ...], outside: Iterable[Path]) -> str | None:

@@ -7,14 +7,13 @@ the report read it: a budget `NAME<=5` is legal where a metric of that name stan
 from __future__ import annotations
 
 import functools
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from nas.core import plugins
 from nas.core.errors import BudgetError, suggest
 from nas.core.tracing import params_of_unit
 from nas.core.units import show_count
@@ -95,7 +94,7 @@ class Metric(ABC):
 
 def names() -> list[str]:
     """All metrics, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    return plugins.names("metrics")
 
 
 @functools.cache
@@ -107,5 +106,5 @@ def load_metric(name: str) -> Metric:
     """
     if name not in names():
         raise BudgetError(suggest("metric", name, names()))
-    metric: Metric = importlib.import_module(f"{__name__}.{name}").METRIC
+    metric: Metric = plugins.load("metrics", name)
     return metric

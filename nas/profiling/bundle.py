@@ -13,13 +13,14 @@ import dataclasses
 import json
 import random
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from nas.core.arch import Arch, calls_of
 from nas.core.errors import InputError, MeasureError, suggest
+from nas.core.files import lock_of, write_text, writing
 from nas.core.ops import Row, Shape, parse_unit
 from nas.core.space import Space
 from nas.core.tracing import macs_of_unit
@@ -30,7 +31,7 @@ from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.profiler import table_name
 from nas.profiling.protocol import MOST_SLOW, Settings
-from nas.profiling.samples import Journal, Log, unwritable
+from nas.profiling.samples import Journal, Log
 from nas.profiling.selection import varied
 from nas.profiling.sentinel import sentinel
 from nas.profiling.shared_weights import SharedWeights
@@ -73,7 +74,7 @@ def make(
         raise InputError(f"bundles: {suggest('runtime', runtime, runner.RUNTIMES)}")
     if space_of(scope_of(space)) != space:
         raise InputError(
-            f"space {space.name!r} is not the one that is known by this name; put its file into NAS_SPACES"
+            f"space {space.name!r} is not the one that is known by this name; put its file into a folder of NAS_PLUGINS"
         )
     only = None if rows is None else tuple(rows)
     job = _Bundled(
@@ -95,7 +96,7 @@ def make(
     begun = whole.with_name(f"{whole.name}.begun")  # what an interrupted call leaves is made anew
     shutil.rmtree(begun, ignore_errors=True)
     graphs, failures = _write_graphs(job, begun / GRAPHS, progress)
-    with _writing(whole):
+    with writing(whole):
         shutil.copyfile(runner.__file__, begun / "run.py")
     names = sorted(path.relative_to(begun).as_posix() for path in [begun / "run.py", *begun.glob(f"{GRAPHS}/*")])
     manifest = plan | {
@@ -105,19 +106,10 @@ def make(
         "unconverted": failures,
         "files": {name: runner.fingerprint(begun / name) for name in names},
     }
-    with _writing(whole):
-        (begun / runner.MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    write_text(begun / runner.MANIFEST, json.dumps(manifest, indent=1))
+    with writing(whole):
         begun.replace(whole)
     return folder
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Say what to do where a file cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise unwritable(path, error) from error
 
 
 def _plan(job: Job) -> dict[str, Any]:
@@ -160,7 +152,7 @@ def _require_same(folder: Path, plan: Mapping[str, Any]) -> None:
 
 def _write_graphs(job: Job, folder: Path, progress: Progress) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Convert the sentinel and all graphs; what a manifest says of each by key, and why others failed."""
-    with _writing(folder):
+    with writing(folder):
         folder.mkdir(parents=True)
     items = job.items(_networks(job))
     probes = list(dict.fromkeys([sentinel(), *(probe for item in items for probe, _ in item)]))
@@ -175,13 +167,13 @@ def _write_graphs(job: Job, folder: Path, progress: Progress) -> tuple[dict[str,
                 if probe.key in bench.failures:
                     continue
                 path = folder / f"{number:04}{suffix}"
-                with _writing(path):
+                with writing(path):
                     if suffix == ".onnx":
                         path.write_bytes(shared.without_weights(files[probe.key]))
                     else:
                         shutil.copyfile(files[probe.key], path)
                 graphs[probe.key] = _graph_data(probe, f"{GRAPHS}/{path.name}", job.settings.least_of(probe))
-    with _writing(folder):
+    with writing(folder):
         shared.write(folder)
     return graphs, bench.failures
 
@@ -234,16 +226,19 @@ def collect(folder: Path, *, output: Path | None = None, partial: bool = False, 
             into the table at `output`.
         MeasureError: where the device was too disturbed, or could not measure rows, naming each and why; the table
             holds the others.
-        RunError: where the table cannot be written.
+        RunError: where another process writes the table, or it cannot be written.
     """
     manifest = _read_manifest(folder)
     if not (folder / runner.SAMPLES).exists():
         raise InputError(f"{folder}: has no {runner.SAMPLES}; copy the folder to the device and there: python run.py")
     failures = manifest["unconverted"] | _read_failures(folder)
-    with Journal(folder / runner.SAMPLES) as journal:
+    with contextlib.ExitStack() as held:
+        journal = held.enter_context(Journal(folder / runner.SAMPLES))
         if journal.header is None or not journal.samples:
             raise InputError(f"{folder / runner.SAMPLES}: holds no samples; on the device: python run.py")
         job = _job(manifest, Header(**journal.header | {"spaces": ()}), output)
+        held.enter_context(lock_of(job.path))
+        job = dataclasses.replace(job)  # what others have written until now counts
         _require_same_run(folder, manifest, job)
         lacking = _lacking(manifest, journal, failures)
         if lacking and not partial:
@@ -265,8 +260,7 @@ def collect(folder: Path, *, output: Path | None = None, partial: bool = False, 
             )
             job = dataclasses.replace(job, facts=facts)
         table = job.result(journal, "default", archs)
-    if table.entries:
-        with _writing(job.path):
+        if table.entries:
             table.write(job.path)
     _raise_failures(folder, job, failures)
     return Table.read(job.path)

@@ -2,8 +2,8 @@
 
     python -m nas.profiling.memory
 
-is the fresh process: it reads a job, one JSON line, from standard input and writes the bytes to a file. It imports
-PyTorch only where the backend does.
+is the fresh process: it reads a job, one JSON line, from standard input and answers with one that has the bytes. It
+imports PyTorch only where the backend does.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas.core.errors import MeasureError
 from nas.profiling.backends import Backend, FileBackend, Session, load_backend
+from nas.profiling.worker import WEIGHTS_SEED, answers
 
 if TYPE_CHECKING:
     from nas.core.arch import Arch
@@ -50,26 +50,29 @@ def peak_bytes(engine: Engine, arch: Arch) -> int:
     backend = load_backend(engine.runtime)(engine.threads, engine.precision, engine.variant)
     _check(backend)
     probes = {"small": sentinel(), "network": Probe(arch=arch)}
-    with tempfile.TemporaryDirectory(prefix="nas-memory-") as name:
-        folder = Path(name)
-        job = {
-            "runtime": engine.runtime,
-            "settings": [engine.threads, engine.precision, engine.variant],
-            "folder": name,
-            "files": _files(engine, probes) if isinstance(backend, FileBackend) else {},
-            "shapes": {key: [list(shape) for shape in probe.shapes()] for key, probe in probes.items()},
-            "arch": arch.to_json(),
-        }
-        command = [sys.executable, "-m", "nas.profiling.memory"]
-        environment = _environment(engine.threads)
-        done = subprocess.run(
-            command, input=json.dumps(job), capture_output=True, text=True, env=environment, check=False
-        )
-        if done.returncode != 0:
-            said = done.stderr.strip().splitlines()
-            reason = f"ended with {done.returncode}: {said[-1] if said else 'it said nothing'}"
-            raise MeasureError(f"runtime {engine.runtime!r}: the process that should load the network {reason}")
-        return int((folder / "bytes").read_text(encoding="ascii"))
+    job = {
+        "runtime": engine.runtime,
+        "settings": [engine.threads, engine.precision, engine.variant],
+        "files": _files(engine, probes) if isinstance(backend, FileBackend) else {},
+        "shapes": {key: [list(shape) for shape in probe.shapes()] for key, probe in probes.items()},
+        "arch": arch.to_json(),
+    }
+    command = [sys.executable, "-m", "nas.profiling.memory"]
+    environment = _environment(engine.threads)
+    done = subprocess.run(
+        command,
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        start_new_session=True,  # Ctrl-C is for the profiler, which ends it
+    )
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines()
+        reason = f"ended with {done.returncode}: {said[-1] if said else 'it said nothing'}"
+        raise MeasureError(f"runtime {engine.runtime!r}: the process that should load the network {reason}")
+    return int(json.loads(done.stdout)["bytes"])
 
 
 def _files(engine: Engine, probes: dict[str, Probe]) -> dict[str, str]:
@@ -89,12 +92,12 @@ def _files(engine: Engine, probes: dict[str, Probe]) -> dict[str, str]:
 
 def main() -> None:
     """Serve one job; see the module."""
+    answer = answers()
     job = json.loads(sys.stdin.readline())
     backend = load_backend(job["runtime"])(*job["settings"])
-    folder = Path(job["folder"])
     network = _loader(backend, job) if isinstance(backend, FileBackend) else _preparer(backend, job)
     count = _cuda_bytes if backend.memory == "torch.cuda" else _resident_bytes
-    (folder / "bytes").write_text(str(count(network)), encoding="ascii")
+    answer({"bytes": count(network)})
 
 
 def _loader(backend: FileBackend, job: dict[str, Any]) -> Callable[[], Session]:
@@ -107,7 +110,6 @@ def _preparer(backend: Backend, job: dict[str, Any]) -> Callable[[], Session]:
     from nas.core.arch import Arch
     from nas.profiling.probes import Probe
     from nas.profiling.sentinel import sentinel
-    from nas.profiling.worker import WEIGHTS_SEED
 
     small = sentinel()
     backend.prepare(small.module(WEIGHTS_SEED), small.shapes()).run()

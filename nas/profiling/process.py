@@ -60,18 +60,19 @@ class _Child:
     """
 
     def __init__(self, module: str, threads: int) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="nas-worker-")
         self._keys: list[str] = []  # of the probes that it may be busy with
-        self._busy = Path(self._folder.name) / "busy"
-        self._busy.write_bytes(struct.pack("q", -1))
-        self._errors = (Path(self._folder.name) / "stderr").open("w+b")
+        # two files without a name, which no kill leaves behind
+        self._busy = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  closed when the process is stopped
+        self._busy.write(struct.pack("q", -1))
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            start_new_session=True,
+            start_new_session=True,  # Ctrl-C is for the profiler, which ends it
+            pass_fds=[self._busy.fileno()],
             env=_environment(threads),
         )
 
@@ -102,20 +103,19 @@ class _Child:
         said = self._errors.read().decode(errors="replace").strip().splitlines()
         reason = f"the process ended with {'signal' if code < 0 else 'exit code'} {abs(code)}"
         reason += f": {said[-1]}" if said else ""
-        (number,) = struct.unpack("q", self._busy.read_bytes())
+        (number,) = struct.unpack("q", os.pread(self._busy.fileno(), 8, 0))
         return WorkerDeathError(reason, self._keys[number]) if number >= 0 else MeasureError(reason)
 
     def stop(self) -> None:
         """End the process."""
         self._process.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout, self._errors):
+        for pipe in (self._process.stdin, self._process.stdout, self._errors, self._busy):
             if pipe is not None:
                 try:
                     pipe.close()
                 except BrokenPipeError:  # what it had not read is lost, as meant
                     continue
-        self._folder.cleanup()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
@@ -151,7 +151,8 @@ class Worker(_Child):
     ) -> None:
         super().__init__("nas.profiling.worker", engine.threads)
         self._keys = [probe.key for probe in probes]
-        answer = self._first(self._job(engine, probes, settings, seed, spaces, files))
+        job = self._job(engine, probes, settings, seed, spaces, files)
+        answer = self._first(job | {"busy": self._busy.fileno()})
         self.failures: dict[str, str] = answer["failures"]
 
     def _job(
@@ -168,7 +169,6 @@ class Worker(_Child):
             "probes": {probe.key: _probe_data(probe, files) | {"least": settings.least_of(probe)} for probe in probes},
             "sentinel": _probe_data(sentinel(), files),
             "seed": seed,
-            "busy": str(self._busy),
             "sample_us": settings.sample_us,
             "most": settings.most,
         }
@@ -191,7 +191,7 @@ class Converter(_Child):
 
     def __init__(self, engine: Engine, spaces: Sequence[str]) -> None:
         super().__init__("nas.profiling.converter", engine.threads)
-        self._first(_engine_data(engine, spaces) | {"busy": str(self._busy)})
+        self._first(_engine_data(engine, spaces) | {"busy": self._busy.fileno()})
 
     def convert(self, probes: Sequence[Probe], files: Mapping[str, Path]) -> dict[str, str]:
         """Write the files of these probes; why those without one failed, by key.
@@ -217,7 +217,7 @@ class Inspector(_Child):
 
     def __init__(self, engine: Engine, files: Mapping[str, Path]) -> None:
         super().__init__("nas.profiling.inspector", engine.threads)
-        job = {"busy": str(self._busy), "sentinel": _probe_data(sentinel(), files)}
+        job = {"busy": self._busy.fileno(), "sentinel": _probe_data(sentinel(), files)}
         self._first(_engine_data(engine, ()) | job)
 
     def inspect(self, probe: Probe, file: Path, runs: int, warm_up: int) -> tuple[float, list[list[tuple[str, float]]]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from nas.core.arch import Arch, calls_of
 from nas.core.errors import MeasureError
+from nas.core.files import lock_of
 from nas.core.ops import Row
 from nas.core.space import Space
 from nas.core.units import show_seconds
@@ -30,7 +31,7 @@ from nas.profiling.prediction import Prediction
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.protocol import GATE, MOST_DRIFT, MOST_SLOW, Noise, Settings, Times, reference_of
-from nas.profiling.samples import Journal, Log, locked, unwritable
+from nas.profiling.samples import Journal, Log
 from nas.tables.table import MIN_NETWORKS, Table
 
 __all__ = [
@@ -234,7 +235,7 @@ def run(
     job: Job, *, budget_minutes: float | None = None, accept_noise: bool = False, progress: Progress = silent
 ) -> Outcome:
     """Do a job; see `profile`."""
-    with locked(job.path):  # what others have written until now counts, and none writes meanwhile
+    with lock_of(job.path):  # what others have written until now counts, and none writes meanwhile
         return _run(replace(job), budget_minutes, accept_noise, progress)
 
 
@@ -268,7 +269,7 @@ def _run(job: Job, budget_minutes: float | None, accept_noise: bool, progress: P
             header = replace(table.header, protocol=protocol)
             table = Table(header, table.entries, table.networks, table.path, table.checks)
         if table.entries:
-            _write(table, job.path)
+            table.write(job.path)
     _raise_failures(job, archs, bench.failures)
     if shortage is not None:
         raise shortage
@@ -393,15 +394,8 @@ def _with_memory(job: Job, table: Table, until: float, progress: Progress) -> tu
                 break
     if networks != list(table.networks):
         table = Table(table.header, table.entries, networks, table.path, table.checks)
-        _write(table, job.path)
+        table.write(job.path)
     return Table.read(job.path), tuple(problems)
-
-
-def _write(table: Table, path: Path) -> None:
-    try:
-        table.write(path)
-    except OSError as error:
-        raise unwritable(path, error) from error
 
 
 def unmeasured_percent(table: Table, space: Space, seed: int = 0) -> float:

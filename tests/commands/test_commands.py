@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import random
 import re
@@ -324,3 +325,28 @@ def test_the_version_is_that_of_the_package(nas):
     import nas as package
 
     assert nas("--version")[1].strip() == f"millinas {package.__version__}"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left", "runs/x"), "runs/x: cannot be written (No space left); make room"),
+        (
+            OSError(errno.ENOSPC, "No space left"),
+            "a file of this command: cannot be written (No space left); make room",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "x.csv"),
+            "x.csv: Permission denied; see to its permissions",
+        ),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_and_no_traceback(nas, monkeypatch, error, said):
+    def refuse():
+        raise error
+
+    monkeypatch.setattr("nas.report.facts.spaces", refuse)
+    code, _, err = nas("spaces")
+    assert code == 1
+    assert said in err
+    assert len(err.splitlines()) == 1
