@@ -75,7 +75,7 @@ def _is_core(module: str) -> bool:
 def _closure(outside: Iterable[Path]) -> set[Path]:
     """These files and all that they import, but for what is installed, the standard library and the core."""
     waiting = {path.resolve() for path in outside}
-    families = {path.resolve() for path in outside_families()}
+    families = {path.resolve() for path in plugins.sources()}
     waiting |= families if waiting & families else set()  # one may load another by name
     seen: set[Path] = set()
     while waiting:

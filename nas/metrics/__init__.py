@@ -15,7 +15,6 @@ import numpy as np
 
 from nas.core import plugins
 from nas.core.errors import BudgetError, suggest
-from nas.core.tracing import params_of_unit
 from nas.core.units import show_count
 
 if TYPE_CHECKING:
@@ -85,6 +84,8 @@ class Metric(ABC):
 
         Where the metric is no sum it is a bound that none stays below, with the network of the fewest parameters.
         """
+        from nas.core.tracing import params_of_unit
+
         cost = self.per_row(space, table)
         if cost is None:
             return 0.0, space.extreme(params_of_unit)[1]

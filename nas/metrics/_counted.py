@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from nas.core.arch import steps_of
 from nas.metrics import Metric
 
 if TYPE_CHECKING:
@@ -24,6 +23,8 @@ class Counted(Metric):
         """What a block adds."""
 
     def predict(self, arch: Arch, table: Table, confidence: float | None = None) -> float:
+        from nas.core.arch import steps_of
+
         return float(sum([self.of_row(call.row) for call in steps_of(arch)]))
 
     def per_row(self, space: Space, table: Table) -> Callable[[Row], float]:

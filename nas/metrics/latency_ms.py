@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nas.core.arch import calls_of
 from nas.core.units import US_PER_MS, to_ms
 from nas.metrics import Metric
-from nas.tables.kinds import line_of
 
 if TYPE_CHECKING:
     from nas.core.arch import Arch
@@ -29,6 +27,9 @@ class Latency(Metric):
     has_confidence = True
 
     def predict(self, arch: Arch, table: Table, confidence: float | None = None) -> float:
+        from nas.core.arch import calls_of
+        from nas.tables.kinds import line_of
+
         calls = calls_of(arch)
         return to_ms(
             table.price(calls).total_us if confidence is None else table.bound_us(calls, confidence, line_of(arch))

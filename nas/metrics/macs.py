@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from nas.core.ops import Row
-from nas.core.tracing import macs_of_unit
+from typing import TYPE_CHECKING
+
 from nas.metrics._counted import Counted
+
+if TYPE_CHECKING:
+    from nas.core.ops import Row
 
 
 class MultiplyAdds(Counted):
@@ -14,6 +17,8 @@ class MultiplyAdds(Counted):
     title = "MACs"
 
     def of_row(self, row: Row) -> float:
+        from nas.core.tracing import macs_of_unit
+
         return macs_of_unit(row)
 
 

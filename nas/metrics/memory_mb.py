@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nas.core.tracing import params_of_unit
 from nas.metrics import MB, Metric
 
 if TYPE_CHECKING:
@@ -26,6 +25,8 @@ class Memory(Metric):
 
     def smallest(self, space: Space, table: Table, confidence: float | None = None) -> tuple[float, Arch]:
         """A bound that no network stays below: the most of a network's activations is no sum over its blocks."""
+        from nas.core.tracing import params_of_unit
+
         least, arch = space.extreme(params_of_unit)
         return table.memory_fit.least_bytes(least) / MB, arch
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from nas.core.ops import Row
-from nas.core.tracing import params_of_unit
+from typing import TYPE_CHECKING
+
 from nas.metrics._counted import Counted
+
+if TYPE_CHECKING:
+    from nas.core.ops import Row
 
 
 class Parameters(Counted):
@@ -14,6 +17,8 @@ class Parameters(Counted):
     title = "parameters"
 
     def of_row(self, row: Row) -> float:
+        from nas.core.tracing import params_of_unit
+
         return params_of_unit(row)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from nas.core.ops import Row
-from nas.core.tracing import deployed_bytes_of_unit
+from typing import TYPE_CHECKING
+
 from nas.metrics import MB
 from nas.metrics._counted import Counted
+
+if TYPE_CHECKING:
+    from nas.core.ops import Row
 
 
 class Size(Counted):
@@ -16,6 +19,8 @@ class Size(Counted):
     unit = "MB"
 
     def of_row(self, row: Row) -> float:
+        from nas.core.tracing import deployed_bytes_of_unit
+
         return deployed_bytes_of_unit(row) / MB
 
 
