@@ -53,7 +53,8 @@ def search_with_flags() -> Any:
 def _flag(name: str, field: Any) -> inspect.Parameter:
     """A field of the request as an option; its default shows in the help but stays unset, for the file to fill in."""
     texts = name == "budgets"
-    kind = list[str] if texts else bool if field.annotation is bool else int if _is_int(field) else str
+    named = (field.annotation, *get_args(field.annotation))
+    kind = list[str] if texts else next((each for each in (bool, int, float) if each in named), str)
     spelled = "--budget" if texts else f"--{name.replace('_', '-')}"
     shown = field.get_default(call_default_factory=True)
     default = f" Default: {shown}." if shown not in (None, (), False) else ""
@@ -63,10 +64,6 @@ def _flag(name: str, field: Any) -> inspect.Parameter:
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
-
-
-def _is_int(field: Any) -> bool:
-    return int in (field.annotation, *get_args(field.annotation))
 
 
 def _run_search(request: str | None, given: dict[str, Any], as_json: bool) -> None:

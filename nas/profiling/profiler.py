@@ -30,7 +30,7 @@ from nas.profiling.job import AUTO, DEFAULT, Job, method_for, network_item
 from nas.profiling.prediction import Prediction
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
-from nas.profiling.protocol import GATE, MOST_DRIFT, MOST_SLOW, Noise, Settings, Times, noise_of, reference_of
+from nas.profiling.protocol import ACCEPTED, GATE, MOST_DRIFT, MOST_SLOW, Noise, Settings, Times, noise_of, reference_of
 from nas.profiling.samples import Journal, Log
 from nas.tables.table import MIN_NETWORKS, Table
 
@@ -278,7 +278,7 @@ def _run(job: Job, budget_minutes: float | None, accept_noise: bool, progress: P
             )
         table = job.result(journal, variant, archs, predicted=prediction.entries if prediction is not None else ())
         if noise.is_too_much:
-            protocol = f"{table.header.protocol}; noisy machine accepted: {noise}"
+            protocol = f"{table.header.protocol}{ACCEPTED}{noise}"
             header = replace(table.header, protocol=protocol)
             table = Table(header, table.entries, table.networks, table.path, table.checks)
         if table.entries:

@@ -142,6 +142,7 @@ class Noise:
 
 
 QUIET = Noise(0.0, 1.0)
+ACCEPTED = "; noisy machine accepted: "  # in the protocol of a table that was written all the same, then how noisy
 
 
 def noise_of(samples: Samples, keys: Collection[str] | None = None, quiet_us: float = math.inf) -> Noise:

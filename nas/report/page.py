@@ -62,6 +62,9 @@ class Candidate(TypedDict):
     number: NonNegativeInt
     predicted_ms: PositiveFloat
     measured_spread_ms: NotRequired[FiniteFloat | None]
+    measured_noise: NotRequired[str | None]
+    measured_disturbed: NotRequired[bool | None]
+    measured_memory_mb: NotRequired[FiniteFloat | None]
     unmeasured_percent: NotRequired[FiniteFloat]
     memory_mb: NotRequired[PositiveFloat | None]
     params: NonNegativeInt
