@@ -71,8 +71,14 @@ def _run_search(request: str | None, given: dict[str, Any], as_json: bool) -> No
     from nas.search.run import run_search
 
     asked = Request.read(_request_file(request), **given) if request is not None else Request(**given)
+    told: list[str] = []
+
+    def log(line: str) -> None:
+        told.append(line)
+        note(line, report)
+
     with progress_bar() as report:
-        folder = run_search(asked, log=lambda line: note(line, report), progress=report)
+        folder = run_search(asked, log=log, progress=report)
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     if as_json:
         return print_json(result | {"run": str(folder)})
@@ -86,8 +92,13 @@ def _run_search(request: str | None, given: dict[str, Any], as_json: bool) -> No
     guesses = chance is not None and not chance["beyond"]
     beside = f", NO BETTER THAN CHANCE ({chance['level']:.2%})" if guesses else ""
     say(f"test accuracy {accuracy:.2%}{beside}, {winner['params']:,} parameters, {winner['macs']:,} MACs")
-    for warning in result.get("warnings", []):
-        say(f"WARNING: {warning}", markup=False)
+    warnings = [f"WARNING: {warning}" for warning in result.get("warnings", [])]
+    above = sum(warning in told for warning in warnings)
+    if above:
+        say(f"{above} warning{'s' if above > 1 else ''} above, also in the report")
+    for warning in warnings:
+        if warning not in told:
+            say(warning, markup=False)
     say(f"[bold]{folder / 'report.html'}[/bold]; the network: {folder / 'best.onnx'}, {folder / 'best.json'}")
 
 
