@@ -128,8 +128,8 @@ def _too_short(request: Request, data: Data, final_epochs: int) -> list[str]:
         if epochs * each < least:
             found.append(
                 f"{whose} for {epochs} epoch{'s' if epochs > 1 else ''} of {each} step{'s' if each > 1 else ''}, and "
-                f"the recipe needs {least} steps or more {why}: raise {name} to {math.ceil(least / each)}, or give more "
-                "images"
+                f"the recipe needs {least} steps or more {why}: raise {name} to {math.ceil(least / each)}, or give "
+                "more images"
             )
     return found
 
