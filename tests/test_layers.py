@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # a lower line may use a higher one
-    ["nas.core.errors", "nas.core.units"],
+    ["nas.core.errors", "nas.core.plain", "nas.core.units"],
     ["nas.core.files"],
     ["nas.core.ops"],
     ["nas.core.tracing"],
@@ -28,6 +28,7 @@ LAYERS = [  # a lower line may use a higher one
     ["nas.tables.transfer"],
     ["nas.networks.export", "nas.tables.importing"],
     ["nas.profiling"],
+    ["nas.metrics"],
     ["nas.evaluation"],
     ["nas.report.front", "nas.report.plots", "nas.report.page"],
     ["nas.report.facts"],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class NasError(Exception):
@@ -47,6 +49,17 @@ class BudgetError(InputError):
 
 class RunError(NasError):
     """A run, or a file of it, is in use, cannot be written, is incomplete, or belongs to another request."""
+
+
+_brief = reprlib.Repr()
+_brief.maxlevel, _brief.maxstring, _brief.maxother = 2, 80, 80
+
+
+def brief(value: Any) -> str:
+    """The `repr` of something that was given, cut where it is long, for a message."""
+    if isinstance(value, int) and abs(value) >= 10**18:  # Python refuses to write the longest
+        return f"a whole number of about {round(value.bit_length() * 0.30103)} digits"
+    return _brief.repr(value)
 
 
 def suggest(what: str, word: str, legal: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from nas.core.errors import InputError, suggest
+from nas.core.errors import InputError, brief, suggest
 
 T = TypeVar("T")
 Tensors = Tensor | tuple[Tensor, ...]
@@ -32,6 +32,27 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "hardswish": nn.Hardswish,
     "silu": nn.SiLU,
 }
+
+
+#: the legal values of whole-number fields of ops and blocks, by name; of all others 1 to `LARGEST`
+LARGEST = 1 << 16
+BOUNDS: dict[str, tuple[int, int]] = {
+    "branch": (1, 100),
+    "classes": (1, 1_000_000),
+    "convs": (1, 8),
+    "expand": (1, 64),
+    "expands": (1, 64),
+    "heads": (1, 1024),
+    "keep": (1, 100),
+    "kernel": (1, 255),
+    "layers": (1, 128),
+    "patch": (1, 128),
+    "percent": (1, 100),
+    "ratio": (1, 64),
+    "stride": (1, 64),
+}
+LONGEST = 64  # characters of a text, entries of a tuple
+MOST_SIZES = 6  # of a shape
 
 
 class Shape(tuple[int, ...]):
@@ -68,9 +89,12 @@ class Shape(tuple[int, ...]):
     @classmethod
     def parse(cls, text: str) -> Shape:
         """Read `1x48x56x56`."""
-        if not re.fullmatch(r"\d+(x\d+)*", text):
-            raise InputError(f"shape: expected sizes like 1x48x56x56, got {text!r}")
-        return cls(*map(int, text.split("x")))
+        if not re.fullmatch(r"[0-9]{1,6}(x[0-9]{1,6})*", text):
+            raise InputError(f"shape: expected sizes like 1x48x56x56, got {brief(text)}")
+        sizes = tuple(map(int, text.split("x")))
+        if len(sizes) > MOST_SIZES or max(sizes) > LARGEST:  # no token may be left
+            raise InputError(f"shape: expected up to {MOST_SIZES} sizes of at most {LARGEST}, got {brief(text)}")
+        return cls(*sizes)
 
 
 class Choice:
@@ -114,7 +138,13 @@ _REGISTRY: dict[str, type[Unit]] = {}
 
 @dataclass(frozen=True)
 class Unit:
-    """What ops and blocks have in common: fields, a text form, a registry by class name, and `build`."""
+    """What ops and blocks have in common: fields, a text form, a registry by class name, and `build`.
+
+    Attributes:
+        bounds: the legal values of whole-number fields, by name, where they are not those of `BOUNDS`.
+    """
+
+    bounds: ClassVar[Mapping[str, tuple[int, int]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -177,11 +207,26 @@ class Unit:
     build: ClassVar[Callable[..., nn.Module]]
 
 
-def _check_value(cls: type, name: str, value: Any) -> None:
-    items = value.values if isinstance(value, Choice) else value if isinstance(value, tuple) else (value,)
-    for item in items:
-        if not isinstance(item, (int, str)) and item is not _FROM_STAGE:  # bool is an int; floats make unstable keys
-            raise InputError(f"{cls.__name__}.{name}: expected int, bool, str or tuples of them, got {item!r}")
+def _check_value(cls: type[Unit], name: str, value: Any) -> None:
+    if isinstance(value, Choice):
+        for choice in value.values:
+            _check_value(cls, name, choice)
+    elif isinstance(value, tuple):
+        if len(value) > LONGEST:
+            raise InputError(f"{cls.__name__}.{name}: expected at most {LONGEST} entries, got {len(value)}")
+        for item in value:
+            _check_value(cls, name, item)
+    elif isinstance(value, str):
+        legal = ACTIVATIONS if name == "act" else None
+        if len(value) > LONGEST or (legal is not None and value not in legal):
+            expected = f"at most {LONGEST} characters" if legal is None else " or ".join(legal)
+            raise InputError(f"{cls.__name__}.{name}: expected {expected}, got {brief(value)}")
+    elif isinstance(value, int):  # a bool is one
+        low, high = cls.bounds.get(name) or BOUNDS.get(name, (1, LARGEST))
+        if not low <= value <= high and not isinstance(value, bool):
+            raise InputError(f"{cls.__name__}.{name}: expected {low} to {high}, got {brief(value)}")
+    elif value is not _FROM_STAGE:  # floats make unstable keys
+        raise InputError(f"{cls.__name__}.{name}: expected int, bool, str or tuples of them, got {brief(value)}")
 
 
 def _show(value: Any) -> str:
@@ -215,7 +260,7 @@ def make_unit(name: str, values: dict[str, Any]) -> Unit:
             raise InputError(f"{name}: {suggest('field', key, fields)}")
         kind = str(fields[key].type)
         if kind in _TYPES and (not isinstance(value, _TYPES[kind]) or (kind == "int" and isinstance(value, bool))):
-            raise InputError(f"{name}.{key}: expected {kind}, got {value!r}")
+            raise InputError(f"{name}.{key}: expected {kind}, got {brief(value)}")
     unit = cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
     still_open = [f.name for f in fields.values() if getattr(unit, f.name) is _FROM_STAGE] + list(unit.open_fields())
     if still_open:
@@ -232,6 +277,8 @@ def parse_unit(name: str, text: str) -> Unit:
     values: dict[str, Any] = {}
     for item in text.split():
         key, equals, value = item.partition("=")
+        if key in values:
+            raise InputError(f"{name}: field {key!r} stands there twice")
         if not equals or key not in kinds:
             raise InputError(f"{name}: cannot read field {item!r}; known fields: {', '.join(kinds) or 'none'}")
         values[key] = _read(value, kinds[key], f"{name}.{key}")
@@ -240,12 +287,22 @@ def parse_unit(name: str, text: str) -> Unit:
 
 def _read(text: str, kind: str, where: str) -> Any:
     if kind.startswith("tuple"):
-        return tuple(int(part) if re.fullmatch(r"-?\d+", part) else part for part in text.split(",") if part)
+        parts = (part for part in text.split(",") if part)
+        return tuple(_whole(part, where) if re.fullmatch(r"-?[0-9]+", part) else part for part in parts)
     if kind == "str":
         return text
-    if not re.fullmatch(r"-?\d+", text):
-        raise InputError(f"{where}: expected {kind}, got {text!r}")
-    return bool(int(text)) if kind == "bool" else int(text)
+    if not re.fullmatch(r"-?[0-9]+", text):
+        raise InputError(f"{where}: expected {kind}, got {brief(text)}")
+    number = _whole(text, where)
+    if kind == "bool" and number not in (0, 1):
+        raise InputError(f"{where}: expected 0 or 1, got {brief(text)}")
+    return bool(number) if kind == "bool" else number
+
+
+def _whole(text: str, where: str) -> int:
+    if len(text) > 18:  # no field goes so far, and Python refuses to read the longest
+        raise InputError(f"{where}: expected a whole number of at most 18 digits, got {len(text)}")
+    return int(text)
 
 
 class Row(NamedTuple):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nas.core import ops
-from nas.core.errors import TraceError
+from nas.core.errors import InputError, TraceError
 from nas.core.ops import BlockModule, Leaf, Row, Shape, Tensors
 
 #: what only looks at memory in another way; anything else outside an op leaf is compute
@@ -44,6 +44,18 @@ FREE_VIEWS = frozenset(
     ]
 )
 BYTES_PER_VALUE = 4  # fp32
+MOST_PARAMS, MOST_BYTES = 10**9, 16 * 10**9  # of a block: what is beyond is a slip of the pen, and ends in no memory
+#: what fvcore counts by default although it is no product of weights or tokens
+NOT_COUNTED = (
+    "adaptive_avg_pool2d",
+    "batch_norm",
+    "grid_sampler",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "upsample_bilinear2d",
+    "upsample_nearest2d",
+)
 
 
 @dataclass(frozen=True)
@@ -189,12 +201,27 @@ def calls_of_unit(row: Row) -> Call:
     """The call of one block or op in deployed form, traced once and remembered.
 
     Raises:
+        InputError: it has more parameters or larger tensors than a network could have.
         TraceError: where it computes outside its op leaves.
     """
+    (call,) = trace(_deployed(row), *row.inputs)
+    if (size := max(inner.peak_bytes for inner in (call, *call.ops))) > MOST_BYTES:
+        raise InputError(f"{row} needs {size:,} bytes of activations, expected at most {MOST_BYTES:,}")
+    return call
+
+
+def _deployed(row: Row) -> nn.Module:
     with torch.device("meta"):
         module = row.unit.build(*row.inputs) if not isinstance(row.unit, ops.Block) else row.unit.module(*row.inputs)
-    (call,) = trace(fuse_in_place(module), *row.inputs)
-    return call
+    if (count := sum(parameter.numel() for parameter in module.parameters())) > MOST_PARAMS:
+        raise InputError(f"{row} has {count:,} parameters, expected at most {MOST_PARAMS:,}")
+    return fuse_in_place(module)
+
+
+@functools.cache
+def deployed_bytes_of_unit(row: Row) -> int:
+    """Bytes of the weights of one block or op in deployed form, fp32: what its norms hold is in its neighbours."""
+    return BYTES_PER_VALUE * sum(parameter.numel() for parameter in _deployed(row).parameters())
 
 
 def fuse_in_place(model: nn.Module) -> nn.Module:
@@ -221,7 +248,7 @@ def params_of_unit(row: Row) -> int:
 def macs_of_op(row: Row) -> int:
     """Multiply-adds of one op at batch 1: convolutions, linears and matrix products, by fvcore (one MAC is one).
 
-    Norms, activations, pooling, softmax and sums are not counted, as the papers do not; training form.
+    Norms, activations, pooling, interpolation, softmax and sums are not counted, as the papers do not; training form.
     """
     with torch.device("cpu"):
         return _count_macs(row.unit.build(*row.inputs), row.inputs)
@@ -241,8 +268,8 @@ def _count_macs(module: nn.Module, shapes: tuple[Shape, ...]) -> int:
     with torch.no_grad():
         inputs = tuple(torch.zeros(shape) for shape in shapes)
         analysis = FlopCountAnalysis(module.eval(), inputs)
-        for norm in ("aten::batch_norm", "aten::layer_norm", "aten::group_norm"):
-            analysis.set_op_handle(norm, _no_macs)
+        for name in NOT_COUNTED:
+            analysis.set_op_handle(f"aten::{name}", _no_macs)
         analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         return int(analysis.total())

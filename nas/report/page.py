@@ -24,6 +24,7 @@ from typing_extensions import TypedDict  # pydantic needs this one below Python 
 from nas.core.errors import RunError
 from nas.core.files import write_text
 from nas.core.units import show_count, show_seconds, to_ms
+from nas.metrics import load_metric
 from nas.report import plots
 from nas.report.front import evaluated_trials, front_data, read_trials
 
@@ -36,7 +37,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Budget(TypedDict):
     """A resolved upper bound, and what was asked for."""
 
-    metric: Literal["latency_ms", "memory_mb", "params", "macs"]
+    metric: str
     limit: PositiveFloat
     asked: str
     table: str | None
@@ -318,6 +319,7 @@ def render(run: Run) -> str:
         ms=lambda ms: "not measured" if ms is None else plots.show_ms(ms),
         us=lambda us: plots.show_ms(to_ms(us)),
         count=show_count,
+        metric=lambda name: load_metric(name).title,
         seconds=show_seconds,
         percent=_percent,
         mean=_mean,

@@ -15,7 +15,8 @@ import optuna
 from nas.core.arch import Arch
 from nas.core.errors import RunError
 from nas.core.units import to_ms
-from nas.search.limits import MB, Estimator, Limit
+from nas.metrics import MB
+from nas.search.limits import Estimator, Limit
 from nas.search.study import remembered
 from nas.search.trials import Record
 from nas.search.workers import Outcome, Pool, Task

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
-from nas.core.errors import InputError, RunError, suggest
+from nas.core.errors import InputError, RunError, brief, suggest
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Count = Annotated[int, Field(ge=0, le=2**32 - 1)]  # seeds of NumPy end there
+Positive = Annotated[int, Field(ge=1, le=1_000_000)]
 
 #: what may differ when a run is continued; other fields decide what its scores mean (a table is compared by content)
 MAY_CHANGE = (
@@ -149,16 +149,17 @@ class Request(BaseModel):
         Raises:
             InputError: naming file, field, value and what was expected, for all fields at once.
         """
-        import yaml
+        from nas.core.plain import read_yaml
 
         try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: cannot be read as YAML: {error}") from error
+        data = read_yaml(text, str(path))
         if data is None:
             data = {}
         if not isinstance(data, Mapping):
-            raise InputError(f"{path}: expected fields such as `trials: 60`, got {data!r}")
+            raise InputError(f"{path}: expected fields such as `trials: 60`, got {brief(data)}")
         try:
             return cls(**{str(key): value for key, value in data.items()} | changes)
         except InputError as error:
@@ -224,8 +225,12 @@ def _problem(item: ErrorDetails) -> str:
         expected = f"at least {context['ge']}"
     elif kind == "greater_than":
         expected = f"more than {context['gt']}"
+    elif kind == "less_than_equal":
+        expected = f"at most {context['le']}"
+    elif kind == "string_too_long":
+        expected = f"at most {context['max_length']} characters"
     elif kind == "literal_error":
         expected = str(context["expected"])
     else:
         expected = _EXPECTED.get(kind, item["msg"])
-    return f"{where}: expected {expected}, got {item['input']!r}"
+    return f"{where}: expected {expected}, got {brief(item['input'])}"

@@ -14,13 +14,14 @@ from nas.core.errors import InputError, RunError, TableError
 from nas.core.space import Space
 from nas.evaluation.data import load_data
 from nas.evaluation.devices import pick_device
+from nas.metrics import load_metric
 from nas.profiling import profiler
 from nas.profiling.backends import load_backend
 from nas.profiling.device import this_machine
 from nas.profiling.job import CHAINS, IN_SITU
 from nas.search.budgets import Budget
 from nas.search.doubts import noisy
-from nas.search.limits import Estimator, Limit, Survey, resolve, smallest
+from nas.search.limits import Estimator, Limit, Survey, resolve
 from nas.search.request import Request
 from nas.search.timing import PROFILE_SHARE
 from nas.tables.calibration import networks_for
@@ -99,7 +100,7 @@ def resolve_request(request: Request, log: Log, progress: Progress) -> Resolved:
         runtime=table.header.runtime,
         threads=table.header.threads,
     )
-    least = smallest(space, "latency_ms", table)
+    least = load_metric("latency_ms").smallest(space, table)
     here = _measured_here([(None, table), *tables.items()])
     found = Resolved(filled, space, Estimator(table, limits, tables), survey, least, here)
     _tell(found, log)

@@ -16,11 +16,11 @@ from nas import __version__
 from nas.core.arch import Arch, calls_of
 from nas.core.units import to_ms
 from nas.evaluation.training import TrainResult
+from nas.metrics import MB
 from nas.networks.building import cost_of
 from nas.report import facts
 from nas.search.doubts import disturbed, doubts, noisy, shortened, winners_chance
 from nas.search.finalists import Finalist, Ranking
-from nas.search.limits import MB
 from nas.search.resolved import Resolved
 
 SCHEMA = 1

@@ -538,10 +538,10 @@ def test_a_table_that_lacks_many_rows_is_refused_naming_them(tmp_path, table_pat
 
 def test_the_real_scorer_trains_and_repeats_itself(table_path):
     from nas.evaluation.evaluators import load_evaluator
-    from nas.search.limits import smallest
+    from nas.metrics import load_metric
     from nas.search.scoring import TrainingScorer
 
-    _, arch = smallest(SPACE, "macs", Table.read(table_path))
+    _, arch = load_metric("macs").smallest(SPACE, Table.read(table_path))
     scorer = TrainingScorer(load_evaluator("short", epochs=1), "digits", (3, 32, 32), 0, "cpu")
     first, again, other = (scorer(arch.to_json(), seed) for seed in (0, 0, 1))
     assert first.val_loss == again.val_loss != other.val_loss
