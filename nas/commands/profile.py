@@ -11,6 +11,7 @@ import typer
 from nas.commands._app import app
 from nas.commands._options import (
     JsonOption,
+    PatienceOption,
     SeedOption,
     TablesPrecisionOption,
     TablesRuntimeOption,
@@ -68,6 +69,7 @@ def profile(
     accept_noise: Annotated[
         bool, typer.Option("--accept-noise", help="Write the table even where the machine is too noisy.")
     ] = False,
+    patience: PatienceOption = None,
     seed: SeedOption = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is left and how long it takes.")] = False,
     bundle: Annotated[
@@ -101,9 +103,10 @@ def profile(
     _refuse_without_effect(
         {"--collect": collect, "--host": host, "--bundle": bundle},
         {"--budget-minutes": budget_minutes, "--dry-run": dry_run},
-        {"SPACE": spaces, "--arch": arch, **{f"--{key}": value for key, value in asked.items()}},
+        {"SPACE": spaces, "--arch": arch, "--patience": patience} | {f"--{key}": value for key, value in asked.items()},
         {"--partial": partial, "--ssh-port": ssh_port, "--identity": identity, "--ssh-config": ssh_config},
     )
+    asked["patience_seconds"] = patience
     if collect is not None:
         return _collect(collect, table, partial, accept_noise, as_json)
     known = read_table(str(table)) if table is not None and table.is_file() else None

@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from nas.core.arch import calls_of
 from nas.core.errors import MeasureError
-from nas.core.tracing import macs_of_unit
 from nas.profiling.backends import FileBackend, load_backend
 from nas.profiling.cache import Cache
 from nas.profiling.probes import Probe
@@ -21,10 +19,8 @@ from nas.profiling.protocol import TOLERANCE, Settings, errors_of, good, referen
 from nas.profiling.samples import Log
 from nas.profiling.sentinel import sentinel
 
-MACS_PER_US = 3e4  # for estimates before anything is measured
 PROBE_SECONDS = 0.07  # to build, export, load and warm a probe
 WORKER_SECONDS = 2.0  # to start a process
-SENTINEL_US = 4000.0  # all its calls beside a sample
 
 Progress = Callable[[float, float, float | None, str], None]
 Item = tuple[tuple[Probe, float], ...]  # probes that are timed in the same rounds, and their weights in a row's time
@@ -45,6 +41,7 @@ class Bench:
         seed: of orders.
         spaces: names of the spaces whose blocks the probes use.
         failures: why probes cannot be measured, by key; it grows.
+        deaths: why probes took a process down that are to be tried once more, by key.
     """
 
     engine: Engine
@@ -53,6 +50,7 @@ class Bench:
     seed: int = 0
     spaces: tuple[str, ...] = ()
     failures: dict[str, str] = field(default_factory=dict)
+    deaths: dict[str, str] = field(default_factory=dict)
 
     def __enter__(self) -> Bench:
         self._converter: Converter | None = None
@@ -82,13 +80,8 @@ class Bench:
             total += WORKER_SECONDS * len(list(self._batches(missing)))
             for probe in {probe for item in missing for probe, _ in item}:
                 rounds = max(self.settings.rounds - len(self.log.taken(number, probe.key)), 1)
-                total += PROBE_SECONDS + rounds * self._sample_seconds(probe)
+                total += PROBE_SECONDS + rounds * self.settings.sample_seconds(probe)
         return total
-
-    def _sample_seconds(self, probe: Probe) -> float:
-        us = 10 + _macs(probe) / MACS_PER_US
-        calls = min(max(self.settings.sample_us / us, self.settings.least_of(probe)), self.settings.most)
-        return (SENTINEL_US + calls * us) / 1e6
 
     def _open(self, number: int, item: Item, reference: float) -> list[str]:
         """The probes of an item that need another round, by key: those too short of samples, else those that most of
@@ -145,7 +138,20 @@ class Bench:
                     self._rounds(number, worker, loaded, clock, text)
                 return
             except WorkerDeathError as death:
-                self.failures[death.key] = str(death)
+                self.bury(death)
+
+    def bury(self, death: WorkerDeathError) -> None:
+        """Note over which probe a process died: the first time it may be chance, the second time the probe fails.
+
+        Raises:
+            WorkerDeathError: where it died twice over no probe.
+        """
+        if death.key not in self.deaths:
+            self.deaths[death.key] = str(death)
+        elif death.key:
+            self.failures[death.key] = str(death)
+        else:
+            raise death
 
     def _worker(self, number: int, probes: Iterable[Probe], files: dict[str, Path]) -> Worker:
         return Worker(self.engine, list(probes), self.settings, self.seed + number, self.spaces, files)
@@ -162,10 +168,10 @@ class Bench:
             self._cache.shrink()
             try:
                 if self._converter is None:
-                    self._converter = Converter(self.engine, self.spaces)
+                    self._converter = Converter(self.engine, self.spaces, self.settings)
                 self.failures.update(self._converter.convert(lacking, files))
             except WorkerDeathError as death:
-                self.failures[death.key] = str(death)
+                self.bury(death)
                 self._stop_converting()
             self._cache.require_room()
         if wanted[0].key in self.failures:
@@ -196,12 +202,7 @@ class Bench:
             samples = worker.round(keys)
             new = [key for key in keys if len(self.log.taken(number, key)) < self.settings.rounds]
             self.log.add(number, samples)
-            clock.add(sum(self._sample_seconds(probes[key]) for key in new))
-
-
-def _macs(probe: Probe) -> float:
-    rows = probe.rows if probe.arch is None else [call.row for call in calls_of(probe.arch)]
-    return sum(map(macs_of_unit, rows))
+            clock.add(sum(self.settings.sample_seconds(probes[key]) for key in new))
 
 
 class Clock:

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nas.core.arch import Arch, calls_of
+from nas.core.arch import Arch
 from nas.core.errors import InputError, MeasureError, suggest
 from nas.core.files import lock_of, write_text, writing
 from nas.core.ops import Row, Shape, parse_unit
@@ -53,6 +53,7 @@ def make(
     passes: int = 2,
     rounds: int = 8,
     networks: int = DEFAULT.networks,
+    patience_seconds: float = DEFAULT.patience_seconds,
     seed: int = 0,
     rows: Iterable[Row] | None = None,
     progress: Progress = silent,
@@ -82,7 +83,7 @@ def make(
         folder / "table.csv",
         Engine(runtime, threads, precision),
         level,
-        Settings(rounds, passes, networks),
+        Settings(rounds, passes, networks, patience_seconds=patience_seconds),
         seed,
         only,
     )
@@ -179,13 +180,12 @@ def _write_graphs(job: Job, folder: Path, progress: Progress) -> tuple[dict[str,
 
 
 def _graph_data(probe: Probe, file: str, least: int) -> dict[str, Any]:
-    rows = probe.rows if probe.arch is None else [call.row for call in calls_of(probe.arch)]
     shapes = [list(shape) for shape in probe.shapes()]
     return {
         "file": file,
         "shapes": shapes,
         "weight_bytes": probe.weight_bytes,
-        "macs": sum(map(macs_of_unit, rows)),
+        "macs": probe.macs,
         "least": least,
     }
 

@@ -166,19 +166,19 @@ def lacking_inside(bench: Bench, archs: Iterable[Arch]) -> list[Arch]:
 def _inspect(bench: Bench, number: int, archs: Sequence[Arch], clock: Clock) -> None:
     probes = {arch: Probe(arch=arch) for arch in archs}
     files = bench.convert(probes.values())
-    while True:  # ends: a network is lacking for so many tries, and one that takes the process down is not tried again
+    while True:  # ends: a network is lacking for so many tries, and one that takes the process down twice is given up
         left = [arch for arch in archs if _lacks(bench, number, arch)]
         left = [arch for arch in left if probes[arch].key not in bench.failures]
         if not left or clock.is_over:
             return
         try:
-            with Inspector(bench.engine, files) as inspector:
+            with Inspector(bench.engine, bench.settings, files) as inspector:
                 for arch in left:
                     clock.say(f"pass {number + 1}: inside network {arch.id}")
                     _inspect_one(bench, number, inspector, probes[arch], files[probes[arch].key])
                     clock.add(NETWORK_SECONDS)
         except WorkerDeathError as death:
-            bench.failures[death.key] = str(death)
+            bench.bury(death)
 
 
 def _inspect_one(bench: Bench, number: int, inspector: Inspector, probe: Probe, file: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
+import signal
 import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +24,9 @@ from nas.profiling.probes import Probe
 from nas.profiling.protocol import Settings
 from nas.profiling.samples import Sample
 from nas.profiling.sentinel import sentinel
+
+START_SECONDS = 600.0  # for a process to import what it needs and to load the reference block
+WAIT_SECONDS = 0.5  # between looks at what a process is busy with
 
 
 @dataclass(frozen=True)
@@ -40,13 +47,13 @@ class Engine:
 
 
 class WorkerDeathError(MeasureError):
-    """The worker ended by itself; never leaves this package.
+    """A process ended by itself, or was ended because it hung; never leaves this package.
 
     Attributes:
-        key: of the probe it was busy with.
+        key: of the probe it was busy with; "" where it was with none.
     """
 
-    def __init__(self, reason: str, key: str) -> None:
+    def __init__(self, reason: str, key: str = "") -> None:
         super().__init__(reason)
         self.key = key
 
@@ -57,10 +64,12 @@ class _Child:
     Args:
         module: what it runs.
         threads: for libraries that ask OpenMP.
+        settings: how long it may be busy with one probe.
     """
 
-    def __init__(self, module: str, threads: int) -> None:
-        self._keys: list[str] = []  # of the probes that it may be busy with
+    def __init__(self, module: str, threads: int, settings: Settings) -> None:
+        self._settings = settings
+        self._probes: Sequence[Probe] = ()  # that it may be busy with
         # two files without a name, which no kill leaves behind
         self._busy = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  closed when the process is stopped
         self._busy.write(struct.pack("q", -1))
@@ -86,30 +95,55 @@ class _Child:
     def _ask(self, request: Any) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        os.pwrite(self._busy.fileno(), struct.pack("q", -1), 0)
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._death() from None
+        self._wait()
         line = self._process.stdout.readline()
         if not line.endswith("\n"):
             raise self._death()
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def _death(self) -> MeasureError:
+    def _wait(self) -> None:
+        """Wait for an answer, as long as the process goes from probe to probe."""
+        assert self._process.stdout is not None
+        busy, since = self._number(), time.monotonic()
+        while not select.select([self._process.stdout], [], [], WAIT_SECONDS)[0]:
+            if self._number() != busy:
+                busy, since = self._number(), time.monotonic()
+            limit = self._settings.patience_of(self._probes[busy]) if busy >= 0 else START_SECONDS
+            if time.monotonic() - since > limit:
+                self._kill()
+                raise self._error(busy, f"it hung: no answer for {limit:.0f} s, so its process was ended")
+
+    def _number(self) -> int:
+        """The number of the probe that it is busy with; -1 for none."""
+        return int(struct.unpack("q", os.pread(self._busy.fileno(), 8, 0))[0])
+
+    def _death(self) -> WorkerDeathError:
         code = self._process.wait()
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip().splitlines()
         reason = f"the process ended with {'signal' if code < 0 else 'exit code'} {abs(code)}"
-        reason += f": {said[-1]}" if said else ""
-        (number,) = struct.unpack("q", os.pread(self._busy.fileno(), 8, 0))
-        return WorkerDeathError(reason, self._keys[number]) if number >= 0 else MeasureError(reason)
+        return self._error(self._number(), reason + (f": {said[-1]}" if said else ""))
+
+    def _error(self, busy: int, reason: str) -> WorkerDeathError:
+        return WorkerDeathError(reason, self._probes[busy].key if busy >= 0 else "")
+
+    def _kill(self) -> None:
+        """End the process, with what it has started itself."""
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
     def stop(self) -> None:
         """End the process."""
-        self._process.kill()
-        self._process.wait()
+        self._kill()
         for pipe in (self._process.stdin, self._process.stdout, self._errors, self._busy):
             if pipe is not None:
                 try:
@@ -136,8 +170,7 @@ class Worker(_Child):
         failures: probes that could not be loaded, by key, with the reason.
 
     Raises:
-        WorkerDeathError: where a runtime takes the process down; so does `round`.
-        MeasureError: where the process cannot even begin.
+        WorkerDeathError: where a runtime takes the process down, or hangs; so does `round`.
     """
 
     def __init__(
@@ -149,8 +182,8 @@ class Worker(_Child):
         spaces: Sequence[str],
         files: Mapping[str, Path],
     ) -> None:
-        super().__init__("nas.profiling.worker", engine.threads)
-        self._keys = [probe.key for probe in probes]
+        super().__init__("nas.profiling.worker", engine.threads, settings)
+        self._probes = probes
         job = self._job(engine, probes, settings, seed, spaces, files)
         answer = self._first(job | {"busy": self._busy.fileno()})
         self.failures: dict[str, str] = answer["failures"]
@@ -186,11 +219,11 @@ class Converter(_Child):
     """A process that writes probes to files; see `Worker` for its arguments.
 
     Raises:
-        MeasureError: where the process cannot even begin.
+        WorkerDeathError: where the process cannot even begin.
     """
 
-    def __init__(self, engine: Engine, spaces: Sequence[str]) -> None:
-        super().__init__("nas.profiling.converter", engine.threads)
+    def __init__(self, engine: Engine, spaces: Sequence[str], settings: Settings) -> None:
+        super().__init__("nas.profiling.converter", engine.threads, settings)
         self._first(_engine_data(engine, spaces) | {"busy": self._busy.fileno()})
 
     def convert(self, probes: Sequence[Probe], files: Mapping[str, Path]) -> dict[str, str]:
@@ -199,7 +232,7 @@ class Converter(_Child):
         Raises:
             WorkerDeathError: where a converter takes the process down.
         """
-        self._keys = [probe.key for probe in probes]
+        self._probes = probes
         failures: dict[str, str] = self._ask({probe.key: _probe_data(probe, files) for probe in probes})["failures"]
         return failures
 
@@ -209,14 +242,15 @@ class Inspector(_Child):
 
     Args:
         engine: a runtime that gives times of nodes, and its settings.
+        settings: how long to wait for it.
         files: the converted sentinel, by key.
 
     Raises:
-        MeasureError: where the process cannot even begin.
+        WorkerDeathError: where the process cannot even begin.
     """
 
-    def __init__(self, engine: Engine, files: Mapping[str, Path]) -> None:
-        super().__init__("nas.profiling.inspector", engine.threads)
+    def __init__(self, engine: Engine, settings: Settings, files: Mapping[str, Path]) -> None:
+        super().__init__("nas.profiling.inspector", engine.threads, settings)
         job = {"busy": self._busy.fileno(), "sentinel": _probe_data(sentinel(), files)}
         self._first(_engine_data(engine, ()) | job)
 
@@ -227,7 +261,7 @@ class Inspector(_Child):
             WorkerDeathError: where the runtime takes the process down.
             MeasureError: where it cannot run the network.
         """
-        self._keys = [probe.key]
+        self._probes = [probe]
         answer = self._ask(_probe_data(probe, {probe.key: file}) | {"runs": runs, "warm_up": warm_up})
         if "failure" in answer:
             raise MeasureError(answer["failure"])
@@ -235,6 +269,34 @@ class Inspector(_Child):
 
     def __enter__(self) -> Inspector:
         return self
+
+
+class Weigher(_Child):
+    """A process that measures the peak memory of networks, each in a fork; see `Worker` for its arguments.
+
+    Raises:
+        WorkerDeathError: where the process cannot even begin.
+    """
+
+    def __init__(self, engine: Engine, settings: Settings, spaces: Sequence[str], files: Mapping[str, Path]) -> None:
+        super().__init__("nas.profiling.memory", engine.threads, settings)
+        job = {"busy": self._busy.fileno(), "sentinel": _probe_data(sentinel(), files)}
+        self._first(_engine_data(engine, spaces) | job)
+
+    def weigh(self, probe: Probe, files: Mapping[str, Path]) -> int:
+        """The bytes that loading and running a network adds to a process.
+
+        Raises:
+            WorkerDeathError: where the process dies or hangs.
+            MeasureError: where the runtime cannot run the network.
+        """
+        self._probes = [probe]
+        answer = self._ask(_probe_data(probe, files))
+        if "death" in answer:
+            raise WorkerDeathError(answer["death"], probe.key)
+        if "failure" in answer:
+            raise MeasureError(answer["failure"])
+        return int(answer["bytes"])
 
 
 def _engine_data(engine: Engine, spaces: Sequence[str]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from nas.profiling.job import AUTO, DEFAULT, Job, method_for, network_item
 from nas.profiling.prediction import Prediction
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
-from nas.profiling.protocol import GATE, MOST_DRIFT, MOST_SLOW, Noise, Settings, Times, reference_of
+from nas.profiling.protocol import ACCEPTED, GATE, MOST_DRIFT, MOST_SLOW, Noise, Settings, Times, noise_of, reference_of
 from nas.profiling.samples import Journal, Log
 from nas.tables.table import MIN_NETWORKS, Table
 
@@ -40,6 +40,7 @@ __all__ = [
     "Plan",
     "job_of",
     "measure",
+    "measure_memory",
     "plan",
     "profile",
     "rows_of_arch",
@@ -52,6 +53,7 @@ __all__ = [
 
 MEASURE = Settings(rounds=10, passes=3)
 CHOOSE = Settings(rounds=5, passes=1)
+TRIES = 3  # of a measurement on a disturbed machine
 SMALL_PIXELS = 128
 NETWORKS_SHARE = 0.4  # of a time budget that networks get at most
 MEMORY_SECONDS = 2.0  # to convert a network and count its memory
@@ -108,6 +110,9 @@ class Measurement:
         variant: of the backend.
         device: short name of this machine.
         sentinel_us: time of the reference block meanwhile; a table's header has it too.
+        noise: share of samples in slow spells of the machine, 0..1.
+        disturbed: whether that is too much to believe `us`, though it was measured again.
+        text: the same in words.
     """
 
     us: float
@@ -118,6 +123,9 @@ class Measurement:
     variant: str
     device: str
     sentinel_us: float
+    noise: float
+    disturbed: bool
+    text: str
 
 
 def table_name(space: Space, runtime: str, threads: int, level: str = "block", precision: str = "fp32") -> str:
@@ -141,6 +149,7 @@ def profile(
     passes: int = DEFAULT.passes,
     rounds: int = DEFAULT.rounds,
     networks: int = DEFAULT.networks,
+    patience_seconds: float = DEFAULT.patience_seconds,
     seed: int = 0,
     rows: Iterable[Row] | None = None,
     budget_minutes: float | None = None,
@@ -160,6 +169,7 @@ def profile(
         passes: fresh processes; a row takes the median of their times.
         rounds: samples of every graph in every process; rows that need it get up to four times as many.
         networks: whole networks measured with the rows, where the table then has every row of the space.
+        patience_seconds: how long one graph may take beyond what is expected of it before the runtime counts as hung.
         seed: of orders and the choice of networks.
         rows: only these; None for every row an arch of the space can need.
         budget_minutes: about how long it may take: the rows that most archs use are measured, the others predicted,
@@ -185,6 +195,7 @@ def profile(
         passes=passes,
         rounds=rounds,
         networks=networks,
+        patience_seconds=patience_seconds,
         seed=seed,
         rows=rows,
     )
@@ -203,11 +214,13 @@ def job_of(
     passes: int = DEFAULT.passes,
     rounds: int = DEFAULT.rounds,
     networks: int = DEFAULT.networks,
+    patience_seconds: float = DEFAULT.patience_seconds,
     seed: int = 0,
     rows: Iterable[Row] | None = None,
 ) -> Job:
     """What `profile` has to do; the same arguments, for `plan` and `run`. Raises as `profile`."""
-    engine, settings = Engine(runtime, threads, precision), Settings(rounds, passes, networks)
+    engine = Engine(runtime, threads, precision)
+    settings = Settings(rounds, passes, networks, patience_seconds=patience_seconds)
     if method == AUTO:
         method = Table.read(path).header.method if Path(path).is_file() else method_for(space, runtime, level)
     return Job(space, Path(path), engine, level, settings, seed, None if rows is None else tuple(rows), method)
@@ -265,7 +278,7 @@ def _run(job: Job, budget_minutes: float | None, accept_noise: bool, progress: P
             )
         table = job.result(journal, variant, archs, predicted=prediction.entries if prediction is not None else ())
         if noise.is_too_much:
-            protocol = f"{table.header.protocol}; noisy machine accepted: {noise}"
+            protocol = f"{table.header.protocol}{ACCEPTED}{noise}"
             header = replace(table.header, protocol=protocol)
             table = Table(header, table.entries, table.networks, table.path, table.checks)
         if table.entries:
@@ -414,11 +427,15 @@ def measure(
     threads: int = 1,
     precision: str = "fp32",
     variant: str | None = None,
+    sentinel_us: float | None = None,
     settings: Settings = MEASURE,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Measurement:
-    """Time one whole network in fresh processes, as a table's networks are.
+    """Time one whole network in fresh processes, as a table's networks are; again where the machine is disturbed.
+
+    What was measured outside slow spells is kept, the rest measured anew, up to three times in all. The result says
+    whether that helped.
 
     Args:
         arch: the network; its weights are random.
@@ -426,6 +443,8 @@ def measure(
         threads: threads inside one inference.
         precision: of weights and activations.
         variant: of the backend, such as a table's; None for the one that runs this network fastest.
+        sentinel_us: time of the reference block when this machine is quiet, such as the header of a table of this
+            machine and runtime has it. Without it only spells during the measurement are noticed.
         settings: how long to measure.
         seed: of orders.
         progress: called with work done, total work, seconds left, and what is going on.
@@ -437,12 +456,54 @@ def measure(
     engine = Engine(runtime, threads, precision, variant)
     if variant is None:
         engine = replace(engine, variant=fastest_variant([arch], engine, seed, progress))
-    times = time_networks([arch], engine, settings, seed, progress)
+    quiet_us = sentinel_us if sentinel_us and math.isfinite(sentinel_us) else math.inf
+    log = Log()
+    for number in range(1, TRIES + 1):
+        times = time_networks([arch], engine, settings, seed, progress, log)
+        noise = noise_of(log.samples, quiet_us=quiet_us)
+        if not noise.is_too_much or number == TRIES:
+            break
+        log.forget(GATE * min(times.reference_us, quiet_us))
     timing = times.timing(Probe(arch=arch).key)
-    version, device = load_backend(runtime).version(), this_machine(runtime).slug
-    name = engine.variant or load_backend(runtime).variants[0]
-    us, spread, count = timing.us, timing.spread_us, timing.count
-    return Measurement(us, spread, count, runtime, version, name, device, times.reference_us)
+    again = "" if number == 1 else f", measured {number} times"
+    advice = "; close other programs and measure again"
+    return Measurement(
+        us=timing.us,
+        spread_us=timing.spread_us,
+        count=timing.count,
+        runtime=runtime,
+        runtime_version=load_backend(runtime).version(),
+        variant=engine.variant or load_backend(runtime).variants[0],
+        device=this_machine(runtime).slug,
+        sentinel_us=times.reference_us,
+        noise=noise.slow,
+        disturbed=noise.is_too_much,
+        text=f"disturbed machine: {noise}{again}{advice}" if noise.is_too_much else f"quiet machine: {noise}{again}",
+    )
+
+
+def measure_memory(
+    arch: Arch,
+    *,
+    runtime: str = "onnxruntime",
+    threads: int = 1,
+    precision: str = "fp32",
+    variant: str | None = None,
+) -> int:
+    """The peak memory of one whole network, measured in a fresh process, in bytes; see `nas.profiling.memory`.
+
+    Args:
+        arch: the network; its weights are random.
+        runtime: name of a backend.
+        threads: threads inside one inference.
+        precision: of weights and activations.
+        variant: of the backend, such as a table's; None for its first.
+
+    Raises:
+        InputError: for an unknown runtime.
+        MeasureError: where it cannot be run, or nothing counts its memory here, with the reason.
+    """
+    return memory.peak_bytes(Engine(runtime, threads, precision, variant), arch)
 
 
 def time_networks(

@@ -26,6 +26,9 @@ MOST_DRIFT = (
     0.30  # of the reference between a table and new rows for it; beyond, one factor does not bring them together
 )
 TOLERANCE = 0.02  # standard error of a row in one process, as far as its samples tell, that needs no more rounds
+MACS_PER_US = 3e4  # for estimates before anything is measured
+SENTINEL_US = 4000.0  # all its calls beside a sample
+PATIENCE = 1000.0  # times the estimate of a sample that one may take
 WARM_UP = 1 / 2  # share of a sample's calls that only warm the caches: many small kernels need two or three calls
 
 
@@ -41,6 +44,8 @@ class Settings:
         least_network: as `least`, of whole networks: those of many small kernels settle at their third call.
         batch_rows: rows whose probes are loaded together.
         batch_bytes: limit on their weights.
+        patience_seconds: how long one graph may take to be converted, to be loaded, or to give a sample, beside a
+            thousand times as long as a sample is expected to take; a runtime that takes longer hangs, and is ended.
     """
 
     rounds: int = 6
@@ -52,6 +57,7 @@ class Settings:
     most: int = 24
     batch_rows: int = 128
     batch_bytes: int = 2**30
+    patience_seconds: float = 300.0
 
     @property
     def enough(self) -> int:
@@ -61,6 +67,15 @@ class Settings:
     def least_of(self, probe: Probe) -> int:
         """The fewest calls in a sample of a probe."""
         return self.least if probe.arch is None else self.least_network
+
+    def sample_seconds(self, probe: Probe) -> float:
+        """About how long a sample of a probe takes, before anything is measured."""
+        us = 10 + probe.macs / MACS_PER_US
+        return (SENTINEL_US + min(max(self.sample_us / us, self.least_of(probe)), self.most) * us) / 1e6
+
+    def patience_of(self, probe: Probe) -> float:
+        """Seconds after which a probe that is neither loaded nor timed hangs."""
+        return self.patience_seconds + PATIENCE * self.sample_seconds(probe)
 
     @property
     def limit(self) -> int:
@@ -111,7 +126,7 @@ class Noise:
 
     Attributes:
         slow: share of samples in slow spells.
-        ratio: the sentinel's median over the reference.
+        ratio: the sentinel's median over its quiet time.
     """
 
     slow: float
@@ -123,20 +138,26 @@ class Noise:
         return self.slow > MOST_SLOW
 
     def __str__(self) -> str:
-        return (
-            f"{self.slow:.0%} of samples in slow spells, sentinel's median {self.ratio:.2f} times its p{REFERENCE:.0f}"
-        )
+        return f"{self.slow:.0%} of samples in slow spells, reference block {self.ratio:.2f} times its quiet time"
 
 
 QUIET = Noise(0.0, 1.0)
+ACCEPTED = "; noisy machine accepted: "  # in the protocol of a table that was written all the same, then how noisy
 
 
-def noise_of(samples: Samples, keys: Collection[str] | None = None) -> Noise:
-    """How disturbed the machine was while samples were taken: those of these probes, or all."""
+def noise_of(samples: Samples, keys: Collection[str] | None = None, quiet_us: float = math.inf) -> Noise:
+    """How disturbed the machine was while samples were taken.
+
+    Args:
+        samples: by pass and key.
+        keys: of the probes whose samples count; None for all.
+        quiet_us: the sentinel's time when the machine was quiet, where an earlier measurement says so: a machine that
+            is slow from the first to the last sample shows by nothing else.
+    """
     sentinels = np.array(_sentinels(samples, keys))
     if not len(sentinels):
         return QUIET
-    reference = reference_of(samples)
+    reference = min(reference_of(samples), quiet_us)
     return Noise(float((sentinels > GATE * reference).mean()), float(np.median(sentinels)) / reference)
 
 

@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "repeats",
     "final_epochs",
     "final_threads",
+    "minutes",
     "allow_uncalibrated",
 )
 
@@ -66,10 +67,20 @@ class Request(BaseModel):
         default="accuracy", description="The most accurate network within the budgets, or the accuracy-latency front."
     )
     dataset: str = Field(default="digits", description="Images to train on: digits, cifar10, imagefolder:PATH, ...")
+    limit: int | None = Field(
+        default=None, ge=2, description="Most images that each training learns from and is validated on; default: all."
+    )
     evaluator: str = Field(default="short", description="How candidates are scored: short (a short training).")
     epochs: Positive = Field(default=4, description="Epochs of the evaluator, for each candidate.")
     sampler: str = Field(default="tpe", description="How candidates are proposed: tpe, nsga2 or random.")
     trials: Positive = Field(default=60, description="Candidates to evaluate; those over a budget do not count.")
+    minutes: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="End about so long after this command's start, with measured and trained finalists: fewer "
+        "candidates, repeats and final epochs where they take longer. By default no limit.",
+    )
     workers: Positive = Field(default_factory=_cpus, description="Candidates evaluated at once, one thread each.")
     seed: Count = Field(default=0, description="Seed of everything random.")
     storage: str | None = Field(
@@ -201,6 +212,9 @@ _EXPECTED = {
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
     "string_type": "text",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "tuple_type": "a list",
@@ -219,6 +233,8 @@ def _problem(item: ErrorDetails) -> str:
         return "\n".join(where + (line if line.startswith("[") else f": {line}") for line in lines)
     if kind == "greater_than_equal":
         expected = f"at least {context['ge']}"
+    elif kind == "greater_than":
+        expected = f"more than {context['gt']}"
     elif kind == "less_than_equal":
         expected = f"at most {context['le']}"
     elif kind == "string_too_long":

@@ -59,7 +59,7 @@ class LocalWorker(Worker):
 class LocalConverter(Converter):
     """A converter in this process, as above."""
 
-    def __init__(self, engine: Engine, spaces: Sequence[str]) -> None:
+    def __init__(self, engine: Engine, spaces: Sequence[str], settings: Settings) -> None:
         backend = load_backend(engine.runtime)(engine.threads, engine.precision, engine.variant)
         assert isinstance(backend, FileBackend)
         self._backend = backend

@@ -5,6 +5,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from nas.core.errors import InputError, MeasureError, RunError
 from nas.profiling import bench
 from nas.profiling.backends.fake import CALL_US, row_us
 from nas.profiling.device import Machine, this_machine
+from nas.profiling.process import Worker
 from nas.profiling.profiler import job_of, measure, plan, profile, run
 from nas.profiling.protocol import GATE, Settings, reference_of
 from nas.profiling.samples import Journal, Sample
@@ -355,6 +357,48 @@ def test_a_crash_names_the_row_and_saves_the_others(path, monkeypatch):
     assert [str(entry.row) for entry in Table.read(path).entries] == [str(row) for row in FEW if str(row) != LOGITS]
 
 
+@pytest.mark.parametrize("how", ["crash", "hang"])
+def test_a_process_that_died_is_started_once_more_and_nothing_is_lost(path, monkeypatch, tmp_path, how):
+    misbehave(monkeypatch, **{how: LOGITS, "once": str(tmp_path / "once")})
+    table = few(path, passes=1, patience_seconds=5)  # in a real process
+    assert (tmp_path / "once").exists()
+    assert {entry.row for entry in table.entries} == set(FEW)
+
+
+def test_a_runtime_that_never_returns_is_ended_named_and_tried_again_by_the_same_command(path, monkeypatch, tmp_path):
+    monkeypatch.setattr("nas.profiling.protocol.PATIENCE", 0.0)
+    misbehave(monkeypatch, hang=LOGITS)
+    with pytest.raises(MeasureError) as caught:
+        few(path, passes=1, patience_seconds=3)
+    message = str(caught.value)
+    assert "1 of 3 could not be measured with fake; the others are saved, the same command tries these again" in message
+    assert f"{LOGITS}: it hung: no answer for 3 s, so its process was ended" in message
+    assert [str(entry.row) for entry in Table.read(path).entries] == [str(row) for row in FEW if str(row) != LOGITS]
+    misbehave(monkeypatch)
+    assert len(few(path, passes=1).entries) == len(FEW)
+
+
+def test_a_whole_network_that_hangs_is_no_end_for_ever_either(rng, monkeypatch):
+    misbehave(monkeypatch, hang="Logits")
+    with pytest.raises(MeasureError, match=r"network .*: it hung: no answer for \d+ s"):
+        measure(TINY.sample(rng), runtime="fake", settings=Settings(rounds=1, passes=1, patience_seconds=1))
+
+
+def test_a_worker_killed_between_rounds_is_replaced_and_no_probe_blamed(path, monkeypatch):
+    ask, killed = Worker.round, []
+
+    def kill_first(self: Worker, keys: Sequence[str]) -> dict[str, Sample]:
+        if not killed:
+            killed.append(self)
+            os.kill(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        return ask(self, keys)
+
+    monkeypatch.setattr(Worker, "round", kill_first)
+    assert len(few(path, passes=1).entries) == len(FEW)
+    assert killed
+
+
 def test_once_the_cause_of_a_failure_is_gone_only_the_failed_is_measured(local, path, monkeypatch):
     misbehave(monkeypatch, fail=LOGITS)
     with pytest.raises(MeasureError, match=f"1 of 3 .*\n  {LOGITS}: RuntimeError: fake failure at {LOGITS}"):
@@ -410,6 +454,50 @@ def test_a_network_is_measured_whole(local, rng):
     assert (found.device, found.count) == (this_machine().slug, 6)
     with pytest.raises(InputError, match="did you mean 'fake'"):
         measure(arch, runtime="fak")
+
+
+class Shifting(LocalWorker):
+    """Counts the processes that time, and makes those from number `quiet_from` on quiet."""
+
+    count, quiet_from = 0, 0
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        if Shifting.count >= Shifting.quiet_from:
+            self._bench.backend.behaviour.clear()  # type: ignore[attr-defined]
+        Shifting.count += 1
+
+
+@pytest.mark.parametrize("quiet_from", [2, 10**9])
+def test_a_measurement_on_a_disturbed_machine_is_taken_again_and_says_so(local, rng, monkeypatch, quiet_from):
+    arch, settings = TINY.sample(rng), Settings(rounds=4, passes=2)
+    true = CALL_US + sum(row_us(call.row) for call in calls_of(arch))
+    quiet = measure(arch, runtime="fake", settings=settings)
+    assert (quiet.noise, quiet.disturbed) == (0.0, False)
+    assert quiet.text.startswith("quiet machine: 0% of samples in slow spells")
+    monkeypatch.setattr(bench, "Worker", Shifting)
+    monkeypatch.setattr(Shifting, "count", 0)
+    monkeypatch.setattr(Shifting, "quiet_from", quiet_from)
+    misbehave(monkeypatch, slow=[0, 10**9])  # all of it, steadily: nothing else than an earlier measurement tells
+    found = measure(arch, runtime="fake", settings=settings, sentinel_us=quiet.sentinel_us)
+    if quiet_from == 2:
+        assert (found.noise, found.disturbed, Shifting.count) == (0.0, False, 4)
+        assert found.us == pytest.approx(true, rel=0.005)
+        assert "measured 2 times" in found.text
+    else:
+        assert (found.noise, found.disturbed, Shifting.count) == (1.0, True, 6)
+        assert found.us == pytest.approx(1.4 * true, rel=0.005)
+        assert re.match(r"disturbed machine: 100% .* 1\.4\d times its quiet time, measured 3 times; close", found.text)
+
+
+def test_slow_spells_within_a_measurement_are_measured_anew_without_an_earlier_one(local, rng, monkeypatch):
+    arch = TINY.sample(rng)
+    misbehave(monkeypatch, slow=[0, 360])  # most of the samples until half of the rounds are good
+    found = measure(arch, runtime="fake", settings=Settings(rounds=12, passes=1))
+    assert "measured 2 times" in found.text
+    assert not found.disturbed
+    assert 0 < found.noise <= 0.5
+    assert found.us == pytest.approx(CALL_US + sum(row_us(call.row) for call in calls_of(arch)), rel=0.005)
 
 
 def test_a_network_that_cannot_be_measured_is_named(local, rng, monkeypatch):

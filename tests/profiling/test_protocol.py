@@ -111,7 +111,9 @@ def test_noise_is_the_share_of_samples_in_slow_spells():
     assert not noise_of(samples).is_too_much
     assert noise_of(samples, {"b"}) == Noise(1.0, 1.3)
     assert noise_of(samples, {"b"}).is_too_much
-    assert str(noise_of(samples)) == "30% of samples in slow spells, sentinel's median 1.00 times its p10"
+    assert str(noise_of(samples)) == "30% of samples in slow spells, reference block 1.00 times its quiet time"
+    assert noise_of(samples, quiet_us=50.0) == Noise(1.0, 2.0)  # slow all the time, against an earlier measurement
+    assert noise_of(samples, quiet_us=900.0) == Noise(0.3, 1.0)  # quicker than then
     assert noise_of({}) == Noise(0.0, 1.0)
 
 
