@@ -29,11 +29,12 @@ from nas.profiling.job import DEFAULT, Job
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.profiler import table_name
-from nas.profiling.protocol import MOST_SLOW, Settings
+from nas.profiling.protocol import Settings
 from nas.profiling.samples import Journal, Log, unwritable
 from nas.profiling.selection import varied
 from nas.profiling.sentinel import sentinel
 from nas.profiling.shared_weights import SharedWeights
+from nas.tables.records import MOST_NOISE
 from nas.tables.table import Header, Table, scope_of, space_of
 
 GRAPHS = "graphs"
@@ -255,15 +256,10 @@ def collect(folder: Path, *, output: Path | None = None, partial: bool = False, 
         noise = job.noise(journal, archs)
         if noise.is_too_much and not accept_noise:
             raise MeasureError(
-                f"{folder}: the device was too disturbed to be believed: {noise}, at most {MOST_SLOW:.0%} may be. "
+                f"{folder}: the device was too disturbed to be believed: {noise}, at most {MOST_NOISE:.0%} may be. "
                 f"Close other programs there, let it cool, remove {runner.SAMPLES} and run python run.py again; "
                 "--accept-noise takes the samples as they are"
             )
-        if noise.is_too_much:
-            facts = dataclasses.replace(
-                job.header(), protocol=f"{job.header().protocol}; noisy device accepted: {noise}"
-            )
-            job = dataclasses.replace(job, facts=facts)
         table = job.result(journal, "default", archs)
     if table.entries:
         with _writing(job.path):

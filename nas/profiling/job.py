@@ -281,6 +281,7 @@ class Job:
                 timing = times.timing(Probe(arch=arch).key)
                 measured[arch] = Network(arch, timing.us * scale, timing.spread_us * scale, timing.count)
         checks = () if self.table is None else self.table.checks
+        header = replace(header, noise=self._noise_with(self.noise(journal, networks)))
         return Table(self._with_space(header, entries), entries.values(), measured.values(), self.path, checks)
 
     def _inside_entries(
@@ -324,6 +325,11 @@ class Job:
         """How disturbed the machine was while what the table lacked was measured."""
         keys = {probe.key for item in self.items(networks) for probe, _ in item}
         return noise_of(journal.samples, keys.union(map(inside_key, (*self.inside, *self.both_ways(networks)))))
+
+    def _noise_with(self, new: Noise) -> float | None:
+        """What the header says of noise with what is new; of an old table that says nothing, only that it is noisy."""
+        known = 0.0 if self.table is None else self.table.header.noise
+        return None if known is None and not new.is_too_much else round(max(known or 0.0, new.slow), 3)
 
     def _with_space(self, header: Header, rows: Iterable[Row]) -> Header:
         """The header of a table with these rows."""

@@ -272,6 +272,34 @@ class Inspector(_Child):
         return self
 
 
+class Weigher(_Child):
+    """A process that measures the peak memory of networks, each in a fork; see `Worker` for its arguments.
+
+    Raises:
+        WorkerDeathError: where the process cannot even begin.
+    """
+
+    def __init__(self, engine: Engine, settings: Settings, spaces: Sequence[str], files: Mapping[str, Path]) -> None:
+        super().__init__("nas.profiling.memory", engine.threads, settings)
+        job = {"busy": str(self._busy), "sentinel": _probe_data(sentinel(), files)}
+        self._first(_engine_data(engine, spaces) | job)
+
+    def weigh(self, probe: Probe, files: Mapping[str, Path]) -> int:
+        """The bytes that loading and running a network adds to a process.
+
+        Raises:
+            WorkerDeathError: where the process dies or hangs.
+            MeasureError: where the runtime cannot run the network.
+        """
+        self._probes = [probe]
+        answer = self._ask(_probe_data(probe, files))
+        if "death" in answer:
+            raise WorkerDeathError(answer["death"], probe.key)
+        if "failure" in answer:
+            raise MeasureError(answer["failure"])
+        return int(answer["bytes"])
+
+
 def _engine_data(engine: Engine, spaces: Sequence[str]) -> dict[str, Any]:
     return {
         "runtime": engine.runtime,
