@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import pickle
 import warnings
 from pathlib import Path
@@ -12,23 +12,32 @@ from typing import Any
 import torch
 
 from nas.core.errors import InputError
+from nas.core.files import write_bytes
 
 
 def write_checkpoint(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
-    """Write a state under a temporary name, then move it into place.
+    """Write a state.
 
     Args:
         path: the file.
         identity: what must be the same for the checkpoint to fit, as two levels of plain data.
         state: tensors and plain data.
+
+    Raises:
+        RunError: it cannot be written; what was there stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")  # what a killed process left is written over
-    try:
-        torch.save({"identity": json.dumps(identity), **state}, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    _save(path, {"identity": json.dumps(identity), **state})
+
+
+def write_weights(path: Path, model: torch.nn.Module) -> None:
+    """Write the state dict of a model, on the CPU; raises as `write_checkpoint`."""
+    _save(path, {key: value.cpu() for key, value in model.state_dict().items()})
+
+
+def _save(path: Path, content: dict[str, Any]) -> None:
+    buffer = io.BytesIO()  # torch answers a full disk with an error of its own, which does not say what it is
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getbuffer())
 
 
 def read_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:

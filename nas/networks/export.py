@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import os
-import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.core.errors import InputError, MeasureError, suggest
+from nas.core.files import whole
 
 if TYPE_CHECKING:  # a process that only runs files does without PyTorch
     import torch
@@ -48,15 +48,9 @@ def export(model: nn.Module, shapes: Sequence[Shape], path: str | os.PathLike[st
 
 def export_onnx(model: nn.Module, shapes: Sequence[Shape], path: str | os.PathLike[str]) -> Path:
     """Write an ONNX file with inputs `input0`, `input1`, ... and outputs `output0`, ...; see `export`."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
+    with whole(path) as temporary:
         write_onnx(deployed(model), shapes, temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target
+    return Path(path)
 
 
 def write_onnx(

@@ -20,6 +20,7 @@ from typing import Any
 
 from nas.core.arch import Arch
 from nas.core.errors import InputError, MeasureError, NasError, suggest
+from nas.core.files import lock_of, write_text, writing
 from nas.core.ops import Row, Shape, parse_unit
 from nas.core.space import Space
 from nas.core.tracing import macs_of_unit
@@ -31,7 +32,7 @@ from nas.profiling.process import Engine
 from nas.profiling.profiler import table_name
 from nas.profiling.protocol import Settings
 from nas.profiling.returned import read_failures, read_samples
-from nas.profiling.samples import Log, unwritable
+from nas.profiling.samples import Log
 from nas.profiling.selection import varied
 from nas.profiling.sentinel import sentinel
 from nas.profiling.shared_weights import SharedWeights
@@ -76,7 +77,7 @@ def make(
         raise InputError(f"bundles: {suggest('runtime', runtime, runner.RUNTIMES)}")
     if space_of(scope_of(space)) != space:
         raise InputError(
-            f"space {space.name!r} is not the one that is known by this name; put its file into NAS_SPACES"
+            f"space {space.name!r} is not the one that is known by this name; put its file into a folder of NAS_PLUGINS"
         )
     only = None if rows is None else tuple(rows)
     job = _Bundled(
@@ -98,7 +99,7 @@ def make(
     begun = whole.with_name(f"{whole.name}.begun")  # what an interrupted call leaves is made anew
     shutil.rmtree(begun, ignore_errors=True)
     graphs, failures = _write_graphs(job, begun / GRAPHS, progress)
-    with _writing(whole):
+    with writing(whole):
         shutil.copyfile(runner.__file__, begun / "run.py")
     names = sorted(path.relative_to(begun).as_posix() for path in [begun / "run.py", *begun.glob(f"{GRAPHS}/*")])
     manifest = plan | {
@@ -108,19 +109,10 @@ def make(
         "unconverted": failures,
         "files": {name: runner.fingerprint(begun / name) for name in names},
     }
-    with _writing(whole):
-        (begun / runner.MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    write_text(begun / runner.MANIFEST, json.dumps(manifest, indent=1))
+    with writing(whole):
         begun.replace(whole)
     return folder
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Say what to do where a file cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise unwritable(path, error) from error
 
 
 def _plan(job: Job) -> dict[str, Any]:
@@ -163,7 +155,7 @@ def _require_same(folder: Path, plan: Mapping[str, Any]) -> None:
 
 def _write_graphs(job: Job, folder: Path, progress: Progress) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Convert the sentinel and all graphs; what a manifest says of each by key, and why others failed."""
-    with _writing(folder):
+    with writing(folder):
         folder.mkdir(parents=True)
     items = job.items(_networks(job))
     probes = list(dict.fromkeys([sentinel(), *(probe for item in items for probe, _ in item)]))
@@ -178,13 +170,13 @@ def _write_graphs(job: Job, folder: Path, progress: Progress) -> tuple[dict[str,
                 if probe.key in bench.failures:
                     continue
                 path = folder / f"{number:04}{suffix}"
-                with _writing(path):
+                with writing(path):
                     if suffix == ".onnx":
                         path.write_bytes(shared.without_weights(files[probe.key]))
                     else:
                         shutil.copyfile(files[probe.key], path)
                 graphs[probe.key] = _graph_data(probe, f"{GRAPHS}/{path.name}", job.settings.least_of(probe))
-    with _writing(folder):
+    with writing(folder):
         shared.write(folder)
     return graphs, bench.failures
 
@@ -236,7 +228,7 @@ def collect(folder: Path, *, output: Path | None = None, partial: bool = False, 
             into the table at `output`.
         MeasureError: where the device was too disturbed, or could not measure rows, naming each and why; the table
             holds the others.
-        RunError: where the table cannot be written.
+        RunError: where another process writes the table, or it cannot be written.
     """
     manifest = _read_manifest(folder)
     if not (folder / runner.SAMPLES).exists():
@@ -261,9 +253,10 @@ def collect(folder: Path, *, output: Path | None = None, partial: bool = False, 
             f"Close other programs there, let it cool, remove {runner.SAMPLES} and run python run.py again; "
             "--accept-noise takes the samples as they are"
         )
-    table = job.result(log, "default", archs)
-    if table.entries:
-        with _writing(job.path):
+    with lock_of(job.path):
+        job = dataclasses.replace(job)  # what others have written until now counts
+        table = job.result(log, "default", archs)
+        if table.entries:
             table.write(job.path)
     _raise_failures(folder, job, failures)
     return Table.read(job.path)

@@ -145,7 +145,7 @@ def main() -> None:
     job = json.loads(sys.stdin.readline())
     if not issubclass(load_backend(job["runtime"]), FileBackend):
         import_blocks(job["spaces"], job["threads"])
-    with shared_number(Path(job["busy"])) as busy:
+    with shared_number(job["busy"]) as busy:
         answer({"ready": True})
         for line in sys.stdin:
             note(busy, 0)

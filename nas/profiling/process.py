@@ -69,18 +69,19 @@ class _Child:
 
     def __init__(self, module: str, threads: int, settings: Settings) -> None:
         self._settings = settings
-        self._folder = tempfile.TemporaryDirectory(prefix="nas-worker-")
         self._probes: Sequence[Probe] = ()  # that it may be busy with
-        self._busy = Path(self._folder.name) / "busy"
-        self._busy.write_bytes(struct.pack("q", -1))
-        self._errors = (Path(self._folder.name) / "stderr").open("w+b")
+        # two files without a name, which no kill leaves behind
+        self._busy = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  closed when the process is stopped
+        self._busy.write(struct.pack("q", -1))
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            start_new_session=True,
+            start_new_session=True,  # Ctrl-C is for the profiler, which ends it
+            pass_fds=[self._busy.fileno()],
             env=_environment(threads),
         )
 
@@ -94,8 +95,7 @@ class _Child:
     def _ask(self, request: Any) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with self._busy.open("r+b") as file:  # not made anew: the process has it mapped
-            file.write(struct.pack("q", -1))
+        os.pwrite(self._busy.fileno(), struct.pack("q", -1), 0)
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
@@ -122,7 +122,7 @@ class _Child:
 
     def _number(self) -> int:
         """The number of the probe that it is busy with; -1 for none."""
-        return int(struct.unpack("q", self._busy.read_bytes())[0])
+        return int(struct.unpack("q", os.pread(self._busy.fileno(), 8, 0))[0])
 
     def _death(self) -> WorkerDeathError:
         code = self._process.wait()
@@ -144,13 +144,12 @@ class _Child:
     def stop(self) -> None:
         """End the process."""
         self._kill()
-        for pipe in (self._process.stdin, self._process.stdout, self._errors):
+        for pipe in (self._process.stdin, self._process.stdout, self._errors, self._busy):
             if pipe is not None:
                 try:
                     pipe.close()
                 except BrokenPipeError:  # what it had not read is lost, as meant
                     continue
-        self._folder.cleanup()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
@@ -185,7 +184,8 @@ class Worker(_Child):
     ) -> None:
         super().__init__("nas.profiling.worker", engine.threads, settings)
         self._probes = probes
-        answer = self._first(self._job(engine, probes, settings, seed, spaces, files))
+        job = self._job(engine, probes, settings, seed, spaces, files)
+        answer = self._first(job | {"busy": self._busy.fileno()})
         self.failures: dict[str, str] = answer["failures"]
 
     def _job(
@@ -202,7 +202,6 @@ class Worker(_Child):
             "probes": {probe.key: _probe_data(probe, files) | {"least": settings.least_of(probe)} for probe in probes},
             "sentinel": _probe_data(sentinel(), files),
             "seed": seed,
-            "busy": str(self._busy),
             "sample_us": settings.sample_us,
             "most": settings.most,
         }
@@ -225,7 +224,7 @@ class Converter(_Child):
 
     def __init__(self, engine: Engine, spaces: Sequence[str], settings: Settings) -> None:
         super().__init__("nas.profiling.converter", engine.threads, settings)
-        self._first(_engine_data(engine, spaces) | {"busy": str(self._busy)})
+        self._first(_engine_data(engine, spaces) | {"busy": self._busy.fileno()})
 
     def convert(self, probes: Sequence[Probe], files: Mapping[str, Path]) -> dict[str, str]:
         """Write the files of these probes; why those without one failed, by key.
@@ -252,7 +251,7 @@ class Inspector(_Child):
 
     def __init__(self, engine: Engine, settings: Settings, files: Mapping[str, Path]) -> None:
         super().__init__("nas.profiling.inspector", engine.threads, settings)
-        job = {"busy": str(self._busy), "sentinel": _probe_data(sentinel(), files)}
+        job = {"busy": self._busy.fileno(), "sentinel": _probe_data(sentinel(), files)}
         self._first(_engine_data(engine, ()) | job)
 
     def inspect(self, probe: Probe, file: Path, runs: int, warm_up: int) -> tuple[float, list[list[tuple[str, float]]]]:
@@ -281,7 +280,7 @@ class Weigher(_Child):
 
     def __init__(self, engine: Engine, settings: Settings, spaces: Sequence[str], files: Mapping[str, Path]) -> None:
         super().__init__("nas.profiling.memory", engine.threads, settings)
-        job = {"busy": str(self._busy), "sentinel": _probe_data(sentinel(), files)}
+        job = {"busy": self._busy.fileno(), "sentinel": _probe_data(sentinel(), files)}
         self._first(_engine_data(engine, spaces) | job)
 
     def weigh(self, probe: Probe, files: Mapping[str, Path]) -> int:

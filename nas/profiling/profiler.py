@@ -16,6 +16,7 @@ from pathlib import Path
 
 from nas.core.arch import Arch, calls_of
 from nas.core.errors import MeasureError
+from nas.core.files import lock_of
 from nas.core.ops import Row
 from nas.core.space import Space
 from nas.core.units import show_seconds
@@ -30,7 +31,7 @@ from nas.profiling.prediction import Prediction
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.protocol import GATE, MOST_DRIFT, Noise, Settings, Times, noise_of, reference_of
-from nas.profiling.samples import Journal, Log, locked, unwritable
+from nas.profiling.samples import Journal, Log
 from nas.tables.records import MOST_NOISE
 from nas.tables.table import MIN_NETWORKS, Table
 
@@ -247,7 +248,7 @@ def run(
     job: Job, *, budget_minutes: float | None = None, accept_noise: bool = False, progress: Progress = silent
 ) -> Outcome:
     """Do a job; see `profile`."""
-    with locked(job.path):  # what others have written until now counts, and none writes meanwhile
+    with lock_of(job.path):  # what others have written until now counts, and none writes meanwhile
         return _run(replace(job), budget_minutes, accept_noise, progress)
 
 
@@ -284,7 +285,7 @@ def _run(job: Job, budget_minutes: float | None, accept_noise: bool, progress: P
             )
         table = job.result(journal, variant, archs, predicted=prediction.entries if prediction is not None else ())
         if table.entries:
-            _write(table, job.path)
+            table.write(job.path)
         _raise_failures(job, archs, bench.failures)
         if shortage is not None:
             raise shortage
@@ -390,7 +391,7 @@ def _with_memory(
     found = {arch: journal.peaks[key] for arch in lacking if (key := Probe(arch=arch).key) in journal.peaks}
     if found:
         networks = [replace(each, peak_bytes=found.get(each.arch, each.peak_bytes)) for each in table.networks]
-        _write(Table(table.header, table.entries, networks, table.path, table.checks), job.path)
+        Table(table.header, table.entries, networks, table.path, table.checks).write(job.path)
     return Table.read(job.path), problems
 
 
@@ -402,13 +403,6 @@ def _lacking_memory(job: Job, table: Table) -> list[Arch]:
     here = (job.space.name, job.space.input_shape)
     archs = [each.arch for each in table.networks if each.peak_bytes is None and job.only is None]
     return [arch for arch in archs if (arch.family, arch.input_shape) == here]
-
-
-def _write(table: Table, path: Path) -> None:
-    try:
-        table.write(path)
-    except OSError as error:
-        raise unwritable(path, error) from error
 
 
 def unmeasured_percent(table: Table, space: Space, seed: int = 0) -> float:

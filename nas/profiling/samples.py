@@ -8,48 +8,19 @@ when the journal is opened again.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from nas.core.errors import InputError, RunError
+from nas.core.errors import InputError
+from nas.core.files import lock, writing
 
 FORMAT = 1
-
-
-def unwritable(path: Path, error: OSError) -> RunError:
-    """What to raise where a file of a profile cannot be written, such as on a full disk."""
-    return RunError(
-        f"{path}: cannot be written ({error.strerror or error}); make room, or see to its permissions. What was "
-        "measured before is on disk, and the same command continues from there"
-    )
-
-
-@contextlib.contextmanager
-def locked(table: Path) -> Iterator[None]:
-    """Keep other processes from writing a table, as long as the context lasts; a file beside it holds the lock.
-
-    Raises:
-        RunError: where another process has it.
-    """
-    path = table.with_name(f"{table.name}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
-    except OSError as error:
-        raise unwritable(path, error) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(f"{table}: another process is profiling into this table; wait for it or stop it") from error
-        yield
 
 
 @dataclass(frozen=True)
@@ -112,7 +83,7 @@ class Journal(Log):
         path: of the file; it is created where it does not exist.
 
     Raises:
-        RunError: where another process has it open.
+        RunError: where another process has it open, or it cannot be written.
         InputError: where it cannot be read.
     """
 
@@ -121,27 +92,18 @@ class Journal(Log):
         self.path = path
         self.header: dict[str, Any] | None = None
         self.networks: tuple[str, ...] = ()  # archs as JSON
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab+", buffering=0)  # what a full disk refuses is not tried again when it closes
-        except OSError as error:
-            raise unwritable(path, error) from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise RunError(f"{path}: another process is profiling into this table; wait for it or stop it") from error
-        try:
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(lock(path, path, signed=False))  # of the file itself, as run.py of a bundle takes it
+            with writing(path):  # what a full disk refuses is not tried again when it closes
+                self._file = opened.enter_context(path.open("ab+", buffering=0))
             self._read()
-        except InputError:
-            self._file.close()
-            raise
+            self._opened = opened.pop_all()
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._file.close()
+        self._opened.close()
 
     def begin(self, header: Mapping[str, Any]) -> None:
         """Write the first line."""
@@ -171,12 +133,10 @@ class Journal(Log):
 
     def _append(self, line: Mapping[str, Any]) -> None:
         text = json.dumps(line).encode() + b"\n"
-        try:
+        with writing(self.path):
             while text:
                 text = text[self._file.write(text) :]
             os.fsync(self._file.fileno())
-        except OSError as error:
-            raise unwritable(self.path, error) from error
 
     def _read(self) -> None:
         self._file.seek(0)

@@ -20,6 +20,7 @@ import numpy as np
 
 from nas.core.arch import Arch, calls_of
 from nas.core.errors import InputError
+from nas.core.files import lock_of
 from nas.core.space import Space
 from nas.core.units import show_us
 from nas.profiling import memory
@@ -30,7 +31,7 @@ from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.profiler import MEASURE, time_networks
 from nas.profiling.protocol import QUIET, Noise, Settings, Times
-from nas.profiling.samples import Journal, Log, locked, unwritable
+from nas.profiling.samples import Journal, Log
 from nas.profiling.selection import varied
 from nas.tables.card import Card, Errors
 from nas.tables.table import Header, Network, Table
@@ -199,7 +200,7 @@ def validate(
     anchors = _anchors(table) if here else ()
     others = [item.arch for item in anchors] or _draw(table, ANCHORS, rng, seen.union(unseen))
     unwritten = _unwritable(table)
-    with contextlib.nullcontext() if unwritten or table.path is None else locked(table.path):
+    with contextlib.nullcontext() if unwritten or table.path is None else lock_of(table.path):
         if not unwritten and table.path is not None and Table.read(table.path).hash != table.hash:
             raise InputError(f"{table.path} has changed since it was read; run the same command again")
         return _validate(table, unseen, others, anchors, settings, seed, progress, unwritten)
@@ -249,8 +250,8 @@ def _validate(
         unwritten=unwritten,
         memory_problem=problem,
     )
-    if not unwritten:
-        _write(carded)
+    if not unwritten and table.path is not None:
+        carded.write(table.path)
     if table.path is not None:
         _journal_path(table.path, seed).unlink(missing_ok=True)
     if scale is None:
@@ -333,14 +334,6 @@ def _unwritable(table: Table) -> str:
     if not (os.access(table.path, os.W_OK) and os.access(table.path.parent, os.W_OK)):
         return f"{table.where} cannot be written here; copy it and validate the copy"
     return ""
-
-
-def _write(table: Table) -> None:
-    assert table.path is not None
-    try:
-        table.write(table.path)
-    except OSError as error:
-        raise unwritable(table.path, error) from error
 
 
 def _network(arch: Arch, times: Times, peak: int | None) -> Network:

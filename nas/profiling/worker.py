@@ -37,7 +37,7 @@ def main() -> None:
     backend = load_backend(job["runtime"])(job["threads"], job["precision"], job["variant"])
     if not isinstance(backend, FileBackend):
         import_blocks(job["spaces"], job["threads"])
-    with shared_number(Path(job["busy"])) as busy:
+    with shared_number(job["busy"]) as busy:
         bench = Bench(backend, job, busy)
         answer({"failures": bench.prepare()})
         for line in sys.stdin:
@@ -80,9 +80,9 @@ def go_first() -> None:
 
 
 @contextlib.contextmanager
-def shared_number(path: Path) -> Iterator[mmap.mmap]:
-    """The small file that says which probe is in work."""
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), 8) as memory:
+def shared_number(file: int) -> Iterator[mmap.mmap]:
+    """The small file that says which probe is in work, by its number in this process."""
+    with mmap.mmap(file, 8) as memory:
         yield memory
 
 

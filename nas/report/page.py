@@ -7,7 +7,6 @@ and shares are fractions.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,8 @@ from plotly.offline import get_plotlyjs
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
-from nas.core.errors import RunError
+from nas.core.errors import RunError, without_passwords
+from nas.core.files import write_text
 from nas.core.units import show_count, show_seconds, to_ms
 from nas.report import plots
 from nas.report.front import evaluated_trials, read_trials
@@ -206,7 +206,7 @@ def read_run(run_dir: Path | str) -> Run:
         raise RunError(f"the run in {path} is not finished: no {', '.join(lacking)}. Finish it: nas search {request}")
     run = Run(
         path=path,
-        request=(path / "request.yaml").read_text(encoding="utf-8", errors="backslashreplace"),  # only shown
+        request=without_passwords((path / "request.yaml").read_text(encoding="utf-8", errors="backslashreplace")),
         result=_read_result(path / "result.json"),
         trials=read_trials(path / "trials.csv"),
         training=_read_training(path / "training.csv"),
@@ -282,16 +282,11 @@ def write_report(run_dir: Path | str) -> Path:
     """Write `report.html` into a finished run's directory, at once or not at all, and return its path.
 
     Raises:
-        RunError: as `read_run` does.
+        RunError: as `read_run` does, or the report cannot be written.
     """
     run = read_run(run_dir)
     target = run.path / "report.html"
-    temporary = run.path / f".report.html.{os.getpid()}"
-    try:
-        temporary.write_text(render(run), encoding="utf-8")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(target, render(run))
     return target
 
 

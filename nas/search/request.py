@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
-from nas.core.errors import InputError, RunError, suggest
+from nas.core.errors import HIDDEN, InputError, RunError, suggest, without_passwords
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Count = Annotated[int, Field(ge=0)]
@@ -154,11 +154,16 @@ class Request(BaseModel):
             raise InputError(f"{path}:\n{error}") from error
 
     def to_yaml(self, notes: Sequence[str] = ()) -> str:
-        """The request as YAML, which `read` takes back; `notes` become comments above it."""
+        """The request as YAML, which `read` takes back; `notes` become comments above it. Passwords are hidden."""
         import yaml
 
         comments = "".join(f"# {note}\n" for note in notes)
-        return comments + yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return comments + yaml.safe_dump(self._shown(), sort_keys=False)
+
+    def _shown(self) -> dict[str, Any]:
+        """All fields as plain data, without a password in the storage's URL."""
+        shown = self.model_dump(mode="json")
+        return shown if self.storage is None else shown | {"storage": without_passwords(self.storage)}
 
     def with_(self, **changes: Any) -> Request:
         """A copy with some fields replaced, checked again."""
@@ -170,11 +175,11 @@ class Request(BaseModel):
         Raises:
             RunError: naming every field that contradicts, with both values.
         """
-        mine, theirs = self.model_dump(), stored.model_dump()
+        mine, theirs = self._shown(), stored._shown()
         differing = [
             f"  {name}: {theirs[name]!r} there, {value!r} now"
             for name, value in mine.items()
-            if value != theirs[name] and name not in MAY_CHANGE
+            if _compared(value) != _compared(theirs[name]) and name not in MAY_CHANGE
         ]
         if self.trials < stored.trials:
             differing.append(f"  trials: {stored.trials} there, {self.trials} now; it can only be raised")
@@ -183,6 +188,11 @@ class Request(BaseModel):
                 f"the run in {self.run_dir} was begun with another request:\n" + "\n".join(differing) + "\n"
                 "Give the new request another name, or delete that folder"
             )
+
+
+def _compared(value: Any) -> Any:
+    """A field's value as it has to be the same; a password may come from the URL or from where its driver looks."""
+    return value.replace(f":{HIDDEN}@", "@") if isinstance(value, str) else value
 
 
 _EXPECTED = {

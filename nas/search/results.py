@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -120,13 +118,3 @@ def _provenance(found: Resolved, study: optuna.Study) -> dict[str, Any]:
         "started": started.isoformat(timespec="seconds"),
         "seconds": time.time() - started.timestamp(),  # from the first trial on, interruptions included
     }
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file at once: whoever reads it sees the old content or the new, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

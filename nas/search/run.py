@@ -20,7 +20,9 @@ import torch
 
 from nas.core.arch import Arch
 from nas.core.errors import RunError
+from nas.core.files import FULL, lock, write_text, writing
 from nas.core.units import show_seconds
+from nas.evaluation.checkpoint import write_weights
 from nas.evaluation.data import load_data
 from nas.evaluation.evaluators import load_evaluator
 from nas.evaluation.recipe import Recipe
@@ -35,10 +37,9 @@ from nas.search import engine
 from nas.search.finalists import Finalist, Measured, rank, require_fit, with_measurements, with_repeats
 from nas.search.ledger import Ledger
 from nas.search.limits import Limit
-from nas.search.lock import RunLock
 from nas.search.request import Request
 from nas.search.resolved import Log, Progress, Resolved, require_same_table, resolve_request
-from nas.search.results import result_data, write_text
+from nas.search.results import result_data
 from nas.search.samplers import load_sampler
 from nas.search.scoring import TrainingScorer
 from nas.search.study import JOURNAL, distributions_of, open_study, remembered
@@ -68,7 +69,7 @@ def run_search(request: Request, *, log: Log = print, progress: Progress | None 
     """
     show = progress or _silent
     run_dir = request.run_dir
-    with RunLock(run_dir), _threads(1):  # the cores belong to the workers
+    with lock(run_dir / "lock", run_dir), writing(run_dir, FULL), _threads(1):  # the cores belong to the workers
         found, study = _begin(resolve_request(request, log, show))
         if _is_finished(study, found.request, run_dir):
             log(f"the run in {run_dir} is finished; raise `trials` to go on. Writing its report again")
@@ -267,9 +268,7 @@ def _train_winner(found: Resolved, arch: Arch, progress: Progress) -> TrainResul
             test=True,
         )
     model.cpu()
-    temporary = run_dir / ".best.pt.tmp"
-    torch.save(model.state_dict(), temporary)
-    temporary.replace(run_dir / "best.pt")
+    write_weights(run_dir / "best.pt", model)
     export_onnx(model, [input_shape_of(arch)], run_dir / "best.onnx")
     write_history(result.history, run_dir / "training.csv")
     progress(recipe.epochs, recipe.epochs, 0, f"trained the winner in {show_seconds(result.seconds)}")

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
@@ -65,7 +66,8 @@ class _Worker:
     def __init__(self, scorer: Scorer) -> None:
         self.pipe, theirs = _SPAWN.Pipe()
         self.process = _SPAWN.Process(target=_serve, args=(theirs, scorer, os.getpid()), daemon=True)
-        self.process.start()
+        with _without_interrupts():
+            self.process.start()
         theirs.close()  # so that the pipe ends when the process does
         self.task: Task | None = None
 
@@ -89,6 +91,27 @@ class _Worker:
         self.pipe.close()
         self.process.kill()
         self.process.join(_EXIT_SECONDS)
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes started meanwhile never see Ctrl-C, which reaches the whole group; here it waits until they have begun.
+
+    Blocking the signal does for them, not for this process, where another thread would take it.
+    """
+    resource_tracker.ensure_running()  # otherwise it starts meanwhile, and lets the signal through when it has
+    came: list[int] = []
+    here = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, lambda number, frame: came.append(number)) if here else None
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if here:
+            signal.signal(signal.SIGINT, handler or signal.SIG_DFL)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _cause_of_death(exitcode: int | None) -> str:
@@ -165,7 +188,6 @@ class Pool:
 def _serve(pipe: Connection, scorer: Scorer, parent: int) -> None:
     """The life of a worker: score what comes until the pipe ends or the parent dies."""
     _die_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the coordinator decides
     with contextlib.suppress(EOFError, OSError):
         while True:
             task: Task = pipe.recv()

@@ -27,7 +27,8 @@ import yaml
 
 import search_spaces
 from nas.core.blocks import InvertedResidual
-from nas.core.errors import InputError, RunError, TableError, suggest
+from nas.core.errors import InputError, TableError, suggest
+from nas.core.files import lock_of
 from nas.core.ops import Block, Row, Shape, parse_unit
 from nas.core.tracing import calls_of_unit
 from nas.tables.table import Entry, Header, Table
@@ -81,20 +82,15 @@ class Imported:
 
         Raises:
             InputError: where the path holds a table that was not imported.
-            RunError: where the path cannot be written, such as on a full disk.
+            RunError: where another process writes the path, or it cannot be written, such as on a full disk.
         """
-        if path.exists() and (method := Table.read(path).header.method) != "imported":
-            raise InputError(
-                f"{path}: holds a table that was not imported (its method is {method}), importing would overwrite it; "
-                "name another file"
-            )
-        try:
+        with lock_of(path):
+            if path.exists() and (method := Table.read(path).header.method) != "imported":
+                raise InputError(
+                    f"{path}: holds a table that was not imported (its method is {method}), importing would overwrite "
+                    "it; name another file"
+                )
             self.table.write(path)
-        except OSError as error:
-            raise RunError(
-                f"{path}: cannot be written ({error.strerror or error}); make room, see to its permissions, or name "
-                "another file"
-            ) from error
 
 
 Found = tuple[list[Entry], list[tuple[str, str]]]

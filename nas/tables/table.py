@@ -21,6 +21,7 @@ import numpy as np
 
 from nas.core.arch import Arch, calls_of
 from nas.core.errors import BudgetError, InputError, MissingLatency, TableError
+from nas.core.files import write_text
 from nas.core.ops import Row
 from nas.core.space import Space
 from nas.core.tracing import Call, calls_of_unit
@@ -451,16 +452,13 @@ class Table:
         return to_text(Content(self.header, self.entries, self.networks, self.checks), computed)
 
     def write(self, path: str | os.PathLike[str]) -> Path:
-        """Write the table; whoever reads the path at that moment sees the old file or the new one, never half."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(target.name + ".tmp")
-        try:
-            temporary.write_text(self.to_text(), encoding="utf-8")
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return target
+        """Write the table whole; several processes that write one table take turns by `nas.core.files.lock_of`.
+
+        Raises:
+            RunError: it cannot be written, such as on a full disk; what was there stays.
+        """
+        write_text(path, self.to_text())
+        return Path(path)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Table:

@@ -43,7 +43,6 @@ class LocalWorker(Worker):
         spaces: Sequence[str],
         files: Mapping[str, Path],
     ) -> None:
-        self._busy = Path("busy")
         job = json.loads(json.dumps(self._job(engine, probes, settings, seed, spaces, files)))
         backend = load_backend(engine.runtime)(engine.threads, engine.precision, engine.variant)
         self._bench = Bench(backend, job, bytearray(8))  # type: ignore[arg-type]

@@ -349,7 +349,7 @@ def test_a_second_process_on_one_table_is_refused(local, path, monkeypatch):
     while len(whole_lines(samples_of(path))) < 2:
         assert first.is_alive()
         time.sleep(0.001)
-    with pytest.raises(RunError, match="another process is profiling into this table"):
+    with pytest.raises(RunError, match="is in use by process"):
         few(path, rounds=6)
     kill_at(first, path, 2)
     misbehave(monkeypatch)
@@ -623,11 +623,11 @@ def test_a_full_disk_loses_one_round(local, path, monkeypatch):
 
 
 def test_a_table_that_cannot_be_written_says_so(local, path, monkeypatch):
-    def write(self: Table, target: Path) -> None:
+    def write(temporary: Path, content: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Table, "write", write)
+        patch.setattr(Path, "write_bytes", write)
         with pytest.raises(RunError, match=r"table\.csv: cannot be written \(No space left on device\)"):
             few(path)
     lines = len(whole_lines(samples_of(path)))

@@ -4,6 +4,7 @@ import errno
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -109,10 +110,10 @@ def test_the_same_transfer_keeps_the_card_and_another_is_refused(local, path, so
 
 
 def test_a_full_disk_is_said_with_what_to_do(local, path, source, monkeypatch):
-    def full(table: Table, path: object) -> None:
+    def full(temporary: Path, content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Table, "write", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(RunError, match=r"table\.csv: cannot be written \(No space left on device\); make room"):
         transfer_table([source], path=path, measure=5, runtime="fake", settings=QUICK)
 

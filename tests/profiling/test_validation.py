@@ -13,6 +13,7 @@ from scipy import stats
 import search_spaces
 from nas.core.arch import Arch, calls_of
 from nas.core.errors import InputError, MissingLatency, RunError
+from nas.core.files import lock_of
 from nas.profiling import validation
 from nas.profiling.backends.fake import Fake, row_us
 from nas.profiling.device import this_machine
@@ -20,7 +21,7 @@ from nas.profiling.job import Job
 from nas.profiling.process import Engine
 from nas.profiling.profiler import measure, time_networks
 from nas.profiling.protocol import Noise, Settings
-from nas.profiling.samples import Journal, locked
+from nas.profiling.samples import Journal
 from nas.profiling.validation import LEAST, validate
 from nas.tables.table import Entry, Network, Table
 from tests.profiling import LocalWeigher, LocalWorker, true_us
@@ -297,7 +298,7 @@ def test_a_table_that_another_process_writes_is_left_alone(local, sentinel_us, t
     made = table_off_by(0.0, sentinel_us=sentinel_us)
     made.write(path)
     table = Table.read(path)
-    with locked(path), pytest.raises(RunError, match="another process is profiling into this table"):
+    with lock_of(path), pytest.raises(RunError, match="is in use by process"):
         validate(table, archs=LEAST, settings=QUICK)
     Table(made.header, made.entries, made.networks[1:]).write(path)
     with pytest.raises(InputError, match="has changed since it was read"):

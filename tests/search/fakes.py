@@ -237,10 +237,10 @@ def without_times(frame: Any) -> list[tuple[str, ...]]:
 
 def main(run_dir: str, sampler: str = "random", trials: int = 20, workers: int = 1, scorer: Any = None) -> None:
     """Search the toy space until done; a test kills this process at any moment."""
-    from nas.search.lock import RunLock
+    from nas.core.files import lock
     from nas.search.workers import Pool
 
-    with RunLock(Path(run_dir)), Pool(FakeScorer(**(scorer or {})), workers) as pool:
+    with lock(Path(run_dir) / "lock", run_dir), Pool(FakeScorer(**(scorer or {})), workers) as pool:
         study = make_study(Path(run_dir) / "study.journal", ToySpace(), sampler)
         print("searching", flush=True)
         make_engine(study, ToySpace(), ToyEstimator(), pool, trials).run()

@@ -15,6 +15,7 @@ import torch
 import search_spaces
 from nas.core.arch import Arch, calls_of
 from nas.core.errors import BudgetError, InputError, MissingLatency, RunError, TableError
+from nas.core.files import lock
 from nas.evaluation.training import TrainResult
 from nas.networks.building import build, cost_of
 from nas.profiling.device import this_machine
@@ -22,7 +23,6 @@ from nas.report.front import front_data, read_trials
 from nas.report.page import write_report
 from nas.search import resolved, run
 from nas.search.limits import Survey
-from nas.search.lock import RunLock
 from nas.search.request import Request
 from nas.search.resolved import _table
 from nas.tables.table import Entry, Table
@@ -240,7 +240,7 @@ def test_a_study_of_another_folder_is_refused(tmp_path, table_path, world):
 
 def test_a_run_in_use_is_refused(tmp_path, table_path, world):
     asked = request(tmp_path, table_path)
-    with RunLock(asked.run_dir), pytest.raises(RunError, match="is in use by process"):
+    with lock(asked.run_dir / "lock", asked.run_dir), pytest.raises(RunError, match="is in use by process"):
         carry_out(asked, world)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-import pkgutil
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -17,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from nas.core import plugins
 from nas.core.errors import InputError, MeasureError, suggest
 
 if TYPE_CHECKING:  # a process that only loads files and runs them does without PyTorch
@@ -173,17 +173,15 @@ class FileBackend(Backend):
 
 
 def runtimes() -> list[str]:
-    """Names of all runtimes: one for each file here."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    """Names of all runtimes, sorted; see `nas.core.plugins` for where they are found."""
+    return plugins.names("backends")
 
 
 def load_backend(name: str) -> type[Backend]:
     """The backend class of a runtime.
 
     Raises:
-        InputError: for an unknown runtime, naming the closest ones.
+        InputError: for an unknown runtime, naming the closest ones, or a file that cannot be loaded, naming it.
     """
-    if name not in runtimes():
-        raise InputError(suggest("runtime", name, runtimes()))
-    backend: type[Backend] = importlib.import_module(f"{__name__}.{name}").BACKEND
+    backend: type[Backend] = plugins.load("backends", name)
     return backend
