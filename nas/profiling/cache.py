@@ -25,8 +25,8 @@ from nas.core import plugins
 from nas.core.errors import MeasureError
 from nas.core.files import cache_folder, write_text, writing
 from nas.profiling import backends
-from nas.profiling.device import this_machine
-from nas.profiling.runner import fingerprint
+from nas.profiling.device.run import fingerprint
+from nas.profiling.machine import this_machine
 from nas.profiling.worker import WEIGHTS_SEED
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from nas.core.units import to_ms
 from nas.networks.building import cost_of
 from nas.profiling import backends
 from nas.profiling.backends import load_backend
-from nas.profiling.device import this_machine
+from nas.profiling.machine import this_machine
 from nas.tables.table import Table
 
 ROW_SECONDS, ROW_SECONDS_224 = 0.7, 1.1  # of a block row: fixed, and in proportion to pixels; from the shipped tables

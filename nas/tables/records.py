@@ -22,13 +22,13 @@ from nas.core.arch import Arch
 from nas.core.errors import InputError, TableError
 from nas.core.ops import Row, Shape, is_known, parse_unit
 from nas.core.space import Space
+from nas.profiling.device.timing import MOST_NOISE
 
 FORMAT = 2
 COMPUTED = "# computed "
 COLUMNS = ("kind", "name", "fields", "inputs", "us", "spread_us", "count", "source", "peak_bytes")
 LEVELS = ("block", "op")
 SOURCES = ("measured", "predicted", "imported")
-MOST_NOISE = 0.50  # share of samples in slow spells above which measurements are not believed; usual is 0.02 to 0.26
 METHODS = ("chains", "in-situ", "transfer", "imported")
 
 

@@ -12,12 +12,12 @@ from nas.networks.building import build, cost_of, load_arch
 from nas.profiling import memory
 from nas.profiling.backends import load_backend
 from nas.profiling.bench import Bench
+from nas.profiling.device.journal import Log
+from nas.profiling.device.timing import Settings
 from nas.profiling.memory import peak_bytes, predicted_bytes
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.profiler import measure_memory
-from nas.profiling.protocol import Settings
-from nas.profiling.samples import Log
 from tests.profiling import LocalConverter
 from tests.small import TINY
 
