@@ -38,8 +38,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Search mobile hybrid vision transformers under a latency budget measured on your own device.\n\n"
     "Profile a device into a latency table, search a space under a budget, look at the report, then train, export and "
-    "measure the network. An ARCH is a JSON file or a preset name such as efficientformer-l1; a TABLE is a CSV file or "
-    "the name of a shipped table (nas tables).\n\n"
+    "measure the network. An ARCH is a preset name such as efficientformer-l1, a JSON file, a run (runs/NAME, its "
+    "winner) or a trial of one (runs/NAME@31); a TABLE is a CSV file or the name of a shipped table (nas tables).\n\n"
     "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C.",
 )
 

@@ -199,7 +199,9 @@ def cache_folder() -> Path:
         with writing(f"{chosen} (NAS_CACHE)"):
             Path(chosen).mkdir(parents=True, exist_ok=True)
         return Path(chosen)
-    usual = platformdirs.user_cache_path("millinas", appauthor=False)
+    usual = Path("~/.cache/millinas")  # the name that remains where nobody knows a home
+    with contextlib.suppress(RuntimeError):
+        usual = platformdirs.user_cache_path("millinas", appauthor=False)
     if usual.is_absolute() and _is_ours(usual):
         return usual
     spare = Path(tempfile.gettempdir()) / f"millinas-{os.getuid()}"

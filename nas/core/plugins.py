@@ -1,4 +1,4 @@
-"""One file each: families, backends, data sets, evaluators, samplers, in the package or outside it, by one rule.
+"""One file each: families, backends, data sets, evaluators, metrics, samplers, in the package or outside, by one rule.
 
 A file of a kind ends in its constant (`EVALUATOR`), and its name is the name. It lies in the package's folder of that
 kind; or in a folder named in `NAS_PLUGINS` (several are separated as in `PATH`), or in a folder inside that one; or it
@@ -50,6 +50,7 @@ KINDS = {
     "backends": Kind("runtime", "nas.profiling.backends", "BACKEND"),
     "datasets": Kind("data set", "nas.evaluation.datasets", "DATASET"),
     "evaluators": Kind("evaluator", "nas.evaluation.evaluators", "EVALUATOR"),
+    "metrics": Kind("metric", "nas.metrics", "METRIC"),
     "samplers": Kind("sampler", "nas.search.samplers", "SAMPLER"),
 }
 

@@ -118,6 +118,11 @@ class Split(ABC):
         """That of the C channels of a batch; None where a split does not say."""
         return None
 
+    @property
+    def class_counts(self) -> tuple[int, ...] | None:
+        """How many images each class has; None where a split does not say."""
+        return None
+
     def batches(
         self,
         batch_size: int,
@@ -208,6 +213,10 @@ class MemorySplit(Split):
         if channels == 1 and len(self.mean) == 3:
             parts = [(part * part.new_tensor(LUMA)).sum().reshape(1) for part in parts]
         return Normalisation(*(tuple(part.expand(channels).tolist()) for part in parts))
+
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        return tuple(torch.bincount(self.labels, minlength=self.classes).tolist())
 
     def to(self, device: torch.device | str) -> MemorySplit:
         moved = {name: getattr(self, name).to(device) for name in ("images", "labels", "mean", "std")}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nas.profiling.backends import load_backend, runtimes
 from nas.profiling.device.machine import machine, slug
-from nas.tables.table import Header
+
+if TYPE_CHECKING:
+    from nas.tables.records import Header
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.core.errors import InputError, MeasureError, suggest
+from nas.core.errors import MeasureError
 from nas.profiling.backends import Backend, FileBackend, Session, load_backend
 from nas.profiling.device.worker import answers, note, shared_number
 from nas.profiling.worker import WEIGHTS_SEED, import_blocks
@@ -34,25 +34,7 @@ if TYPE_CHECKING:
 
 RUNS = 3
 MOST_PROBLEMS = 2  # networks whose memory cannot be counted, from the first on, before the others are not tried
-BYTES_PER_VALUE = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-def predicted_bytes(arch: Arch, precision: str = "fp32") -> int:
-    """The weights of a network, and the most activations alive at once at batch 1, from the trace.
-
-    It is what no runtime does without. Most take more: the file while they load it, packed copies of weights,
-    workspaces. Weights are counted on the training form, with the norms that deployment folds.
-
-    Raises:
-        InputError: for an unknown precision.
-    """
-    from nas.networks.building import cost_of
-
-    if precision not in BYTES_PER_VALUE:
-        raise InputError(suggest("precision", precision, BYTES_PER_VALUE))
-    cost = cost_of(arch)
-    return BYTES_PER_VALUE[precision] * (cost.params + cost.peak_bytes // BYTES_PER_VALUE["fp32"])
 
 
 def peak_bytes(engine: Engine, arch: Arch) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nas.core.errors import InputError, MeasureError
+from nas.core.files import whole
 from nas.profiling.device import run
 from nas.profiling.device.schedule import Progress, silent
 
@@ -117,9 +118,8 @@ class Remote:
 
     def _fetch(self, bundle: Path, there: str) -> None:
         for name in (run.SAMPLES, run.FAILURES):
-            fetched = bundle / f"{name}.tmp"
-            self._call([*self._command("scp"), "-q", "--", f"{self.host}:{there}/{name}", str(fetched)])
-            fetched.replace(bundle / name)
+            with whole(bundle / name) as fetched:
+                self._call([*self._command("scp"), "-q", "--", f"{self.host}:{there}/{name}", str(fetched)])
 
     def _python(self, there: str, option: str) -> str:
         return f"{self.python} {shlex.quote(there)}/run.py {option}"

@@ -107,7 +107,7 @@ class Validation:
         lines += _describe(card.errors, f"as predicted{'' if self.table.calibrations else ', uncalibrated'}")
         if len(card.families) > 1:
             lines += [
-                f"  {name}: MAPE {mape:.1f} %, bias {bias:+.1f} % ({count} networks)"
+                f"  {name}: MAPE {mape:.1f} %, bias {bias:+.1f} % ({card.inside(name)}{count} networks)"
                 for name, count, mape, bias in card.families
             ]
         if self.memory_problem:

@@ -117,7 +117,7 @@ def test_a_backend_runs_here_or_says_what_is_missing(name):
     for variant in kind.variants:
         session = kind(1, "fp32", variant).prepare(CONVOLUTIONS.module(0), CONVOLUTIONS.shapes())
         session.run()
-        assert 0 < session.timed_run() < 60  # seconds
+        assert session.timed_run() > 0
 
 
 @pytest.mark.parametrize("name", [name for name in runtimes() if load_backend(name).untested])

@@ -28,6 +28,7 @@ import pytest
 import search_spaces
 from nas.core.arch import Arch
 from nas.core.errors import InputError, MeasureError, NasError, RunError
+from nas.core.files import lock_of
 from nas.profiling import bundle as bundle_module
 from nas.profiling import shared_weights
 from nas.profiling.backends import load_backend
@@ -418,6 +419,13 @@ def test_a_run_that_cannot_write_says_what_to_do(bundle, tmp_path, name):
     assert ran.returncode == 1
     assert f"{name}: cannot be written (Is a directory); make room" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_a_table_that_another_process_writes_is_left_alone(finished, tmp_path):
+    path = tmp_path / "table.csv"
+    with lock_of(path), pytest.raises(RunError, match=r"table\.csv is in use by process"):
+        collect(finished, output=path, accept_noise=True)
+    assert not path.exists()
 
 
 def test_what_cannot_be_written_is_said_with_what_to_do(finished, pico, tmp_path, monkeypatch):

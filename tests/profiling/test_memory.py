@@ -7,14 +7,14 @@ import sys
 import pytest
 
 from nas.core.arch import calls_of
-from nas.core.errors import InputError, MeasureError
-from nas.networks.building import build, cost_of, load_arch
+from nas.core.errors import MeasureError
+from nas.networks.building import cost_of, load_arch
 from nas.profiling import memory
 from nas.profiling.backends import load_backend
 from nas.profiling.bench import Bench
 from nas.profiling.device.journal import Log
 from nas.profiling.device.timing import Settings
-from nas.profiling.memory import peak_bytes, predicted_bytes
+from nas.profiling.memory import peak_bytes
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.profiler import measure_memory
@@ -22,22 +22,13 @@ from tests.profiling import LocalConverter
 from tests.small import TINY
 
 
-def test_predicted_memory_is_weights_and_activations_in_the_bytes_of_the_precision(rng):
-    arch = TINY.sample(rng)
-    weights = sum(parameter.numel() for parameter in build(arch).parameters())
-    assert predicted_bytes(arch) == 4 * weights + cost_of(arch).peak_bytes
-    assert predicted_bytes(arch, "bf16") == predicted_bytes(arch) / 2
-    assert predicted_bytes(arch, "int8") == predicted_bytes(arch) / 4
-    with pytest.raises(InputError, match="unknown precision 'fp33', did you mean 'fp32'"):
-        predicted_bytes(arch, "fp33")
-
-
 @pytest.mark.parametrize(("runtime", "preset"), [("onnxruntime", "efficientformer-l1"), ("torch", "mobilevit-s")])
 def test_a_network_takes_at_least_its_weights_and_not_many_times_as_much(runtime, preset):
     pytest.importorskip(runtime)
     arch = load_arch(preset)
     weights = {"efficientformer-l1": 12.2e6, "mobilevit-s": 5.55e6}[preset]  # published, with the norms folded
-    assert 4 * weights <= measure_memory(arch, runtime=runtime) <= 4 * predicted_bytes(arch)
+    predicted = 4 * cost_of(arch).params + cost_of(arch).peak_bytes
+    assert 4 * weights <= measure_memory(arch, runtime=runtime) <= 4 * predicted
 
 
 def test_the_process_that_measures_files_does_without_pytorch():

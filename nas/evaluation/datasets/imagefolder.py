@@ -81,6 +81,11 @@ class FolderSplit(Split):
     def normalisation(self) -> Normalisation:
         return normalisation(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, self.input_shape[0])
 
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        labels = torch.tensor([label for _, label in self.samples])
+        return tuple(torch.bincount(labels, minlength=self.classes).tolist())
+
     def read(
         self,
         plan: Sequence[PlannedBatch],

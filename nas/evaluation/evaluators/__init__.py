@@ -44,11 +44,18 @@ class Evaluator(ABC):
 
     @abstractmethod
     def score(
-        self, build_model: Callable[[], nn.Module], data: Data, *, seed: int = 0, device: torch.device | str = "cpu"
+        self,
+        build_model: Callable[[], nn.Module],
+        data: Data,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        on_epoch: Callable[[int, int], None] | None = None,
     ) -> Score:
         """Score the model that `build_model` returns; its weights and everything else random are drawn from `seed`.
 
-        Reads `data.train` and `data.val`, never `data.test`.
+        Reads `data.train` and `data.val`, never `data.test`. One that trains calls `on_epoch` with the epochs done and
+        those in all, for whoever waits.
 
         Raises:
             TrainingDiverged, OutOfMemory: this candidate has no score; others may.

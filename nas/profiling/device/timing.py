@@ -212,11 +212,6 @@ def kept(taken: Sequence[Sample], reference: float) -> np.ndarray:
     return np.array([time_of(sample) * scale for sample, scale in zip(ordered, scales)])
 
 
-def error_of(terms: Iterable[tuple[Sequence[Sample], float]], reference: float) -> float:
-    """The relative standard error of a weighted sum of probes' times, by the samples of each probe in one process."""
-    return errors_of(terms, reference)[0]
-
-
 def errors_of(terms: Iterable[tuple[Sequence[Sample], float]], reference: float) -> tuple[float, tuple[float, ...]]:
     """The relative standard error of a weighted sum of probes' times, and the share of each term in its square.
 
