@@ -20,7 +20,7 @@ from nas.core.errors import NasError
 from nas.core.remembered import remembered
 from nas.core.source import code_of_package
 from nas.profiling import backends
-from nas.profiling.device import this_machine
+from nas.profiling.machine import this_machine
 
 if TYPE_CHECKING:
     from nas.core.arch import Arch

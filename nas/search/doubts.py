@@ -160,14 +160,13 @@ def disturbed(finalists: Sequence[Finalist]) -> list[str]:
 
 def noisy(table: Table, space: Space) -> list[str]:
     """A table that was written although its machine was disturbed, and how to profile again."""
-    noise = table.header.noise
-    if noise is None or not table.header.noisy:
-        return []
     header = table.header
+    if not header.noisy:
+        return []
+    noise = f"{header.noise:.0%} of samples in slow spells"
     return [
-        f"The latencies of {table.where} were measured on a noisy machine ({noise:.0%} of samples in slow spells), so "
-        "predictions may be off by more than its card says. On a quiet machine, profile into a new table, and give the "
-        "search it and another name: "
+        f"The latencies of {table.where} were measured on a noisy machine ({noise}), so predictions may be off by more "
+        "than its card says. On a quiet machine, profile into a new table, and give the search it and another name: "
         f"nas profile {space.name} --runtime {header.runtime} --threads {header.threads} --precision "
         f"{header.precision} --level {header.level} --table FILE"
     ]

@@ -17,8 +17,8 @@ from nas.evaluation.devices import pick_device
 from nas.metrics import load_metric
 from nas.profiling import profiler
 from nas.profiling.backends import load_backend
-from nas.profiling.device import this_machine
 from nas.profiling.job import CHAINS, IN_SITU
+from nas.profiling.machine import this_machine
 from nas.search.budgets import Budget
 from nas.search.doubts import noisy
 from nas.search.limits import Estimator, Limit, Survey, resolve

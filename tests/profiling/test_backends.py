@@ -18,16 +18,17 @@ import torch
 from nas.core.arch import calls_of
 from nas.core.errors import InputError, MeasureError
 from nas.core.ops import Block, Row, Shape
-from nas.networks.export import example_arrays, example_inputs, write_onnx
+from nas.networks.export import example_inputs, write_onnx
 from nas.profiling.backends import FileBackend, load_backend, runtimes
 from nas.profiling.bundle import _Bundled
 from nas.profiling.cache import Cache
-from nas.profiling.device import this_machine
+from nas.profiling.device.sessions import example_arrays
+from nas.profiling.device.timing import Settings
 from nas.profiling.job import Job
+from nas.profiling.machine import this_machine
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.profiler import measure, profile
-from nas.profiling.protocol import Settings
 from nas.tables.table import Table
 from search_spaces.efficientformer import MB3D, MB4D
 from search_spaces.mobileformer import BridgeIn
@@ -407,7 +408,7 @@ from nas.core.ops import Conv, Row, Shape
 from nas.profiling.backends import load_backend
 from nas.profiling.bundle import _Bundled
 from nas.profiling.cache import Cache
-from nas.profiling.device import this_machine
+from nas.profiling.machine import this_machine
 from nas.profiling.job import Job
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine

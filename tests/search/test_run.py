@@ -18,7 +18,7 @@ from nas.core.errors import BudgetError, InputError, MissingLatency, RunError, T
 from nas.core.files import lock
 from nas.evaluation.training import TrainResult
 from nas.networks.building import build, cost_of
-from nas.profiling.device import this_machine
+from nas.profiling.machine import this_machine
 from nas.report.front import front_data, read_trials
 from nas.report.page import write_report
 from nas.search import resolved, run
