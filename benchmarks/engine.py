@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from made_up import made_up_table
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -29,7 +30,6 @@ from nas.search.ledger import Ledger
 from nas.search.limits import Estimator, Survey, resolve
 from nas.search.study import distributions_of, open_study
 from nas.search.workers import Outcome, Task
-from nas.tables.table import Entry, Header, Table
 
 WINDOW = 100  # trials that a figure is the mean of
 
@@ -107,10 +107,11 @@ def run(space: Space, estimator: Estimator, sampler_name: str, trials: int) -> N
             Ledger(study, distributions), space, estimator, Instantly(), trials=trials, seed=0, on_trial=mark
         )
         engine.run()
+    window = min(WINDOW, len(marks) - 1)
     for end in sorted({min(500, len(marks)), len(marks)}):
         total, draw, keep = (
-            1000 * (after - before) / WINDOW
-            for before, after in zip(marks[end - WINDOW - 1], marks[end - 1], strict=True)
+            1000 * (after - before) / window
+            for before, after in zip(marks[end - window - 1], marks[end - 1], strict=True)
         )
         print(
             f"{sampler_name}, trial {end}: engine {total - draw - keep:.2f} ms (goal under 5), "
@@ -121,10 +122,7 @@ def run(space: Space, estimator: Estimator, sampler_name: str, trials: int) -> N
 def main(name: str, trials: int) -> None:
     """Measure and print, for every sampler."""
     space = search_spaces.load(name)
-    header = Header(
-        "none", "none", 1, "none", "0", "fp32", 1, "block", name, space.input_shape, space.classes, "", "", 1.0
-    )
-    table = Table(header, [Entry(row, 1.0 + len(str(row)) % 7, 0.0, 1) for row in space.rows()])
+    table = made_up_table(space)
     limits = resolve([Budget.parse("latency_ms<=p40")], Survey(space, 0, 1000), table, {})
     for sampler in samplers.names():
         run(space, Estimator(table, limits), sampler, trials)

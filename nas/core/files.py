@@ -48,11 +48,16 @@ def writing(path: str | os.PathLike[str], only: Collection[int] | None = None) -
 
 
 @contextlib.contextmanager
-def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+def whole(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Path]:
     """A temporary file for the block to write, which then becomes `path`: readers see the old file or the new one.
 
     It lies in the same folder, which is made where it is missing, and is on disk before it gets its name; where the
     block fails it goes. What a killed process left there goes, too.
+
+    Args:
+        path: the file.
+        sync: wait for the disk, so that not even a power cut leaves half a file; not for one that is checked when it
+            is read and can be made again.
 
     Raises:
         RunError: it cannot be written; `path` is as it was.
@@ -64,23 +69,25 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         _remove_left_over(target)
         try:
             yield temporary
-            _sync(temporary)
+            if sync:
+                _sync(temporary)
             temporary.replace(target)
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-        _sync(target.parent)
+        if sync:
+            _sync(target.parent)
 
 
-def write_bytes(path: str | os.PathLike[str], content: bytes | memoryview) -> None:
+def write_bytes(path: str | os.PathLike[str], content: bytes | memoryview, *, sync: bool = True) -> None:
     """Write a file whole; see `whole`."""
-    with whole(path) as temporary:
+    with whole(path, sync=sync) as temporary:
         temporary.write_bytes(content)
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
+def write_text(path: str | os.PathLike[str], text: str, *, sync: bool = True) -> None:
     """Write a file of text whole, in UTF-8; see `whole`."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(), sync=sync)
 
 
 def _sync(path: Path) -> None:
@@ -115,7 +122,7 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None)
 def _host() -> str:
     return os.uname().nodename.replace("/", "-").replace(".", "-") or "host"
 
@@ -192,7 +199,9 @@ def cache_folder() -> Path:
         with writing(f"{chosen} (NAS_CACHE)"):
             Path(chosen).mkdir(parents=True, exist_ok=True)
         return Path(chosen)
-    usual = platformdirs.user_cache_path("millinas", appauthor=False)
+    usual = Path("~/.cache/millinas")  # the name that remains where nobody knows a home
+    with contextlib.suppress(RuntimeError):
+        usual = platformdirs.user_cache_path("millinas", appauthor=False)
     if usual.is_absolute() and _is_ours(usual):
         return usual
     spare = Path(tempfile.gettempdir()) / f"millinas-{os.getuid()}"

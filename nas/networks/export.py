@@ -13,11 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from nas.core.errors import InputError, MeasureError, suggest
 from nas.core.files import whole
+from nas.profiling.device.sessions import example_arrays
 
 if TYPE_CHECKING:  # a process that only runs files does without PyTorch
     import torch
@@ -136,12 +134,6 @@ def example_inputs(shapes: Sequence[Shape], seed: int = 0) -> tuple[Tensor, ...]
     import torch
 
     return tuple(map(torch.from_numpy, example_arrays(shapes, seed)))
-
-
-def example_arrays(shapes: Sequence[Sequence[int]], seed: int = 0) -> tuple[NDArray[np.float32], ...]:
-    """`example_inputs` as NumPy arrays, without PyTorch."""
-    rng = np.random.default_rng(seed)
-    return tuple(rng.standard_normal(tuple(shape), dtype=np.float32) for shape in shapes)
 
 
 def _outputs_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:

@@ -21,9 +21,10 @@ from plotly.offline import get_plotlyjs
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
-from nas.core.errors import RunError
+from nas.core.errors import RunError, without_passwords
 from nas.core.files import write_text
 from nas.core.units import show_count, show_seconds, to_ms
+from nas.metrics import load_metric
 from nas.report import plots
 from nas.report.front import evaluated_trials, front_data, read_trials
 
@@ -36,7 +37,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Budget(TypedDict):
     """A resolved upper bound, and what was asked for."""
 
-    metric: Literal["latency_ms", "memory_mb", "params", "macs"]
+    metric: str
     limit: PositiveFloat
     asked: str
     table: str | None
@@ -62,6 +63,9 @@ class Candidate(TypedDict):
     number: NonNegativeInt
     predicted_ms: PositiveFloat
     measured_spread_ms: NotRequired[FiniteFloat | None]
+    measured_noise: NotRequired[str | None]
+    measured_disturbed: NotRequired[bool | None]
+    measured_memory_mb: NotRequired[FiniteFloat | None]
     unmeasured_percent: NotRequired[FiniteFloat]
     memory_mb: NotRequired[PositiveFloat | None]
     params: NonNegativeInt
@@ -228,7 +232,7 @@ def read_run(run_dir: Path | str) -> Run:
         raise RunError(f"the run in {path} is not finished: no {', '.join(lacking)}. Finish it: nas search {request}")
     run = Run(
         path=path,
-        request=(path / "request.yaml").read_text(encoding="utf-8", errors="backslashreplace"),  # only shown
+        request=without_passwords((path / "request.yaml").read_text(encoding="utf-8", errors="backslashreplace")),
         result=_read_result(path / "result.json"),
         trials=read_trials(path / "trials.csv"),
         training=_read_training(path / "training.csv"),
@@ -325,6 +329,7 @@ def render(run: Run) -> str:
         ms=lambda ms: "not measured" if ms is None else plots.show_ms(ms),
         us=lambda us: plots.show_ms(to_ms(us)),
         count=show_count,
+        metric=lambda name: load_metric(name).title,
         seconds=show_seconds,
         percent=_percent,
         mean=_mean,

@@ -143,7 +143,7 @@ def _space(run: Path, request: Request, study: optuna.Study) -> Space:
     if classes is None:  # a run of an earlier version
         from nas.evaluation.data import load_data
 
-        classes = load_data(request.dataset, space.input_shape, seed=request.seed).classes
+        classes = load_data(request.dataset, space.input_shape, seed=request.seed, limit=request.limit).classes
     return dataclasses.replace(space, classes=classes)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,12 +21,20 @@ from nas.search.resolved import Log, Named, Progress, Resolved, resolve_request,
 from nas.search.samplers import load_sampler
 from nas.search.scoring import TrainingScorer
 from nas.search.study import JOURNAL, distributions_of, note_versions, open_study
-from nas.search.workers import Pool
+from nas.search.timing import Allotment, Deadline, Pace
+from nas.search.trials import record_of
+from nas.search.workers import Pool, Stage
 from nas.tables.table import Table
 
 RECORDS = "steps.json"
 REQUEST = "request.yaml"
-FINISHED_BY = ("trials", "finalists", "repeats", "final_epochs")  # what a run of version 0.1 kept of a finished request
+FINISHED_BY = (
+    "trials",
+    "finalists",
+    "repeats",
+    "final_epochs",
+    "minutes",
+)  # what version 0.1 kept of a finished request
 
 
 class HasName(Protocol):
@@ -40,20 +49,22 @@ class Context:
 
     Args:
         named: the request.
+        deadline: when this command has to end.
         log: called with every line worth telling.
         progress: called with (done, total, seconds left or None, text) while something takes long.
 
     Attributes:
         request: with everything filled in that is known yet.
         folder: of the run.
+        deadline: when this command has to end.
         begun: whether there is a run already: its table, limits and data are fixed.
 
     Raises:
         RunError: the run there was begun with another request, table or data; or what is there is no run.
     """
 
-    def __init__(self, named: Named, log: Log, progress: Progress) -> None:
-        self.named, self.log, self.progress = named, log, progress
+    def __init__(self, named: Named, deadline: Deadline, log: Log, progress: Progress) -> None:
+        self.named, self.deadline, self.log, self.progress = named, deadline, log, progress
         self.folder = named.request.run_dir
         self._found: Resolved | None = None
         self._study: optuna.Study | None = None
@@ -86,6 +97,17 @@ class Context:
     @property
     def request(self) -> Request:
         return self.named.request if self._found is None else self._found.request
+
+    @functools.cached_property
+    def pace(self) -> Pace:
+        """How long candidates take, by those that the study has."""
+        records = map(record_of, self.study.get_trials(deepcopy=False))
+        return Pace(record for record in records if record is not None)
+
+    @functools.cached_property
+    def allotment(self) -> Allotment:
+        """How the time that is left when it is first asked for is divided among the steps."""
+        return Allotment(self.request, self.deadline, self.pace, measured=not self.found.not_this_machine)
 
     def _open(self) -> optuna.Study:
         request, space = self.named.request, self.named.space
@@ -162,16 +184,22 @@ class Context:
 
     def was_finished_before_steps(self) -> bool:
         """Whether version 0.1, which kept no records of steps, finished this very request."""
-        wanted = {name: getattr(self.request, name) for name in FINISHED_BY}
-        return not self._records and self.begun and self.study.user_attrs.get("finished") == wanted
+        if self._records or not self.begun or not (self.folder / "result.json").is_file():
+            return False
+        finished = self.study.user_attrs.get("finished")
+        return finished is not None and all(finished.get(name) == getattr(self.request, name) for name in FINISHED_BY)
 
-    def pool(self) -> Pool:
-        """Processes that score candidates."""
-        request = self.request
-        evaluator = load_evaluator(request.evaluator, epochs=request.epochs)
-        size = self.found.space.input_shape
-        scorer = TrainingScorer(evaluator, request.dataset, size, request.seed, request.device)
-        return Pool(scorer, request.workers)
+    def pool(self, on_stages: Callable[[tuple[Stage, ...]], None]) -> Pool:
+        """Processes that score candidates, and say what they are at."""
+        return Pool(scorer_of(self.found), self.request.workers, on_stages)
+
+
+def scorer_of(found: Resolved) -> TrainingScorer:
+    """What scores the candidates of a request."""
+    request = found.request
+    evaluator = load_evaluator(request.evaluator, epochs=request.epochs)
+    size = found.space.input_shape
+    return TrainingScorer(evaluator, request.dataset, size, request.seed, request.device, request.limit)
 
 
 def _require_no_training(folder: Path) -> None:

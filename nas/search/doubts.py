@@ -9,11 +9,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from nas.core.space import Space
 from nas.evaluation.data import Data, Split, load_data
 from nas.evaluation.evaluators import load_evaluator
 from nas.evaluation.recipe import Recipe
-from nas.search.finalists import Ranking
+from nas.search.finalists import Finalist, Ranking
 from nas.search.request import Request
+from nas.tables.table import Table
 
 SURE = 0.01  # probability that a network which guesses comes so far by luck
 CANDIDATE_STEPS = 100  # with fewer, candidates differ by how fast they start: digits, hybrid space
@@ -119,7 +121,7 @@ def doubts(
 
 
 def _data(request: Request, size: tuple[int, int, int]) -> Data:
-    return load_data(request.dataset, size, seed=request.seed)
+    return load_data(request.dataset, size, seed=request.seed, limit=request.limit)
 
 
 def _too_short(request: Request, data: Data, final_epochs: int) -> list[str]:
@@ -134,7 +136,8 @@ def _too_short(request: Request, data: Data, final_epochs: int) -> list[str]:
         if epochs * each < least:
             found.append(
                 f"{whose} for {epochs} epoch{'s' if epochs > 1 else ''} of {each} step{'s' if each > 1 else ''}, and "
-                f"the recipe needs {least} steps or more {why}: {name} of {math.ceil(least / each)}, or more images"
+                f"the recipe needs {least} steps or more {why}: raise {name} to {math.ceil(least / each)}, or give "
+                "more images"
             )
     return found
 
@@ -152,3 +155,46 @@ def _alike(losses: Sequence[float], sigma: float | None) -> list[str]:
         f"{seen:.3g} (standard deviation), two trainings of one network by {sigma:.3g}, which leaves {own:.3g} to the "
         "networks themselves. So chance had the larger part in choosing; more epochs or images tell them apart"
     ]
+
+
+def disturbed(finalists: Sequence[Finalist]) -> list[str]:
+    """Measurements of finalists on a disturbed machine."""
+    return [
+        f"The latency of trial {each.number} (arch {each.arch.id}) is that of a {each.timing.text}. The same command "
+        "measures it again"
+        for each in finalists
+        if each.timing is not None and each.timing.disturbed
+    ]
+
+
+def noisy(table: Table, space: Space) -> list[str]:
+    """A table that was written although its machine was disturbed, and how to profile again."""
+    header = table.header
+    if not header.noisy:
+        return []
+    noise = f"{header.noise:.0%} of samples in slow spells"
+    return [
+        f"The latencies of {table.where} were measured on a noisy machine ({noise}), so predictions may be off by more "
+        "than its card says. On a quiet machine, profile into a new table, and give the search it and another name: "
+        f"nas profile {space.name} --runtime {header.runtime} --threads {header.threads} --precision "
+        f"{header.precision} --level {header.level} --table FILE"
+    ]
+
+
+def shortened(request: Request, evaluated: int, finalists: Sequence[Finalist], training: Trained) -> list[str]:
+    """What a search left out to end in time."""
+    repeats = min((len(each.losses) - 1 for each in finalists if each.fits), default=0)
+    wanted = min(request.finalists, evaluated)
+    parts = [
+        f"{done} of {asked} {what}"
+        for done, asked, what in (
+            (evaluated, request.trials, "candidates"),
+            (sum(each.fits for each in finalists), wanted, "finalists that fit"),
+            (repeats, request.repeats, "repeats of each"),
+            (training.epochs, request.final_epochs, "epochs of the winner"),
+        )
+        if done < asked
+    ]
+    if not parts:
+        return []
+    return [f"To end in {request.minutes:g} minutes, the search made {', '.join(parts)}. Raise minutes to go on"]

@@ -20,13 +20,16 @@ from nas.core.errors import InputError, RunError, TableError
 from nas.core.space import Space
 from nas.evaluation.data import Data, load_data
 from nas.evaluation.devices import pick_device
+from nas.metrics import load_metric
 from nas.profiling import profiler
 from nas.profiling.backends import load_backend
-from nas.profiling.device import this_machine
 from nas.profiling.job import CHAINS, IN_SITU
+from nas.profiling.machine import this_machine
 from nas.search.budgets import Budget
-from nas.search.limits import Estimator, Limit, Survey, resolve, smallest
+from nas.search.doubts import noisy
+from nas.search.limits import Estimator, Limit, Survey, resolve
 from nas.search.request import Request
+from nas.search.timing import PROFILE_SHARE
 from nas.tables.calibration import networks_for
 from nas.tables.table import Table
 
@@ -158,7 +161,7 @@ def resolve_request(named: Named, table: Table, log: Log, limits: tuple[Limit, .
         limits = resolve(named.budgets, survey, table, named.tables)
     header = table.header
     filled = named.request.with_(table=table.where, runtime=header.runtime, threads=header.threads)
-    least = smallest(space, "latency_ms", table)
+    least = load_metric("latency_ms").smallest(space, table)
     here = _measured_here([(None, table), *named.tables.items()])
     found = Resolved(filled, space, Estimator(table, limits, named.tables), survey, least, here)
     _tell(found, log)
@@ -207,7 +210,7 @@ def _space(request: Request, table: Table | None, log: Log) -> tuple[Space, Data
             raise InputError(f"space: {table.where} holds the rows of several spaces, name one of them: {names}")
     else:
         raise InputError("space: neither a space nor a table is named; name one of them (nas spaces, nas tables)")
-    data = load_data(request.dataset, space.input_shape, seed=request.seed)
+    data = load_data(request.dataset, space.input_shape, seed=request.seed, limit=request.limit)
     classes = data.classes
     if classes == space.classes:
         return space, data
@@ -233,17 +236,14 @@ def complete_table(named: Named, log: Log, progress: Progress) -> Table:
     if table is None:
         if not path.is_file():
             log(f"profiling this machine: the rows of {space.name} on {request.runtime}, {request.threads} thread(s)")
-        return profiler.profile(
-            space,
-            path=path,
-            runtime=request.runtime,
-            threads=request.threads,
-            level=request.level or "block",
-            networks=_networks(named.budgets),
-            seed=request.seed,
-            accept_noise=True,  # the table says so, and finalists are measured anyway
-            progress=progress,
-        )
+        settings: dict[str, Any] = {"path": path, "runtime": request.runtime, "threads": request.threads}
+        settings |= {"level": request.level or "block", "networks": _networks(named.budgets), "seed": request.seed}
+        if request.minutes is not None:
+            minutes = PROFILE_SHARE * request.minutes
+            if profiler.plan(profiler.job_of(space, **settings)).seconds > 60 * minutes:
+                settings["budget_minutes"] = minutes
+        # a noisy machine is accepted: the table and the result say so, and finalists are measured anyway
+        return profiler.profile(space, **settings, accept_noise=True, progress=progress)
     header = table.header
     lacking = table.missing(space.rows() if header.level == "block" else space.op_rows())
     if (
@@ -318,6 +318,8 @@ def _tell(found: Resolved, log: Log) -> None:
             f"{table.where} was measured with {table.header.runtime} {table.header.runtime_version}, finalists will be "
             f"with {version}"
         )
+    for warning in noisy(table, found.space):
+        log(f"WARNING: {warning}")
     for limit in limits:
         log(f"budget {limit.asked}: {limit.title}")
     share = found.survey.share_that_fits(found.estimator)

@@ -13,11 +13,11 @@ import optuna
 from nas import __version__
 from nas.core.arch import Arch, calls_of
 from nas.core.units import to_ms
+from nas.metrics import MB
 from nas.networks.building import cost_of
 from nas.report import facts
-from nas.search.doubts import doubts, winners_chance
+from nas.search.doubts import disturbed, doubts, noisy, shortened, winners_chance
 from nas.search.finalists import Finalist, Ranking
-from nas.search.limits import MB
 from nas.search.resolved import Resolved
 from nas.search.study import version_changes
 from nas.search.trials import trials_frame
@@ -62,13 +62,17 @@ def result_data(
     chance = winners_chance(request, size, training)
     evaluated = trials[trials["state"] == "evaluated"]
     losses, accuracies = evaluated["val_loss"].tolist(), evaluated["val_accuracy"].tolist()
+    warnings = doubts(request, size, losses, accuracies, ranking, training)
+    warnings += [*disturbed(finalists), *noisy(found.estimator.table, found.space)]
+    if request.minutes is not None:
+        warnings += shortened(request, len(losses), finalists, training)
     states = ("evaluated", "infeasible", "duplicate", "failed")
     return {
         "schema": SCHEMA,
         "name": request.name,
         "space": found.space.name,
         "objective": request.objective,
-        "warnings": doubts(request, size, losses, accuracies, ranking, training),
+        "warnings": warnings,
         "budgets": [
             limit.as_data() | {"used": used} for limit, used in zip(found.estimator.limits, winner.used, strict=True)
         ],
@@ -91,7 +95,7 @@ def result_data(
 def finalist_data(finalist: Finalist, found: Resolved) -> dict[str, Any]:
     """A finalist as `result.json` holds it."""
     record, estimate = finalist.record, found.estimator.estimate(finalist.arch)
-    latency = estimate.latency
+    latency, timing = estimate.latency, finalist.timing
 
     def ms(us: float | None) -> float | None:
         return None if us is None else to_ms(us)
@@ -100,10 +104,13 @@ def finalist_data(finalist: Finalist, found: Resolved) -> dict[str, Any]:
         "arch": finalist.arch.id,
         "number": finalist.number,
         "predicted_ms": ms(record.predicted_us),
-        "measured_ms": ms(finalist.measured_us),
-        "measured_spread_ms": ms(finalist.spread_us),
+        "measured_ms": None if timing is None else ms(timing.us),
+        "measured_spread_ms": None if timing is None else ms(timing.spread_us),
+        "measured_noise": None if timing is None else timing.text,
+        "measured_disturbed": None if timing is None else timing.disturbed,
         "unmeasured_percent": 100 * latency.unmeasured_us / latency.total_us,
         "memory_mb": None if estimate.memory_bytes is None else estimate.memory_bytes / MB,
+        "measured_memory_mb": None if finalist.memory_bytes is None else finalist.memory_bytes / MB,
         "params": record.params,
         "macs": record.macs,
         "val_losses": list(finalist.losses),

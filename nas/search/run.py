@@ -8,6 +8,7 @@ anything is done: a command that is refused changes nothing.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from nas.search.context import Context
 from nas.search.request import Request
 from nas.search.resolved import Log, Progress, name_request, threads
 from nas.search.steps import Step, load_steps
+from nas.search.timing import Deadline
+
+clock = time.monotonic
 
 
 def run_search(request: Request, *, log: Log = print, progress: Progress | None = None) -> Path:
@@ -34,9 +38,9 @@ def run_search(request: Request, *, log: Log = print, progress: Progress | None 
         RunError: another process has the run, it was begun with another request, evaluations fail one after the
             other, or no finalist keeps its budget when measured.
     """
-    steps, run_dir = load_steps(), request.run_dir
+    steps, run_dir, deadline = load_steps(), request.run_dir, Deadline(request.minutes, clock)
     with lock(run_dir / "lock", run_dir), writing(run_dir, FULL), threads(1):  # the cores belong to the workers
-        run = Context(name_request(request, log), log, progress or _silent)
+        run = Context(name_request(request, log), deadline, log, progress or _silent)
         carry_out(steps, run)
     return run_dir
 

@@ -14,7 +14,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from nas.core.errors import InputError, RunError
+from nas.core.errors import HIDDEN, InputError, RunError, without_passwords
 
 if TYPE_CHECKING:
     from nas.core.ops import Choice
@@ -65,10 +65,14 @@ def _storage(storage: str | Path | BaseStorage) -> BaseStorage:
     if isinstance(storage, BaseStorage):
         return storage
     if isinstance(storage, str) and "://" in storage:
+        shown = without_passwords(storage, storage)
+        if HIDDEN in storage:
+            raise InputError(f"storage: the password of {shown} is not kept; give the whole URL again with --storage")
         try:
             return optuna.storages.get_storage(storage)
         except Exception as error:  # of any database driver
-            raise InputError(f"storage: Optuna cannot use {storage!r}: {error}") from error
+            reason = without_passwords(str(error), storage)
+            raise InputError(f"storage: Optuna cannot use {shown!r}: {reason}") from None  # it would show the URL
     path = Path(storage)
     path.parent.mkdir(parents=True, exist_ok=True)
     mend_journal(path)

@@ -154,9 +154,11 @@ def test_without_a_home_or_with_anothers_caches_are_in_the_temporary_folder(tmp_
     spare = tmp_path / f"millinas-{os.getuid()}"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     owner = os.geteuid()
-    with monkeypatch.context() as patch:
-        patch.setattr("platformdirs.user_cache_path", lambda *args, **options: Path("~/.cache/millinas"))
-        assert files.cache_folder() == spare  # nobody knows a home: the tilde stays
+    with monkeypatch.context() as patch:  # neither the environment nor the system knows a home
+        patch.delenv("HOME", raising=False)
+        patch.delenv("XDG_CACHE_HOME")
+        patch.setattr("pwd.getpwuid", lambda number: {}[number])
+        assert files.cache_folder() == spare
         assert (spare.stat().st_mode & 0o777) == 0o700
     with monkeypatch.context() as patch:
         assert files.cache_folder() == tmp_path / "home" / "millinas"

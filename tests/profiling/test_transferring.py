@@ -12,8 +12,9 @@ import search_spaces
 from nas import commands
 from nas.core.arch import calls_of
 from nas.core.errors import InputError, RunError
+from nas.core.files import lock_of
 from nas.profiling.backends.fake import CALL_US, row_us
-from nas.profiling.protocol import Settings
+from nas.profiling.device.timing import Settings
 from nas.profiling.transferring import transfer_table
 from nas.tables.table import Entry, Network, Table
 from tests.profiling import whole_lines
@@ -107,6 +108,12 @@ def test_the_same_transfer_keeps_the_card_and_another_is_refused(local, path, so
     ):
         transfer_table([source], path=path, measure=11, runtime="fake", settings=QUICK)
     assert Table.read(path).header.checked == "20 networks"
+
+
+def test_a_table_that_another_process_writes_is_left_alone(local, path, source):
+    with lock_of(path), pytest.raises(RunError, match=r"table\.csv is in use by process"):
+        transfer_table([source], path=path, measure=5, runtime="fake", settings=QUICK)
+    assert [entry.name for entry in path.parent.iterdir()] == ["table.csv.lock"]
 
 
 def test_a_full_disk_is_said_with_what_to_do(local, path, source, monkeypatch):

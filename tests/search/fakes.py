@@ -48,7 +48,9 @@ class FakeScorer:
     fail: str = ""
     failing: float = 0.0
 
-    def __call__(self, arch: str, seed: int) -> Score:
+    def __call__(self, arch: str, seed: int, on_epoch: Any = None) -> Score:
+        if on_epoch is not None:
+            on_epoch(1, 2)
         if self.calls:
             with open(self.calls, "a", encoding="utf-8") as file:
                 file.write(f"{hashlib.sha256(arch.encode()).hexdigest()[:12]} {os.getpid()}\n")
@@ -198,8 +200,8 @@ def make_engine(study: optuna.Study, space: Any, estimator: Any, workers: Any, t
 class HereWorkers:
     """Workers that score in this process, when waited for; the last submitted task first, to mix the order up."""
 
-    def __init__(self, scorer: Any, size: int = 1) -> None:
-        self.scorer, self.size = scorer, size
+    def __init__(self, scorer: Any, size: int = 1, on_stages: Any = None) -> None:
+        self.scorer, self.size, self.on_stages = scorer, size, on_stages
         self.tasks: list[Any] = []
         self.scored: list[str] = []
 
@@ -216,7 +218,7 @@ class HereWorkers:
 
         task = self.tasks.pop()
         self.scored.append(task.arch)
-        return _outcome(self.scorer, task)
+        return _outcome(self.scorer, task, lambda stage: self.on_stages and self.on_stages((stage,)))
 
     def run(self, tasks: Any) -> Any:
         for task in tasks:

@@ -108,9 +108,9 @@ def test_too_few_steps_name_the_epochs_that_are_needed(said):
     # 320 images to train on: 10 steps of 32 an epoch for candidates, 5 of 64 for the winner
     candidates, winner = said(400, epochs=9, final=59)
     assert "for 9 epochs of 10 steps" in candidates
-    assert "epochs of 10," in candidates
+    assert "raise epochs to 10," in candidates
     assert "for 59 epochs of 5 steps" in winner
-    assert "final_epochs of 60," in winner
+    assert "raise final_epochs to 60," in winner
     assert said(400, epochs=10, final=60) == []
 
 

@@ -148,7 +148,7 @@ def test_a_search_in_which_everything_begins_to_fail_stops():
     storage = InMemoryStorage()
 
     class Breaks(FakeScorer):
-        def __call__(self, arch, seed):
+        def __call__(self, arch, seed, on_epoch=None):
             if len(calls) >= 4:
                 raise ValueError("the disk is full")
             calls.append(arch)

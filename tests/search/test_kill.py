@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import search_spaces
-from nas.profiling.device import this_machine
+from nas.profiling.machine import this_machine
 from nas.report.front import read_trials
 from nas.search.trials import trials_frame
 from tests.search.fakes import ToySpace, fake_table, make_study, without_times

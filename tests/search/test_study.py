@@ -127,3 +127,26 @@ def test_the_second_process_on_a_run_is_refused_naming_the_first(tmp_path):
     with lock(tmp_path / "lock", tmp_path):
         assert f"{tmp_path} is in use by process {os.getpid()} on {os.uname().nodename}." in other()
     assert other().strip() == "free"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nosuch://user:s3cret@host/db",  # no such driver
+        "postgresql://user:s3cret@[host/db",  # no URL
+        "mysql+pymysql://user:s3cret@127.0.0.1:1/db?password=s3cret",
+        "sqlite:////nowhere/at/all/s3cret?password=s3cret",  # the driver echoes it
+    ],
+)
+def test_an_error_of_a_storage_does_not_tell_its_password(url, tmp_path):
+    sampler = make_study(tmp_path / "k", ToySpace()).sampler
+    with pytest.raises(InputError, match="storage: Optuna cannot use") as caught:
+        open_study("test", url, sampler, 1)
+    assert "s3cret" not in str(caught.value)
+    assert caught.value.__suppress_context__  # a driver's error says the URL
+
+
+def test_a_storage_whose_password_was_hidden_is_asked_for_again(tmp_path):
+    sampler = make_study(tmp_path / "k", ToySpace()).sampler
+    with pytest.raises(InputError, match=r"the password of postgresql://u:\*\*\*@h/db is not kept; give the whole URL"):
+        open_study("test", "postgresql://u:***@h/db", sampler, 1)

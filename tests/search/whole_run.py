@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
 from typing import Any
 
 from nas.core.arch import calls_of
 from nas.search import context
+from nas.search.finalists import Timing
 from nas.search.limits import Survey
 from nas.search.request import Request
 from nas.search.run import run_search
@@ -16,12 +16,12 @@ from tests.search.fakes import FakeScorer
 
 
 def _measure(arch: Any, table: Any) -> Any:
-    return SimpleNamespace(us=table.price(calls_of(arch)).total_us, spread_us=1.0)
+    return Timing(table.price(calls_of(arch)).total_us, 1.0, 0.0, False, "quiet")
 
 
 def main(folder: str, table: str) -> None:
     """Search digits, and train the winner for three epochs."""
-    context.TrainingScorer = lambda *settings: FakeScorer(seconds=0.1)  # type: ignore[assignment,misc]
+    context.scorer_of = lambda found: FakeScorer(seconds=0.1)  # type: ignore[assignment,return-value]
     measure.measure_arch = _measure
     Survey.__init__.__defaults__ = (200,)
     request = Request(

@@ -139,3 +139,6 @@ def _loaders() -> int:
     """Processes that decode images: one for each core that is ours, up to a limit; none in a daemon, which may not."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 0 if multiprocessing.current_process().daemon else min(LOADERS_MAX, cores)
+
+
+DATASET = load

@@ -1,16 +1,14 @@
 """Samplers: how the next candidate is proposed. One file a sampler; the file is the registration.
 
-Such a file has one function, `make(seed) -> optuna.samplers.BaseSampler`, called anew for every draw.
+Such a file ends in `SAMPLER`, a function `(seed) -> optuna.samplers.BaseSampler` that is called anew for every draw.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from nas.core.errors import InputError, suggest
+from nas.core import plugins
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -18,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def names() -> list[str]:
-    """All samplers, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    """All samplers, sorted; see `nas.core.plugins` for where they are found."""
+    return plugins.names("samplers")
 
 
 def load_sampler(name: str, seed: int, distributions: Mapping[str, BaseDistribution]) -> BaseSampler:
@@ -31,11 +29,9 @@ def load_sampler(name: str, seed: int, distributions: Mapping[str, BaseDistribut
         distributions: the fixed parameters of the space.
 
     Raises:
-        InputError: unknown sampler, naming the closest ones.
+        InputError: unknown sampler, naming the closest ones, or a file that cannot be loaded, naming it.
     """
-    if name not in names():
-        raise InputError(suggest("sampler", name, names()))
+    make: Callable[[int], BaseSampler] = plugins.load("samplers", name)
     from nas.search.samplers._seeded import Seeded
 
-    module = importlib.import_module(f"{__name__}.{name}")
-    return Seeded(cast("Callable[[int], BaseSampler]", module.make), seed, distributions)
+    return Seeded(make, seed, distributions)

@@ -24,3 +24,6 @@ class OrderedNSGAII(NSGAIISampler):
 def make(seed: int) -> BaseSampler:
     """NSGA-II; the generation of a trial and the parents of a generation are kept in the study."""
     return OrderedNSGAII(seed=seed, population_size=POPULATION)
+
+
+SAMPLER = make

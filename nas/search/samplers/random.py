@@ -8,3 +8,6 @@ from optuna.samplers import BaseSampler, RandomSampler
 def make(seed: int) -> BaseSampler:
     """Every parameter drawn evenly."""
     return RandomSampler(seed=seed)
+
+
+SAMPLER = make

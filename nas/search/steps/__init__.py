@@ -6,12 +6,11 @@ it names; of several after one, that which others wait for comes last.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from nas.core import plugins
 from nas.core.errors import InputError, suggest
 from nas.search.context import Context
 
@@ -55,9 +54,8 @@ class Step(ABC):
 
 
 def load_steps() -> list[Step]:
-    """All steps, in the order in which they are carried out."""
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
-    return in_order([importlib.import_module(f"{__name__}.{name}").STEP for name in names])
+    """All steps, in the order in which they are carried out; see `nas.core.plugins` for where they are found."""
+    return in_order([plugins.load("steps", name) for name in plugins.names("steps")])
 
 
 def in_order(steps: Sequence[Step]) -> list[Step]:

@@ -74,7 +74,9 @@ class Export(Step):
                 f"{path} is NOT CHECKED against PyTorch: that needs ONNX Runtime, pip install 'millinas[onnxruntime]'"
             )
             return None
-        data = load_data(run.request.dataset, run.found.space.input_shape, seed=run.request.seed)
+        data = load_data(
+            run.request.dataset, run.found.space.input_shape, seed=run.request.seed, limit=run.request.limit
+        )
         images = [image for image, _ in itertools.islice(data.val.batches(1), IMAGES)]
         return {"images": len(images), "difference": check_onnx(path, model, images)}
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from optuna.trial import FrozenTrial
 
 from nas.core.arch import Arch
 from nas.profiling import profiler
@@ -21,36 +22,49 @@ MEASURED = 4  # candidates measured at most for each finalist wanted: a predicti
 
 
 class Measure(Step):
-    """Measures finalists; a measurement is taken once in the life of a study."""
+    """Measures finalists; a measurement is taken once in the life of a study, and again while it is a disturbed one."""
 
     name = "measure"
     after = "search"
 
     def inputs(self, run: Context) -> Mapping[str, Any]:
-        return {"search": run.output("search"), "finalists": run.request.finalists, "here": run.found.here}
+        asked = {"finalists": run.request.finalists, "minutes": run.request.minutes}
+        return asked | {"search": run.output("search"), "here": run.found.here}
+
+    def is_intact(self, run: Context) -> bool:
+        kept = run.output(self.name)["finalists"]
+        return not any(each["timing"] is not None and each["timing"]["disturbed"] for each in kept)
 
     def carry_out(self, run: Context) -> Mapping[str, Any]:
-        finalists = measured(run, lambda finalist: _tell(run, finalist))
+        found, allotment, clock = run.found, run.allotment, run.deadline.clock
+        wanted, finalists = run.request.finalists, list[Finalist]()
+        for finalist in _candidates(run):
+            fitting = sum(each.fits for each in finalists)
+            seconds = (finalist.record.seconds or 0.0) / run.request.epochs
+            if fitting == wanted or (fitting and not allotment.has_time_to_measure(seconds)):
+                break
+            run.progress(fitting, wanted, None, f"measuring {finalist.arch.id}")
+            begun = clock()
+            measured = with_measurements(finalist, run.study, found.estimator, found.here, measure_arch, weigh_arch)
+            finalists.append(measured)
+            allotment.measured(clock() - begun)
+            run.log(f"{measured}{'' if measured.fits else ': over the budget when measured'}")
         write_archs(run.folder, (each.arch for each in finalists))
-        require_fit(finalists, run.found.estimator.limits)
-        return {"finalists": [{"number": each.number, "arch": each.arch.id, "fits": each.fits} for each in finalists]}
+        require_fit(finalists, found.estimator.limits)
+        return {"finalists": [each.as_data() for each in finalists]}
 
 
-def measured(run: Context, on_measured: Callable[[Finalist], None] = lambda finalist: None) -> list[Finalist]:
-    """The finalists with their measurements, until as many fit as are wanted; none is measured twice."""
-    wanted, finalists = run.request.finalists, list[Finalist]()
-    for finalist in _candidates(run):
-        fitting = sum(each.fits for each in finalists)
-        if fitting == wanted:
-            break
-        run.progress(fitting, wanted, None, f"measuring {finalist.arch.id}")
-        finalists.append(with_measurements(finalist, run.study, run.found.estimator, run.found.here, measure_arch))
-        on_measured(finalists[-1])
-    return finalists
+def measured_finalists(run: Context) -> list[Finalist]:
+    """The finalists as this step left them."""
+    trials = {trial.number: trial for trial in run.study.get_trials(deepcopy=False)}
+    finalists = [(each, trials[each["number"]]) for each in run.output(Measure.name)["finalists"]]
+    return [_finalist(run, trial).with_data(each) for each, trial in finalists]
 
 
-def _tell(run: Context, finalist: Finalist) -> None:
-    run.log(f"{finalist}{'' if finalist.fits else ': over the budget when measured'}")
+def _finalist(run: Context, trial: FrozenTrial) -> Finalist:
+    record = record_of(trial)
+    assert record is not None, "only what was evaluated becomes a finalist"
+    return Finalist(trial.number, run.found.space.arch(trial.params), record)
 
 
 def _candidates(run: Context) -> list[Finalist]:
@@ -66,13 +80,7 @@ def _candidates(run: Context) -> list[Finalist]:
     else:
         chosen = trials[trials["state"] == "evaluated"].sort_values(["val_loss", "number"]).head(MEASURED * count)
     by_number = {trial.number: trial for trial in run.study.get_trials(deepcopy=False)}
-    picked = [by_number[number] for number in chosen["number"]]
-    records = [record_of(trial) for trial in picked]
-    return [
-        Finalist(trial.number, run.found.space.arch(trial.params), record)
-        for trial, record in zip(picked, records, strict=True)
-        if record is not None
-    ]
+    return [_finalist(run, by_number[number]) for number in chosen["number"]]
 
 
 def measure_arch(arch: Arch, table: Table) -> Measured:
@@ -85,6 +93,18 @@ def measure_arch(arch: Arch, table: Table) -> Measured:
         precision=header.precision,
         variant=header.variant,
         sentinel_us=header.sentinel_us,
+    )
+
+
+def weigh_arch(arch: Arch, table: Table) -> int:
+    """Peak memory of an arch, measured the way that of the table's networks was."""
+    header = table.header
+    return profiler.measure_memory(
+        arch,
+        runtime=header.runtime,
+        threads=header.threads,
+        precision=header.precision,
+        variant=header.variant,
     )
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from nas.search.context import Context
 from nas.search.finalists import Finalist, rank, with_repeats
 from nas.search.steps import Step
-from nas.search.steps.measure import measured
-from nas.search.workers import Outcome
+from nas.search.steps.measure import measured_finalists
+from nas.search.timing import RepeatsWatch
 
 
 class Repeat(Step):
@@ -20,35 +20,26 @@ class Repeat(Step):
     after = "measure"
 
     def inputs(self, run: Context) -> Mapping[str, Any]:
-        return {"measure": run.output("measure"), "repeats": run.request.repeats}
+        asked = {"repeats": run.request.repeats, "minutes": run.request.minutes}
+        return asked | {"measure": run.output("measure")}
 
     def carry_out(self, run: Context) -> Mapping[str, Any]:
-        finalists = _repeated(run)
+        finalists = measured_finalists(run)
+        seconds = [each.record.seconds or 0.0 for each in finalists if each.fits]
+        repeats = run.allotment.repeats(seconds)
+        watch = RepeatsWatch(run.request, run.pace, repeats * len(seconds), run.progress, run.log)
+        with run.pool(watch.training) as pool:
+            finalists = with_repeats(finalists, run.study, pool, repeats, watch.trained)
         winner, ranking = winner_of(finalists), rank([each for each in finalists if each.fits])
         run.log(f"the winner is {winner}; {ranking.text}")
         scores = {str(each.number): {"losses": each.losses, "accuracies": each.accuracies} for each in finalists}
         return {"winner": winner.arch.id, "scores": scores}
 
 
-def _repeated(run: Context) -> list[Finalist]:
-    finalists = measured(run)
-    total, done = run.request.repeats * sum(finalist.fits for finalist in finalists), 0
-
-    def show(outcome: Outcome) -> None:
-        nonlocal done
-        done += 1
-        run.progress(done, total, None, "training the finalists again")
-        if outcome.score is None:
-            run.log(f"a repeated training failed: {outcome.reason}")
-
-    with run.pool() as pool:
-        return with_repeats(finalists, run.study, pool, run.request.repeats, show)
-
-
 def finalists_of(run: Context) -> list[Finalist]:
     """The finalists with their measurements and trainings, as this step left them."""
     scores = run.output(Repeat.name)["scores"]
-    finalists = [(each, scores[str(each.number)]) for each in measured(run)]
+    finalists = [(each, scores[str(each.number)]) for each in measured_finalists(run)]
     return [
         replace(each, losses=tuple(kept["losses"]), accuracies=tuple(kept["accuracies"])) for each, kept in finalists
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from nas.search.context import Context
 from nas.search.ledger import Ledger
 from nas.search.steps import Step
 from nas.search.study import distributions_of
+from nas.search.timing import Watch
 from nas.search.trials import trials_frame
 
 
@@ -25,7 +25,7 @@ class Search(Step):
     after = "profile"
 
     def inputs(self, run: Context) -> Mapping[str, Any]:
-        return {"trials": run.request.trials, "table": run.found.estimator.table.hash}
+        return {"trials": run.request.trials, "minutes": run.request.minutes, "table": run.found.estimator.table.hash}
 
     def is_intact(self, run: Context) -> bool:
         there = all((run.folder / name).is_file() for name in ("trials.csv", "front.csv"))
@@ -37,8 +37,10 @@ class Search(Step):
         before = sum(record.state == "evaluated" for _, record in ledger.past())
         if before:
             run.log(f"continuing after {before} of {request.trials} evaluated candidates")
+        watch = Watch(request, run.pace, run.progress, run.log)
+        watch.begin(before)
         try:
-            with run.pool() as pool:
+            with run.pool(watch.training) as pool:
                 search = engine.Engine(
                     ledger,
                     found.space,
@@ -46,7 +48,8 @@ class Search(Step):
                     pool,
                     trials=request.trials,
                     seed=request.seed,
-                    on_trial=_Teller(run, before),
+                    on_trial=watch.trial,
+                    is_over=run.allotment.is_over,
                 )
                 short = search.run()
         finally:
@@ -59,22 +62,6 @@ class Search(Step):
             raise RunError(short)
         write_front(run.folder, front_data(trials), run.study, found.space)
         return {"trials": len(trials), "evaluated": evaluated}
-
-
-class _Teller:
-    """Says where a search stands after each trial."""
-
-    def __init__(self, run: Context, before: int) -> None:
-        self.run, self.before, self.begun = run, before, time.monotonic()
-
-    def __call__(self, now: engine.Progress) -> None:
-        done, wanted = now.counts["evaluated"], now.trials
-        each = (time.monotonic() - self.begun) / (done - self.before) if done > self.before else None
-        left = None if each is None else each * (wanted - done)
-        best = f", best loss {now.best_loss:.4f}" if now.best_loss is not None else ""
-        self.run.progress(done, wanted, left, f"{done} candidates evaluated{best}")
-        if now.record.state == "failed":
-            self.run.log(f"trial {now.number} failed: {now.record.reason}")
 
 
 STEP = Search()

@@ -15,6 +15,7 @@ from nas.search.resolved import threads
 from nas.search.results import Figures
 from nas.search.steps import Step
 from nas.search.steps.repeat import finalists_of, winner_of
+from nas.search.timing import final_epochs
 
 NEXT = "next"
 """Folder of what becomes the winner's files, together, once all of them are there."""
@@ -27,25 +28,28 @@ class Train(Step):
     after = "repeat"
 
     def inputs(self, run: Context) -> Mapping[str, Any]:
-        names = ("dataset", "seed", "device", "final_epochs")
-        asked = {name: getattr(run.request, name) for name in names}
-        return asked | {"arch": run.output("repeat")["winner"], "data": dict(run.named.data)}
+        asked = {name: getattr(run.request, name) for name in ("dataset", "limit", "seed", "device")}
+        epochs = final_epochs(run.study, run.request, winner_of(finalists_of(run)), run.allotment)
+        return asked | {"epochs": epochs, "arch": run.output("repeat")["winner"], "data": dict(run.named.data)}
 
     def is_intact(self, run: Context) -> bool:
         return weights_of(run) is not None
 
     def carry_out(self, run: Context) -> Mapping[str, Any]:
-        request = run.request
-        text = json.dumps(self.inputs(run), sort_keys=True)
+        request, inputs = run.request, self.inputs(run)
+        text = json.dumps(inputs, sort_keys=True)
         folder = run.folder / NEXT / f"training-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        run.progress(0, inputs["epochs"], None, f"training the winner for {inputs['epochs']} epochs")
         with threads(request.final_threads):
             found = train_arch(
                 winner_of(finalists_of(run)).arch,
                 request.dataset,
                 folder,
-                {"epochs": request.final_epochs},
+                {"epochs": inputs["epochs"]},
                 device=request.device,
+                threads=request.final_threads,
                 seed=request.seed,
+                limit=request.limit,
                 progress=_winners(run),
             )
         figures = {field.name: found[field.name] for field in fields(Figures)}

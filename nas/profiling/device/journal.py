@@ -1,15 +1,17 @@
 """The journal of a profile: raw samples beside the table, a line a round, so that a kill at any moment loses one round.
 
-The first line names the device, the runtime and its settings; others hold samples, some the networks to measure, some
-say which of the samples before them do not count. A torn last line, what a kill leaves, is cut when the journal is
-opened again.
+The first line names the device, the runtime and its settings; others hold samples, some the networks to measure or the
+peak memory of one, some say which of the samples before them do not count. A torn last line, what a kill leaves, is cut
+when the journal is opened again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import typing
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from nas.core.errors import InputError
-from nas.core.files import lock, writing
+from nas.core.errors import InputError, RunError
+from nas.core.files import NO_LOCKS, writing
 
 FORMAT = 1
 
@@ -36,7 +38,7 @@ class Sample:
     calls_us: tuple[float, ...]
 
 
-Samples = Mapping[int, Mapping[str, Sequence[Sample]]]  # by pass and probe key
+Samples = typing.Mapping[int, typing.Mapping[str, typing.Sequence[Sample]]]  # by pass and probe key
 
 
 class Log:
@@ -44,15 +46,21 @@ class Log:
 
     Attributes:
         samples: by pass and probe key.
+        peaks: peak memory of networks in bytes, by probe key.
     """
 
     def __init__(self) -> None:
+        self.peaks: dict[str, int] = {}
         self.samples: dict[int, dict[str, list[Sample]]] = defaultdict(lambda: defaultdict(list))
 
     def add(self, number: int, samples: Mapping[str, Sample]) -> None:
         """Keep the samples of one round of pass `number`."""
         for key, sample in samples.items():
             self.samples[number][key].append(sample)
+
+    def add_peak(self, key: str, peak_bytes: int) -> None:
+        """Keep the peak memory of a network."""
+        self.peaks[key] = peak_bytes
 
     def taken(self, number: int, key: str) -> Sequence[Sample]:
         """The samples of a probe in pass `number`."""
@@ -87,11 +95,21 @@ class Journal(Log):
         self.header: dict[str, Any] | None = None
         self.networks: tuple[str, ...] = ()  # archs as JSON
         with contextlib.ExitStack() as opened:
-            opened.enter_context(lock(path, path, signed=False))  # of the file itself, as run.py of a bundle takes it
             with writing(path):  # what a full disk refuses is not tried again when it closes
+                path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = opened.enter_context(path.open("ab+", buffering=0))
+            self._lock()
             self._read()
             self._opened = opened.pop_all()
+
+    def _lock(self) -> None:
+        """Be the only process that has the file open; the system frees the lock when this one ends."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                raise RunError(f"{self.path}: its disk knows no locks; measure on another disk") from error
+            raise RunError(f"{self.path}: another process is measuring into it; wait for it or stop it") from error
 
     def __enter__(self) -> Journal:
         return self
@@ -114,6 +132,11 @@ class Journal(Log):
         data = {key: [sample.sentinel_us, *sample.calls_us] for key, sample in samples.items()}
         self._append({"pass": number, "samples": data})
         super().add(number, samples)
+
+    def add_peak(self, key: str, peak_bytes: int) -> None:
+        """Append the peak memory of a network."""
+        self._append({"peak_bytes": {key: peak_bytes}})
+        super().add_peak(key, peak_bytes)
 
     def forget(self, sentinel_us: float) -> None:
         """Drop the samples so far whose sentinel took longer than this, from now on; they stay in the file."""
@@ -151,6 +174,8 @@ class Journal(Log):
             self.networks = tuple(map(str, line["networks"]))
         elif "forget_above_us" in line:
             super().forget(float(line["forget_above_us"]))
+        elif "peak_bytes" in line:
+            self.peaks.update({str(key): int(count) for key, count in line["peak_bytes"].items()})
         else:
             taken = line["samples"].items()
             super().add(
