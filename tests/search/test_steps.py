@@ -324,6 +324,17 @@ def test_a_step_of_ones_own_is_done_once_and_again_when_what_it_reads_changed(tm
     assert json.loads((folder / "steps.json").read_text())["noted"]["output"] == {"seen": noted.done[1]}
 
 
+def test_a_file_outside_the_package_is_a_step(tmp_path, monkeypatch):
+    (tmp_path / "quantize.py").write_text(
+        "from nas.search.steps import Step\n\n\nclass Quantize(Step):\n    name, after = 'quantize', 'train'\n\n"
+        "    def inputs(self, run):\n        return {}\n\n    def carry_out(self, run):\n        return {}\n\n\n"
+        "STEP = Quantize()\n"
+    )
+    monkeypatch.setenv("NAS_PLUGINS", str(tmp_path))
+    names = [step.name for step in load_steps()]
+    assert names[names.index("train") :] == ["train", "quantize", "export", "report"]
+
+
 def test_steps_stand_in_the_order_that_they_ask_for():
     own = [step.name for step in load_steps()]
     assert own == ["profile", "search", "measure", "repeat", "train", "export", "report"]
