@@ -216,7 +216,7 @@ def _profile_facts(space: Space, outcome: Outcome) -> dict[str, Any]:
         "space": space.name,
         "repeatability_p95_percent": table.repeatability(SMALL_US),
         "repeatability_p95_large_percent": table.repeatability(LARGE_US),
-        "noise": None if outcome.noise is None else str(outcome.noise),
+        "noise_text": None if outcome.noise is None else str(outcome.noise),
         "problems": list(outcome.problems),
         "prediction": None,
     }
@@ -252,6 +252,8 @@ def _say_profile(found: dict[str, Any]) -> None:
         say(f"calibration at {size}: {line}")
     if not found["calibrations"]:
         say("calibration: none, fewer than 5 networks measured")
+    if found["noisy"]:
+        say(f"NOISY: {found['noise']:.0%} of samples in slow spells of this machine; profile again when it is quiet")
     for line in found["problems"]:
         say(line, markup=False)
     say(f"Next: nas validate {path}, or nas search --table {path} --budget 'latency_ms<=p40'")

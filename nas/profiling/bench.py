@@ -14,7 +14,7 @@ from nas.core.errors import MeasureError
 from nas.profiling.backends import FileBackend, load_backend
 from nas.profiling.cache import Cache
 from nas.profiling.probes import Probe
-from nas.profiling.process import Converter, Engine, Worker, WorkerDeathError
+from nas.profiling.process import Converter, Engine, Weigher, Worker, WorkerDeathError
 from nas.profiling.protocol import TOLERANCE, Settings, errors_of, good, reference_of
 from nas.profiling.samples import Log
 from nas.profiling.sentinel import sentinel
@@ -155,6 +155,10 @@ class Bench:
 
     def _worker(self, number: int, probes: Iterable[Probe], files: dict[str, Path]) -> Worker:
         return Worker(self.engine, list(probes), self.settings, self.seed + number, self.spaces, files)
+
+    def weigher(self, files: dict[str, Path]) -> Weigher:
+        """A process that measures the memory of networks."""
+        return Weigher(self.engine, self.settings, self.spaces, files)
 
     def convert(self, probes: Iterable[Probe]) -> dict[str, Path]:
         """The files of the probes and of the sentinel, by key, with those that were lacking; none for a runtime that

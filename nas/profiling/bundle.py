@@ -13,13 +13,13 @@ import dataclasses
 import json
 import random
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from nas.core.arch import Arch
-from nas.core.errors import InputError, MeasureError, suggest
+from nas.core.errors import InputError, MeasureError, NasError, suggest
 from nas.core.files import lock_of, write_text, writing
 from nas.core.ops import Row, Shape, parse_unit
 from nas.core.space import Space
@@ -30,11 +30,13 @@ from nas.profiling.job import DEFAULT, Job
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.profiler import table_name
-from nas.profiling.protocol import MOST_SLOW, Settings
-from nas.profiling.samples import Journal, Log
+from nas.profiling.protocol import Settings
+from nas.profiling.returned import read_failures, read_samples
+from nas.profiling.samples import Log
 from nas.profiling.selection import varied
 from nas.profiling.sentinel import sentinel
 from nas.profiling.shared_weights import SharedWeights
+from nas.tables.records import MOST_NOISE
 from nas.tables.table import Header, Table, scope_of, space_of
 
 GRAPHS = "graphs"
@@ -118,9 +120,9 @@ def _plan(job: Job) -> dict[str, Any]:
     rows = None if job.only is None else [_row_data(row) for row in job.only]
     archs = _networks(job)
     settings = asdict(job.settings) | {"seed": job.seed, "enough": job.settings.enough, "limit": job.settings.limit}
-    items = [list(dict.fromkeys(probe.key for probe, _ in item)) for item in job.items(archs)]
     asked = {"space": scope_of(job.space), "rows": rows, "level": job.level} | asdict(job.engine)
     networks = [arch.to_json() for arch in archs]
+    items = [list(dict.fromkeys(probe.key for probe, _ in item)) for item in job.items(archs)]
     plan = {"format": runner.FORMAT, "asked": asked, "settings": settings, "networks": networks, "items": items}
     data: dict[str, Any] = json.loads(json.dumps(plan))
     return data
@@ -231,35 +233,29 @@ def collect(folder: Path, *, output: Path | None = None, partial: bool = False, 
     manifest = _read_manifest(folder)
     if not (folder / runner.SAMPLES).exists():
         raise InputError(f"{folder}: has no {runner.SAMPLES}; copy the folder to the device and there: python run.py")
-    failures = manifest["unconverted"] | _read_failures(folder)
-    with contextlib.ExitStack() as held:
-        journal = held.enter_context(Journal(folder / runner.SAMPLES))
-        if journal.header is None or not journal.samples:
+    with _as_made(folder / runner.MANIFEST):
+        said, log = read_samples(folder / runner.SAMPLES, manifest)
+        if not log.has_samples:
             raise InputError(f"{folder / runner.SAMPLES}: holds no samples; on the device: python run.py")
-        job = _job(manifest, Header(**journal.header | {"spaces": ()}), output)
-        held.enter_context(lock_of(job.path))
-        job = dataclasses.replace(job)  # what others have written until now counts
-        _require_same_run(folder, manifest, job)
-        lacking = _lacking(manifest, journal, failures)
-        if lacking and not partial:
-            raise InputError(
-                f"{folder}: {lacking} of {len(manifest['graphs'])} graphs lack samples; go on with python run.py on "
-                "the device, or take what is there with --partial"
-            )
+        failures = manifest["unconverted"] | read_failures(folder / runner.FAILURES, manifest["graphs"])
         archs = tuple(map(Arch.from_json, manifest["networks"]))
-        noise = job.noise(journal, archs)
-        if noise.is_too_much and not accept_noise:
-            raise MeasureError(
-                f"{folder}: the device was too disturbed to be believed: {noise}, at most {MOST_SLOW:.0%} may be. "
-                f"Close other programs there, let it cool, remove {runner.SAMPLES} and run python run.py again; "
-                "--accept-noise takes the samples as they are"
-            )
-        if noise.is_too_much:
-            facts = dataclasses.replace(
-                job.header(), protocol=f"{job.header().protocol}; noisy device accepted: {noise}"
-            )
-            job = dataclasses.replace(job, facts=facts)
-        table = job.result(journal, "default", archs)
+        job = _job(folder, manifest, Header(**said | {"spaces": ()}), output)
+        lacking = _lacking(manifest, log, failures)
+    if lacking and not partial:
+        raise InputError(
+            f"{folder}: {lacking} of {len(manifest['graphs'])} graphs lack samples; go on with python run.py on "
+            "the device, or take what is there with --partial"
+        )
+    noise = job.noise(log, archs)
+    if noise.is_too_much and not accept_noise:
+        raise MeasureError(
+            f"{folder}: the device was too disturbed to be believed: {noise}, at most {MOST_NOISE:.0%} may be. "
+            f"Close other programs there, let it cool, remove {runner.SAMPLES} and run python run.py again; "
+            "--accept-noise takes the samples as they are"
+        )
+    with lock_of(job.path):
+        job = dataclasses.replace(job)  # what others have written until now counts
+        table = job.result(log, "default", archs)
         if table.entries:
             table.write(job.path)
     _raise_failures(folder, job, failures)
@@ -275,18 +271,24 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder}: {failure}") from failure
 
 
-def _read_failures(folder: Path) -> dict[str, str]:
-    path = folder / runner.FAILURES
-    if not path.exists():
-        return {}
+@contextlib.contextmanager
+def _as_made(path: Path) -> Iterator[None]:
+    """Say so where a manifest lacks what `make` has written, or holds something else."""
     try:
-        found: dict[str, str] = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); copy it from the device again, or remove it") from error
-    return found
+        yield
+    except NasError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path}: is not as nas has made it ({what}); make the bundle anew and run it") from error
 
 
-def _job(manifest: Mapping[str, Any], facts: Header, output: Path | None) -> _Taken:
+def _job(folder: Path, manifest: Mapping[str, Any], facts: Header, output: Path | None) -> _Taken:
+    """The job of a bundle, which says what its graphs are for.
+
+    Raises:
+        InputError: where the manifest is not as `make` writes it, or as this version would.
+    """
     asked = manifest["asked"]
     settings = {field.name: manifest["settings"][field.name] for field in dataclasses.fields(Settings)}
     space, seed = space_of(asked["space"]), manifest["settings"]["seed"]
@@ -294,29 +296,19 @@ def _job(manifest: Mapping[str, Any], facts: Header, output: Path | None) -> _Ta
     engine = Engine(asked["runtime"], asked["threads"], asked["precision"])
     name = table_name(space, engine.runtime, engine.threads, asked["level"], engine.precision)
     path = output or Path("latency_tables") / facts.device / name
-    return _Taken(space, path, engine, asked["level"], Settings(**settings), seed, only, facts=facts)
-
-
-def _require_same_run(folder: Path, manifest: Mapping[str, Any], job: _Taken) -> None:
-    mine = asdict(job.header())
-    for name in ("runtime", "precision", "threads", "level", "protocol", "form", "method"):
-        if mine[name] != manifest["header"][name]:
-            raise InputError(
-                f"{folder}: the samples have {name} {mine[name]!r}, the bundle {manifest['header'][name]!r}; they are "
-                "of another bundle"
-            )
+    job = _Taken(space, path, engine, asked["level"], Settings(**settings), seed, only, facts=facts)
     known = {key for item in manifest["items"] for key in item}
     if not all(probe.key in known for formula in job.formulas for probe in formula.probes):
         raise InputError(f"{folder}: the bundle is of another version of nas or its spaces; make it anew and run it")
+    return job
 
 
-def _lacking(manifest: Mapping[str, Any], journal: Journal, failures: Mapping[str, str]) -> int:
+def _lacking(manifest: Mapping[str, Any], log: Log, failures: Mapping[str, str]) -> int:
     """The number of graphs with too few samples, without those that a failed one stands in a row with."""
     settings = manifest["settings"]
     wanted = {key for item in manifest["items"] if not any(key in failures for key in item) for key in item}
     return sum(
-        any(len(journal.taken(number, key)) < settings["rounds"] for number in range(settings["passes"]))
-        for key in wanted
+        any(len(log.taken(number, key)) < settings["rounds"] for number in range(settings["passes"])) for key in wanted
     )
 
 

@@ -40,7 +40,7 @@ YOUNG_SECONDS = 600.0  # a file used since then is left: some process may be abo
 SEAL = ".seal"  # ends the name of the file that says what is in the file beside it: bytes and hash
 #: of the package `nas`: what builds and converts models
 SOURCES = (
-    *(f"core/{name}.py" for name in ("ops", "blocks", "tracing", "arch")),
+    *("core/ops.py", "core/blocks.py", "core/tracing.py", "core/arch.py"),
     *("networks/building.py", "networks/export.py", "profiling/probes.py", "profiling/converter.py"),
 )
 

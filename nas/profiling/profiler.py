@@ -30,8 +30,9 @@ from nas.profiling.job import AUTO, DEFAULT, Job, method_for, network_item
 from nas.profiling.prediction import Prediction
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
-from nas.profiling.protocol import ACCEPTED, GATE, MOST_DRIFT, MOST_SLOW, Noise, Settings, Times, noise_of, reference_of
+from nas.profiling.protocol import GATE, MOST_DRIFT, Noise, Settings, Times, noise_of, reference_of
 from nas.profiling.samples import Journal, Log
+from nas.tables.records import MOST_NOISE
 from nas.tables.table import MIN_NETWORKS, Table
 
 __all__ = [
@@ -59,7 +60,6 @@ NETWORKS_SHARE = 0.4  # of a time budget that networks get at most
 MEMORY_SECONDS = 2.0  # to convert a network and count its memory
 STEPS = 8  # that a time budget is spent in at least: after each it is known better how long rows take
 STEP_SECONDS = 20.0  # with shorter steps, starting processes would take most of the time
-MOST_PROBLEMS = 2  # networks whose memory cannot be counted, from the first on, before the others are not tried
 TYPICAL = 201
 
 
@@ -256,8 +256,15 @@ def _run(job: Job, budget_minutes: float | None, accept_noise: bool, progress: P
     until = math.inf if budget_minutes is None else time.monotonic() + 60 * budget_minutes
     if job.complete:
         assert job.table is not None
-        progress(1, 1, 0.0, "complete, nothing to measure")
-        return Outcome(*_with_memory(job, job.table, until, progress))
+        lacking, problem = _lacking_memory(job, job.table), memory.uncounted(load_backend(job.engine.runtime))
+        if not lacking or problem:
+            progress(1, 1, 0.0, "complete, nothing to measure")
+            return Outcome(job.table, (problem,) if lacking else ())
+        with Journal(job.journal_path) as journal:
+            job.check(journal)
+            if journal.header is None:
+                job.begin(journal, job.table.header.variant)
+            return Outcome(*_with_memory(job, job.table, journal, until, progress))
     with Journal(job.journal_path) as journal:
         job.check(journal)
         _forget_disturbed(job, journal, accept_noise)
@@ -272,21 +279,17 @@ def _run(job: Job, budget_minutes: float | None, accept_noise: bool, progress: P
         noise = job.noise(journal, archs)
         if noise.is_too_much and not accept_noise:
             raise MeasureError(
-                f"{job.path}: not written, this machine is too noisy to be believed: {noise}, at most {MOST_SLOW:.0%} "
+                f"{job.path}: not written, this machine is too noisy to be believed: {noise}, at most {MOST_NOISE:.0%} "
                 "may be. The samples are on disk. Close other programs and run the same command again: it measures "
                 "anew what was disturbed; --accept-noise writes the table as it is"
             )
         table = job.result(journal, variant, archs, predicted=prediction.entries if prediction is not None else ())
-        if noise.is_too_much:
-            protocol = f"{table.header.protocol}{ACCEPTED}{noise}"
-            header = replace(table.header, protocol=protocol)
-            table = Table(header, table.entries, table.networks, table.path, table.checks)
         if table.entries:
             table.write(job.path)
-    _raise_failures(job, archs, bench.failures)
-    if shortage is not None:
-        raise shortage
-    return Outcome(*_with_memory(job, table, until, progress), noise, prediction)
+        _raise_failures(job, archs, bench.failures)
+        if shortage is not None:
+            raise shortage
+        return Outcome(*_with_memory(job, table, journal, until, progress), noise, prediction)
 
 
 def run_each(
@@ -377,38 +380,29 @@ def _forget_disturbed(job: Job, journal: Journal, accept_noise: bool) -> None:
         journal.forget(GATE * reference_of(journal.samples))
 
 
-def _with_memory(job: Job, table: Table, until: float, progress: Progress) -> tuple[Table, tuple[str, ...]]:
-    """The table, written, with the peak memory of the networks of the space; and why it lacks that of any.
+def _with_memory(
+    job: Job, table: Table, journal: Journal, until: float, progress: Progress
+) -> tuple[Table, tuple[str, ...]]:
+    """The table, written, with the peak memory of the networks of the space; and why it lacks that of any."""
+    lacking = _lacking_memory(job, table)
+    engine = replace(job.engine, variant=table.header.variant)
+    with Bench(engine, job.settings, journal, job.seed, (job.space.name,)) as bench:
+        problems = memory.weigh(bench, lacking, progress, until)
+    found = {arch: journal.peaks[key] for arch in lacking if (key := Probe(arch=arch).key) in journal.peaks}
+    if found:
+        networks = [replace(each, peak_bytes=found.get(each.arch, each.peak_bytes)) for each in table.networks]
+        Table(table.header, table.entries, networks, table.path, table.checks).write(job.path)
+    return Table.read(job.path), problems
+
+
+def _lacking_memory(job: Job, table: Table) -> list[Arch]:
+    """The networks of the space whose peak memory is to be measured.
 
     A few rows more are no reason to measure the memory of networks that were there before.
     """
-    if job.only is not None:
-        return Table.read(job.path), ()
     here = (job.space.name, job.space.input_shape)
-    engine = replace(job.engine, variant=table.header.variant)
-    networks, problems = list(table.networks), list[str]()
-    lacking = [
-        number
-        for number, network in enumerate(networks)
-        if network.peak_bytes is None and (network.arch.family, network.arch.input_shape) == here
-    ]
-    for done, number in enumerate(lacking):
-        arch = networks[number].arch
-        progress(done, len(lacking), None, f"memory of network {done + 1} of {len(lacking)}")
-        if time.monotonic() > until:
-            problems.append(f"memory of {len(lacking) - done} networks not measured: the time is up")
-            break
-        try:
-            networks[number] = replace(networks[number], peak_bytes=memory.peak_bytes(engine, arch))
-        except MeasureError as error:
-            problems.append(f"memory of network {arch.id} not measured: {error}")
-            if done + 1 == len(problems) == MOST_PROBLEMS:
-                problems.append(f"memory of {len(lacking) - done - 1} further networks not tried")
-                break
-    if networks != list(table.networks):
-        table = Table(table.header, table.entries, networks, table.path, table.checks)
-        table.write(job.path)
-    return Table.read(job.path), tuple(problems)
+    archs = [each.arch for each in table.networks if each.peak_bytes is None and job.only is None]
+    return [arch for arch in archs if (arch.family, arch.input_shape) == here]
 
 
 def unmeasured_percent(table: Table, space: Space, seed: int = 0) -> float:

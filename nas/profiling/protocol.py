@@ -17,11 +17,11 @@ import numpy as np
 
 from nas.profiling.probes import Formula, Probe
 from nas.profiling.samples import Sample, Samples
+from nas.tables.records import MOST_NOISE
 
 GATE = 1.10  # a sentinel above this times the reference marks a slow spell; these take 1.3 times as long and more
 REFERENCE = 10.0  # percentile of all sentinels that is the reference
 QUANTILE = 25.0  # percentile of a probe's samples, and of the calls in a sample
-MOST_SLOW = 0.50  # share of samples in slow spells above which a profile is refused; shared machines had 0.02 to 0.26
 MOST_DRIFT = (
     0.30  # of the reference between a table and new rows for it; beyond, one factor does not bring them together
 )
@@ -135,14 +135,13 @@ class Noise:
     @property
     def is_too_much(self) -> bool:
         """Whether what was measured meanwhile should not be believed."""
-        return self.slow > MOST_SLOW
+        return self.slow > MOST_NOISE
 
     def __str__(self) -> str:
         return f"{self.slow:.0%} of samples in slow spells, reference block {self.ratio:.2f} times its quiet time"
 
 
 QUIET = Noise(0.0, 1.0)
-ACCEPTED = "; noisy machine accepted: "  # in the protocol of a table that was written all the same, then how noisy
 
 
 def noise_of(samples: Samples, keys: Collection[str] | None = None, quiet_us: float = math.inf) -> Noise:

@@ -71,7 +71,7 @@ class Remote:
         progress(0, 1, None, f"{self.host}: connecting")
         self._ssh(f"mkdir -p {shlex.quote(there)}/graphs")
         self._scp([bundle / "run.py", bundle / runner.MANIFEST], there)
-        lacking = self._damaged(there)
+        lacking = self._damaged(manifest, there)
         sizes = {name: manifest["files"][name][0] for name in lacking}
         done, total = 0, sum(sizes.values())
         for parent in sorted({PurePosixPath(name).parent for name in lacking}):
@@ -82,12 +82,12 @@ class Remote:
                 self._scp([bundle / name for name in part], str(PurePosixPath(there) / parent))
                 done += sum(sizes[name] for name in part)
 
-    def _damaged(self, there: str) -> list[str]:
+    def _damaged(self, manifest: dict[str, Any], there: str) -> list[str]:
         """The files that are missing or damaged there."""
         said = self._ssh(self._python(there, "--check"))
         for line in said.splitlines():
             if (facts := _object(line)) is not None and "damaged" in facts:
-                return list(facts["damaged"])
+                return [name for name in manifest["files"] if name in facts["damaged"]]
         raise MeasureError(
             f"{self.host}: run.py --check answered {said.strip()[-SHOWN:]!r}, not with a list of files; see what "
             f"this prints there: {self._python(there, '--check')}"
@@ -105,7 +105,7 @@ class Remote:
             assert process.stdout is not None
             try:
                 for line in process.stdout:
-                    if (facts := _object(line)) is None:
+                    if not (facts := _object(line) or {}).keys() >= {"done", "total", "seconds_left", "text"}:
                         continue  # what a login shell prints
                     progress(facts["done"], facts["total"], facts["seconds_left"], f"{self.host}: {facts['text']}")
             except BaseException:

@@ -80,10 +80,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise Failure(f"{MANIFEST} cannot be read ({error}); copy the bundle again") from error
-    if manifest.get("format") != FORMAT:
-        raise Failure(
-            f"{MANIFEST} has format {manifest.get('format')}, this run.py reads {FORMAT}; make the bundle anew"
-        )
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise Failure(f"{MANIFEST} has format {found}, this run.py reads {FORMAT}; make the bundle anew")
     return manifest
 
 

@@ -1,8 +1,8 @@
 """The journal of a profile: raw samples beside the table, a line a round, so that a kill at any moment loses one round.
 
-The first line names the device, the runtime and its settings; others hold samples, some the networks to measure, some
-say which of the samples before them do not count. A torn last line, what a kill leaves, is cut when the journal is
-opened again.
+The first line names the device, the runtime and its settings; others hold samples, some the networks to measure or the
+peak memory of one, some say which of the samples before them do not count. A torn last line, what a kill leaves, is cut
+when the journal is opened again.
 """
 
 from __future__ import annotations
@@ -44,15 +44,21 @@ class Log:
 
     Attributes:
         samples: by pass and probe key.
+        peaks: peak memory of networks in bytes, by probe key.
     """
 
     def __init__(self) -> None:
+        self.peaks: dict[str, int] = {}
         self.samples: dict[int, dict[str, list[Sample]]] = defaultdict(lambda: defaultdict(list))
 
     def add(self, number: int, samples: Mapping[str, Sample]) -> None:
         """Keep the samples of one round of pass `number`."""
         for key, sample in samples.items():
             self.samples[number][key].append(sample)
+
+    def add_peak(self, key: str, peak_bytes: int) -> None:
+        """Keep the peak memory of a network."""
+        self.peaks[key] = peak_bytes
 
     def taken(self, number: int, key: str) -> Sequence[Sample]:
         """The samples of a probe in pass `number`."""
@@ -115,6 +121,11 @@ class Journal(Log):
         self._append({"pass": number, "samples": data})
         super().add(number, samples)
 
+    def add_peak(self, key: str, peak_bytes: int) -> None:
+        """Append the peak memory of a network."""
+        self._append({"peak_bytes": {key: peak_bytes}})
+        super().add_peak(key, peak_bytes)
+
     def forget(self, sentinel_us: float) -> None:
         """Drop the samples so far whose sentinel took longer than this, from now on; they stay in the file."""
         self._append({"forget_above_us": sentinel_us})
@@ -151,6 +162,8 @@ class Journal(Log):
             self.networks = tuple(map(str, line["networks"]))
         elif "forget_above_us" in line:
             super().forget(float(line["forget_above_us"]))
+        elif "peak_bytes" in line:
+            self.peaks |= {str(key): int(count) for key, count in line["peak_bytes"].items()}
         else:
             taken = line["samples"].items()
             super().add(

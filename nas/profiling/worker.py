@@ -36,7 +36,7 @@ def main() -> None:
     job = json.loads(sys.stdin.readline())
     backend = load_backend(job["runtime"])(job["threads"], job["precision"], job["variant"])
     if not isinstance(backend, FileBackend):
-        _import_blocks(job["spaces"], job["threads"])
+        import_blocks(job["spaces"], job["threads"])
     with shared_number(job["busy"]) as busy:
         bench = Bench(backend, job, busy)
         answer({"failures": bench.prepare()})
@@ -44,7 +44,8 @@ def main() -> None:
             answer({"samples": bench.round(json.loads(line))})
 
 
-def _import_blocks(spaces: list[str], threads: int) -> None:
+def import_blocks(spaces: list[str], threads: int) -> None:
+    """Import PyTorch and the blocks of spaces."""
     import torch
 
     import search_spaces

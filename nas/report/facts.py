@@ -112,6 +112,8 @@ def estimate(arch: Arch, table: Table) -> dict[str, Any]:
         "device": table.header.device,
         "cpu": table.header.cpu,
         "this_machine": this_machine(table.header.runtime).measured(table.header),
+        "noise": table.header.noise,
+        "noisy": table.header.noisy,
         "blocks": blocks,
     }
 
@@ -156,6 +158,8 @@ def table_facts(table: Table) -> dict[str, Any]:
         "method": header.method,
         "variant": header.variant,
         "date": header.date,
+        "noise": header.noise,
+        "noisy": header.noisy,
         "rows": len(table.entries),
         "networks": len(table.networks),
         "unmeasured_rows": sum(entry.source != "measured" for entry in table.entries),

@@ -14,7 +14,6 @@ from nas.evaluation.data import Data, Split, load_data
 from nas.evaluation.evaluators import load_evaluator
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.training import TrainResult
-from nas.profiling.protocol import ACCEPTED
 from nas.search.finalists import Finalist, Ranking
 from nas.search.request import Request
 from nas.tables.table import Table
@@ -161,13 +160,14 @@ def disturbed(finalists: Sequence[Finalist]) -> list[str]:
 
 def noisy(table: Table, space: Space) -> list[str]:
     """A table that was written although its machine was disturbed, and how to profile again."""
-    _, accepted, noise = table.header.protocol.partition(ACCEPTED)
-    if not accepted:
+    noise = table.header.noise
+    if noise is None or not table.header.noisy:
         return []
     header = table.header
     return [
-        f"The latencies of {table.where} were measured on a noisy machine ({noise}), so predictions may be off by more "
-        "than its card says. On a quiet machine, profile into a new table, and give the search it and another name: "
+        f"The latencies of {table.where} were measured on a noisy machine ({noise:.0%} of samples in slow spells), so "
+        "predictions may be off by more than its card says. On a quiet machine, profile into a new table, and give the "
+        "search it and another name: "
         f"nas profile {space.name} --runtime {header.runtime} --threads {header.threads} --precision "
         f"{header.precision} --level {header.level} --table FILE"
     ]

@@ -32,6 +32,7 @@ MOST_US = 1e9  # of a row or network: a quarter of an hour
 MOST_BYTES = 10**15
 #: the legal values of whole numbers in the header and the columns
 COUNTS = {"cores": (0, 1 << 16), "threads": (1, 1 << 16), "count": (0, 10**9)}
+MOST_NOISE = 0.50  # share of samples in slow spells above which measurements are not believed; usual is 0.02 to 0.26
 METHODS = ("chains", "in-situ", "transfer", "imported")
 
 
@@ -57,6 +58,7 @@ class Header:
         form: of the models; always "deployed" (norms folded).
         units: of all times; always "us".
         checked: when and how the networks of the card were measured; "" without a card.
+        noise: share of samples that fell into slow spells of the machine, 0..1; None where it is not known.
     """
 
     device: str
@@ -76,6 +78,12 @@ class Header:
     form: str = "deployed"
     units: str = "us"
     checked: str = ""
+    noise: float | None = None
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the machine was too disturbed for its times to be believed."""
+        return self.noise is not None and self.noise > MOST_NOISE
 
 
 @dataclass(frozen=True)
@@ -163,6 +171,8 @@ def to_text(content: Content, computed: Iterable[str] = ()) -> str:
         computed: lines for the reader only.
     """
     head = dataclasses.asdict(content.header) | {"spaces": " ".join(content.header.spaces)}
+    if content.header.noise is None:
+        del head["noise"]
     lines = [f"# millinas latency table, format {FORMAT}"]
     lines += [f"# {key}: {value}".rstrip() for key, value in head.items()]
     lines += [f"{COMPUTED}{line}" for line in computed]
@@ -260,6 +270,8 @@ def _read_header(text: str, source: Path) -> tuple[Header, list[str], int]:
     values: dict[str, Any] = {}
     for field in dataclasses.fields(Header):
         if field.name not in found:
+            if field.name == "noise":  # tables did not always have it
+                continue
             raise TableError(f"{source}: the header lacks {field.name!r}")
         number, value = found[field.name]
         values[field.name] = _read_value(field.name, str(field.type), value, f"{source}:{number}")
@@ -275,7 +287,9 @@ def _read_value(name: str, kind: str, text: str, where: str) -> Any:
             for scope in text.split():
                 space_of(scope)  # its blocks become known
             return tuple(text.split())
-        value = {"int": int, "float": float, "str": str}[kind](text)
+        value = {"int": int, "float": float, "str": str, "float | None": float}[kind](text)
+        if name == "noise" and not 0 <= value <= 1:
+            raise TableError(f"{where}: {name}: expected a share from 0 to 1, got {text!r}")
     except InputError as error:
         raise TableError(f"{where}: {name}: {error}") from error
     except ValueError as error:

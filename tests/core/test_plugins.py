@@ -7,15 +7,18 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import search_spaces
+from nas import metrics
 from nas.core import plugins
 from nas.core.errors import InputError
 from nas.evaluation import datasets, evaluators
 from nas.profiling.backends import load_backend, runtimes
 from nas.search import samplers
+from nas.search.budgets import Budget
 from nas.search.workers import Pool, Task
 
 EVALUATOR = """
@@ -29,7 +32,7 @@ from ._half import HALF
 class {name}(Evaluator):
     epochs: int = 1
 
-    def score(self, build_model, data, *, seed=0, device="cpu"):
+    def score(self, build_model, data, *, seed=0, device="cpu", on_epoch=None):
         return Score(HALF, 0.25, 0.0, "nothing")
 
 
@@ -40,6 +43,8 @@ OTHERS = {
     'SPACE = replace(SMALL, name="my-space")\n',
     "backends": "from nas.profiling.backends.fake import Fake\n\n\n"
     "class Mine(Fake):\n    name = 'mine'\n\n\nBACKEND = Mine\n",
+    "metrics": "from nas.metrics.params import Parameters\n\n\n"
+    "class Mine(Parameters):\n    name = 'mine_too'\n\n\nMETRIC = Mine()\n",
     "datasets": "from nas.evaluation.datasets.digits import load as DATASET\n",
     "samplers": "from optuna.samplers import RandomSampler\n\n\ndef SAMPLER(seed):\n    return RandomSampler(seed)\n",
 }
@@ -78,6 +83,7 @@ def test_a_file_outside_is_what_its_constant_says(folder, kind, inside):
     known = {
         "families": search_spaces.families,
         "backends": runtimes,
+        "metrics": metrics.names,
         "datasets": datasets.names,
         "samplers": samplers.names,
     }
@@ -87,6 +93,8 @@ def test_a_file_outside_is_what_its_constant_says(folder, kind, inside):
         assert search_spaces.load("my-space").sample  # and its module is imported
     elif kind == "backends":
         assert load_backend("mine_too").name == "mine"
+    elif kind == "metrics":
+        assert Budget.parse("mine_too<=5").asked == "mine_too<=5"
     elif kind == "datasets":
         assert datasets.loader("mine-too").__module__ == "nas.evaluation.datasets.digits"
     else:
@@ -99,7 +107,7 @@ class Asking:
     def __init__(self, evaluator: evaluators.Evaluator) -> None:
         self.evaluator = evaluator
 
-    def __call__(self, arch: str, seed: int) -> evaluators.Score:
+    def __call__(self, arch: str, seed: int, on_epoch: Any = None) -> evaluators.Score:
         return self.evaluator.score(None, None, seed=seed)
 
 

@@ -15,7 +15,7 @@ from nas.profiling.backends import FileBackend, load_backend
 from nas.profiling.backends.fake import CALL_US, row_us
 from nas.profiling.converter import convert
 from nas.profiling.probes import Probe
-from nas.profiling.process import Converter, Engine, Worker
+from nas.profiling.process import Converter, Engine, Weigher, Worker
 from nas.profiling.profiler import profile
 from nas.profiling.protocol import Settings
 from nas.profiling.samples import Sample
@@ -72,11 +72,25 @@ class LocalConverter(Converter):
         pass
 
 
+class LocalWeigher(Weigher):
+    """Makes up the memory of networks."""
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def weigh(self, probe: Probe, files: Mapping[str, Path]) -> int:
+        assert probe.arch is not None
+        return 10**6 + len(probe.arch.to_text())
+
+    def stop(self) -> None:
+        pass
+
+
 def stay_local(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure and convert in this process; the memory of networks is made up."""
     monkeypatch.setattr("nas.profiling.bench.Worker", LocalWorker)
     monkeypatch.setattr("nas.profiling.bench.Converter", LocalConverter)
-    monkeypatch.setattr("nas.profiling.memory.peak_bytes", lambda engine, arch: 10**6 + len(arch.to_text()))
+    monkeypatch.setattr("nas.profiling.bench.Weigher", LocalWeigher)
 
 
 def true_us(row: Row) -> float:

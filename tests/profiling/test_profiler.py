@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,29 @@ from typing import Any
 import pytest
 
 from nas.core.arch import Arch, calls_of
-from nas.core.errors import InputError, MeasureError, RunError
+from nas.core.errors import InputError, MeasureError, RunError, TableError
 from nas.profiling import bench
-from nas.profiling.backends.fake import CALL_US, row_us
+from nas.profiling.backends.fake import CALL_US, Fake, row_us
 from nas.profiling.device import Machine, this_machine
+from nas.profiling.probes import Probe
 from nas.profiling.process import Worker
 from nas.profiling.profiler import job_of, measure, plan, profile, run
 from nas.profiling.protocol import GATE, Settings, reference_of
 from nas.profiling.samples import Journal, Sample
+from nas.report.facts import table_facts
 from nas.tables.table import Table, scope_of
-from tests.profiling import FEW, LOGITS, SHORT, LocalWorker, few, samples_of, stay_local, true_us, whole_lines
+from tests.profiling import (
+    FEW,
+    LOGITS,
+    SHORT,
+    LocalWeigher,
+    LocalWorker,
+    few,
+    samples_of,
+    stay_local,
+    true_us,
+    whole_lines,
+)
 from tests.small import TINY
 
 NOISE = 0.02  # of a row: some graphs take ten times as long as the row between them, and are off by 0.2 %
@@ -538,9 +551,26 @@ def test_noise_that_is_accepted_stands_in_the_header(local, path, monkeypatch):
         few(path, passes=1, rounds=6)
     lines = len(whole_lines(samples_of(path)))
     table = few(path, passes=1, rounds=6, accept_noise=True)
-    assert "; noisy machine accepted: " in table.header.protocol
-    assert Table.read(path).header.protocol == table.header.protocol
+    assert table.header.noisy
+    assert 0.5 < table.header.noise <= 1
+    facts = table_facts(Table.read(path))
+    assert (facts["noise"], facts["noisy"]) == (table.header.noise, True)
     assert len(whole_lines(samples_of(path))) == lines  # it took what was there
+
+
+def test_a_table_says_how_noisy_its_machine_was_and_one_without_still_reads(local, path):
+    quiet = few(path)
+    assert (quiet.header.noise, quiet.header.noisy) == (0.0, False)
+    text = path.read_text()
+    path.write_text(text.replace("# noise: 0.0\n", ""))
+    old = Table.read(path)
+    assert (old.header.noise, table_facts(old)["noisy"]) == (None, False)
+    old.write(path)
+    assert "# noise" not in path.read_text()
+    for wrong in ("nan", "1.5", "-1", "much"):
+        path.write_text(text.replace("# noise: 0.0\n", f"# noise: {wrong}\n"))
+        with pytest.raises(TableError, match=rf"table\.csv:\d+: noise: expected .*, got '{wrong}'"):
+            Table.read(path)
 
 
 def test_new_rows_in_another_state_of_the_machine_are_refused_beyond_a_third(local, copied, monkeypatch):
@@ -611,20 +641,58 @@ def test_a_table_that_cannot_be_written_says_so(local, path, monkeypatch):
 
 def test_the_memory_of_networks_is_measured_once(local, copied, monkeypatch):
     assert all(network.peak_bytes == 10**6 + len(network.arch.to_text()) for network in Table.read(copied).networks)
-    monkeypatch.setattr("nas.profiling.memory.peak_bytes", no_worker)
+    monkeypatch.setattr("nas.profiling.bench.Weigher", no_worker)
     profile(TINY, path=copied, **SHORT)
 
 
-def test_memory_that_cannot_be_measured_is_none_and_said(local, path, monkeypatch):
-    def peak_bytes(engine: Any, arch: Arch) -> int:
-        raise MeasureError("nothing counts it")
+def test_a_kill_among_the_networks_that_are_weighed_repeats_none(local, path, monkeypatch):
+    weighed: list[str] = []
 
-    monkeypatch.setattr("nas.profiling.memory.peak_bytes", peak_bytes)
+    class Killed(LocalWeigher):
+        def weigh(self, probe: Probe, files: Mapping[str, Path]) -> int:
+            if len(weighed) == 4:
+                raise KeyboardInterrupt
+            weighed.append(probe.key)
+            return super().weigh(probe, files)
+
+    monkeypatch.setattr(bench, "Weigher", Killed)
+    with pytest.raises(KeyboardInterrupt):
+        profile(TINY, path=path, **SHORT)
+    assert len(Table.read(path).networks) == SHORT["networks"]  # it is there already
+    weighed.append("after")
+    table = profile(TINY, path=path, **SHORT)
+    assert len(set(weighed)) == len(weighed) == SHORT["networks"] + 1
+    assert all(network.peak_bytes == 10**6 + len(network.arch.to_text()) for network in table.networks)
+
+
+def test_memory_that_cannot_be_measured_is_none_and_said(local, path, monkeypatch):
+    class Failing(LocalWeigher):
+        def weigh(self, probe: Probe, files: Mapping[str, Path]) -> int:
+            raise MeasureError("it fails")
+
+    monkeypatch.setattr(bench, "Weigher", Failing)
     outcome = run(job_of(TINY, path=path, **SHORT))
     assert {network.peak_bytes for network in outcome.table.networks} == {None}
     assert len(outcome.problems) == 3
-    assert "not measured: nothing counts it" in outcome.problems[0]
+    assert "not measured: it fails" in outcome.problems[0]
     assert "4 further networks not tried" in outcome.problems[-1]
+
+
+def test_memory_that_nothing_counts_is_said_and_no_file_is_touched(local, copied, monkeypatch):
+    text = copied.read_text()
+    copied.write_text(re.sub(r"(?m)^(network,.*),\d+$", r"\1,", text))
+    samples_of(copied).unlink()
+    before = {file: file.read_bytes() for file in copied.parent.iterdir()}
+    monkeypatch.setattr(Fake, "memory", None)
+    assert run(job_of(TINY, path=copied, **SHORT)).problems == (
+        "nothing counts the memory that fake takes on its device",
+    )
+    assert {file: file.read_bytes() for file in copied.parent.iterdir()} == before
+    monkeypatch.setattr(Fake, "memory", "process")
+    run(job_of(TINY, path=copied, **SHORT))
+    assert [line for line in copied.read_text().splitlines() if line.startswith("network,")] == [
+        line for line in text.splitlines() if line.startswith("network,")
+    ]
 
 
 def test_more_networks_are_measured_where_more_are_asked_for(local, copied):

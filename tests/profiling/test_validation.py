@@ -12,10 +12,10 @@ from scipy import stats
 
 import search_spaces
 from nas.core.arch import Arch, calls_of
-from nas.core.errors import InputError, MeasureError, MissingLatency, RunError
+from nas.core.errors import InputError, MissingLatency, RunError
 from nas.core.files import lock_of
-from nas.profiling import memory, validation
-from nas.profiling.backends.fake import row_us
+from nas.profiling import validation
+from nas.profiling.backends.fake import Fake, row_us
 from nas.profiling.device import this_machine
 from nas.profiling.job import Job
 from nas.profiling.process import Engine
@@ -24,7 +24,7 @@ from nas.profiling.protocol import Noise, Settings
 from nas.profiling.samples import Journal
 from nas.profiling.validation import LEAST, validate
 from nas.tables.table import Entry, Network, Table
-from tests.profiling import LocalWorker, true_us
+from tests.profiling import LocalWeigher, LocalWorker, true_us
 from tests.small import TINY, fake_table
 
 SPACE = search_spaces.load("efficientformer-32")
@@ -43,14 +43,9 @@ def table_off_by(error: float, networks: int = 6, **header: object) -> Table:
     return Table(fake_table(SPACE, **values).header, rows, measured)
 
 
-def weight_bytes(engine: object, arch: Arch) -> int:
-    """Stands for the memory of a network, which takes a process to measure."""
-    return 1000 * len(calls_of(arch))
-
-
 @pytest.fixture(autouse=True)
 def no_process_for_memory(monkeypatch):
-    monkeypatch.setattr(memory, "peak_bytes", weight_bytes)
+    monkeypatch.setattr("nas.profiling.bench.Weigher", LocalWeigher)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +62,7 @@ def checked(sentinel_us):
     table = table_off_by(0.3, sentinel_us=sentinel_us)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nas.profiling.bench.Worker", LocalWorker)
-        patch.setattr(memory, "peak_bytes", weight_bytes)
+        patch.setattr("nas.profiling.bench.Weigher", LocalWeigher)
         return table, validate(table, archs=LEAST, settings=QUICK)
 
 
@@ -80,9 +75,7 @@ def test_the_networks_are_unseen_distinct_and_measured(checked):
         assert item.arch in SPACE
         assert item.predicted_us == pytest.approx(table.price(calls_of(item.arch)).total_us)
         assert item.measured_us == pytest.approx(sum(true_us(call.row) for call in calls_of(item.arch)), rel=0.01)
-    assert {item.arch: item.peak_bytes for item in found.table.checks} == {
-        arch: weight_bytes(None, arch) for arch in archs
-    }
+    assert all(item.peak_bytes == 10**6 + len(item.arch.to_text()) for item in found.table.checks)
 
 
 def test_the_networks_are_even_in_log_latency(checked):
@@ -313,12 +306,9 @@ def test_a_table_that_another_process_writes_is_left_alone(local, sentinel_us, t
 
 
 def test_memory_that_nobody_counts_is_told_and_left_out(local, sentinel_us, monkeypatch):
-    def refuse(engine, arch):
-        raise MeasureError("nothing counts the memory here")
-
-    monkeypatch.setattr(memory, "peak_bytes", refuse)
+    monkeypatch.setattr(Fake, "memory", None)
     found = validate(table_off_by(0.0, sentinel_us=sentinel_us), archs=LEAST, settings=QUICK)
-    assert "peak memory was not measured: nothing counts the memory here" in found.text()
+    assert "peak memory was not measured: nothing counts the memory that fake takes" in found.text()
     assert {item.peak_bytes for item in found.table.checks} == {None}
 
 

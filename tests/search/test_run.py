@@ -19,7 +19,6 @@ from nas.core.files import lock
 from nas.evaluation.training import TrainResult
 from nas.networks.building import build, cost_of
 from nas.profiling.device import this_machine
-from nas.profiling.protocol import ACCEPTED
 from nas.report.front import front_data, read_trials
 from nas.report.page import write_report
 from nas.search import resolved, run
@@ -203,14 +202,13 @@ def test_a_run_measured_on_a_disturbed_machine_says_so_and_a_quiet_repeat_mends_
 
 def test_a_table_of_a_noisy_machine_is_said_with_the_command_that_profiles_again(tmp_path, world):
     machine = this_machine()
-    noisy = f"made up{ACCEPTED}30% of samples in slow spells"
-    table = fake_table(SPACE, device=machine.slug, cpu=machine.cpu, runtime_version="1", protocol=noisy)
+    table = fake_table(SPACE, device=machine.slug, cpu=machine.cpu, runtime_version="1", noise=0.6)
     path = table.write(tmp_path / "noisy.csv")
     folder, result = carry_out(request(tmp_path, path), world)
-    (warning,) = [line for line in result["warnings"] if "noisy machine (30% of samples in slow spells)" in line]
+    (warning,) = [line for line in result["warnings"] if "noisy machine (60% of samples in slow spells)" in line]
     assert f"nas profile {SPACE.name} --runtime fake --threads 1 --precision fp32 --level block --table FILE" in warning
     assert world.lines.count(f"WARNING: {warning}") == 2  # before the search and with its result
-    assert "30% of samples in slow spells" in (folder / "report.html").read_text()
+    assert "60% of samples in slow spells" in (folder / "report.html").read_text()
 
 
 # With minutes: every candidate takes 20 s, a measurement 6 s, an epoch of the winner 5 s of a clock that is made up.
