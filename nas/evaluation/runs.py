@@ -70,7 +70,8 @@ def train_arch(
         The figures written to `result.json`, and the paths.
 
     Raises:
-        InputError: `folder` is that of another architecture or of a search, or something does not fit; see `train` as well.
+        InputError: `folder` is that of another architecture or of a search, or something does not fit; see
+            `train` as well.
         RunError: another process trains in `folder`, naming it; or that cannot be written.
     """
     settings = read_recipe(fields or {}, recipe)
