@@ -132,12 +132,11 @@ def test_a_data_set_of_other_images_is_refused(tmp_path, table_path, world, monk
     folder, _ = carry_out(request(tmp_path, table_path), world)
     before, load = content_of(folder), resolved.load_data
 
-    def fewer(*args, **settings):
-        data = load(*args, **settings)
-        return replace(data, train=data.val)
+    def others(*args, **settings):
+        return replace(load(*args, **settings), fingerprint="others")  # as many of them, and other ones
 
-    monkeypatch.setattr(resolved, "load_data", fewer)
-    with pytest.raises(RunError, match=r"begun with other content: digits: train \("):
+    monkeypatch.setattr(resolved, "load_data", others)
+    with pytest.raises(RunError, match=r"begun with other content: digits: fingerprint \("):
         carry_out(request(tmp_path, table_path, trials=9), world)
     assert content_of(folder) == before
 
