@@ -249,7 +249,7 @@ def test_a_loss_on_the_decisions_teaches_the_scores(monkeypatch):
             block.advance(streams)
     assert streams["kept"].shape == (4, 1, 16)
     assert set(streams["kept"].unique().tolist()) <= {0.0, 1.0}
-    (streams["kept"].mean() - 0.5).square().backward()
+    (streams["kept"].mean() - 0.51).square().backward()  # no share of 64 tokens
     (module,) = [block for block in network.stages[2] if isinstance(block.block, BarePrune)]
     assert module.body.score[2].body.weight.grad.abs().max() > 0
 
