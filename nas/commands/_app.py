@@ -36,12 +36,17 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
-    help="Search mobile hybrid vision transformers under a latency budget measured on your own device.\n\n"
-    "Profile a device into a latency table, search a space under a budget, look at the report, then train, export and "
-    "measure the network. An ARCH is a preset name such as efficientformer-l1, a JSON file, a run (runs/NAME, its "
-    "winner) or a trial of one (runs/NAME@31); a TABLE is a CSV file or the name of a shipped table (nas tables).\n\n"
-    "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C.",
+    help="Search mobile hybrid vision transformers under a latency budget measured on your own device. First time: "
+    "nas search quickstart.",
+    epilog="ARCH: a preset such as efficientformer-l1, a JSON file, a run (runs/NAME, its winner) or a trial of one "
+    "(runs/NAME@31). TABLE: a CSV file, or the name of a shipped table (nas tables). Exit codes: 0 done, 1 failed, "
+    "2 wrong usage, 130 stopped by Ctrl-C.",
 )
+
+# panels of `nas --help`, in which commands stand in the order of `nas.commands`
+PATH = "From a device to a network, in this order"
+ANSWERS = "What there is, and what it costs"
+TABLES = "Tables that others measured"
 
 
 def main() -> None:

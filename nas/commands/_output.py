@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+WIDTH = 80
 
 
 def print_json(facts: dict[str, Any]) -> None:
@@ -21,6 +24,17 @@ def say(text: str, markup: bool = True) -> None:
     from rich.console import Console
 
     Console(highlight=False, soft_wrap=True).print(text, markup=markup)
+
+
+def say_filled(text: str, indent: str = "", further: str = "  ") -> None:
+    """Print text in lines of a terminal, the first behind `indent` and the others behind `further`.
+
+    A name that is longer than a line, such as a path, is never broken.
+    """
+    lines = textwrap.wrap(
+        text, WIDTH, initial_indent=indent, subsequent_indent=further, break_long_words=False, break_on_hyphens=False
+    )
+    say("\n".join(lines).replace("\N{NO-BREAK SPACE}", " "), markup=False)
 
 
 def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from nas.commands._app import app
+from nas.commands._app import ANSWERS, app
 from nas.commands._options import ArchArgument, JsonOption, TableOption, read_arch
-from nas.commands._output import print_json, print_table, say
+from nas.commands._output import print_json, print_table, say, say_filled
 
 
-@app.command()
+@app.command(rich_help_panel=ANSWERS)
 def describe(arch: ArchArgument, as_json: JsonOption = False) -> None:
-    """Show what an architecture is and costs: parameters, MACs, activation bytes, blocks and ops.
+    """Show what an architecture is and costs, block by block.
 
     MACs are multiply-adds of convolutions, linears and matrix products at batch 1, as the papers count them.
     """
@@ -31,9 +31,12 @@ def describe(arch: ArchArgument, as_json: JsonOption = False) -> None:
     print_table(("stage", "block", "inputs", ">parameters", ">MACs"), rows)
 
 
-@app.command()
+@app.command(rich_help_panel=ANSWERS)
 def estimate(arch: ArchArgument, table: TableOption, as_json: JsonOption = False) -> None:
-    """Predict the latency of an architecture from a table, with the share of each block."""
+    """Predict the latency of an architecture from a table.
+
+    Each block is shown with its share.
+    """
     from nas.report import answers
 
     found = answers.estimate(arch, table, read_arch)
@@ -48,9 +51,9 @@ def estimate(arch: ArchArgument, table: TableOption, as_json: JsonOption = False
         error = f"held-out error {found['memory_mape_percent']:.1f} %"
         say(f"{found['memory_bytes'] / 1e6:.1f} MB of memory at its peak, predicted ({error})")
     if found["this_machine"]:
-        say(f"by {found['table']}, measured on a machine like this one", markup=False)
+        say_filled(f"by {table}, measured on a machine like this one")
     else:
-        say(f"NOT THIS MACHINE: {found['table']} was measured on {found['cpu']}", markup=False)
+        say_filled(f"NOT THIS MACHINE: {table} was measured on {found['cpu']}")
     rows = [(b["stage"], b["block"], b["inputs"], f"{b['us']:.1f}", f"{b['share']:.1%}") for b in found["blocks"]]
     rows.append(("", "outside the blocks", "", f"{found['outside_blocks_us']:.1f}", ""))
     print_table(("stage", "block", "inputs", ">us", ">share"), rows)

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from nas.commands._app import app
+from nas.commands._app import PATH, app
 from nas.commands._options import ArchArgument, JsonOption, read_arch
 from nas.commands._output import print_json, say
 
 
-@app.command()
+@app.command(rich_help_panel=PATH)
 def export(
     arch: ArchArgument,
     format_: Annotated[str, typer.Option("--format", "-f", help="File format: onnx.")] = "onnx",
@@ -22,7 +22,10 @@ def export(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Export a network in deployed form (norms folded, heads merged), checked against PyTorch's outputs."""
+    """Export a network for a runtime, checked against PyTorch.
+
+    It is exported in deployed form: norms folded, heads merged. What is compared are its outputs.
+    """
     from nas.evaluation.runs import export_arch
 
     target = out or Path(f"{Path(arch).stem}.{format_}")

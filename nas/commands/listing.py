@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import itertools
-import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from nas.commands._app import app
+from nas.commands._app import ANSWERS, PATH, app
 from nas.commands._options import JsonOption
-from nas.commands._output import print_json, print_table, say
+from nas.commands._output import print_json, print_table, say, say_filled
 
-WIDTH = 80
 GOOD_PERCENT, FAIR_PERCENT = 5.0, 10.0  # mean absolute error of a table's card up to which it is called so
 
 
-@app.command()
+@app.command(rich_help_panel=PATH)
 def spaces(as_json: JsonOption = False) -> None:
-    """List the spaces: number of distinct archs, rows to measure, minutes to profile; and the presets."""
+    """List the spaces that can be searched, and the presets.
+
+    For each space: number of distinct archs, rows to measure, minutes to profile.
+    """
     from nas.report import answers
 
     found = answers.spaces()
@@ -43,13 +44,13 @@ def spaces(as_json: JsonOption = False) -> None:
         _say_list(f"presets of {name}: ", presets)
 
 
-@app.command()
+@app.command(rich_help_panel=ANSWERS)
 def tables(
     paths: Annotated[list[Path] | None, typer.Argument(metavar="[TABLE]...", help="Further table files.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="What each table holds, and its card.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the shipped latency tables, by device, with how far their predictions can be trusted; and the runtimes.
+    """List the shipped tables, how good each is, and the runtimes.
 
     A verdict is of a table's card: networks that it was not fitted on (nas validate). Off by 3 % is a mean absolute
     error of 3 %; intervals hold where as many networks lie in their 90 % intervals as chance asks for.
@@ -66,7 +67,7 @@ def tables(
         for table in group:
             say(f"  {Path(table['name']).name:39} {verdict(table)}", markup=False)
             for line in _details(table) if verbose and "error" not in table else ():
-                say(textwrap.fill(line, WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 6), markup=False)
+                say_filled(line, indent=" " * 4, further=" " * 6)
     for table in found:
         if "error" in table:
             say(f"{table['table']}: {table['error']}", markup=False)
@@ -117,6 +118,4 @@ def _details(table: dict[str, Any]) -> list[str]:
 
 def _say_list(start: str, items: Iterable[str]) -> None:
     """Items behind each other, in lines of a terminal."""
-    text = start + ", ".join(item.replace(" ", "\0") for item in items)  # an item is not broken
-    lines = textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
-    say("\n".join(lines).replace("\0", " "), markup=False)
+    say_filled(start + ", ".join(item.replace(" ", "\N{NO-BREAK SPACE}") for item in items))  # an item is not broken

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nas.commands._app import app
+from nas.commands._app import PATH, app
 from nas.commands._options import (
     ArchArgument,
     JsonOption,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nas.tables.table import Table
 
 
-@app.command()
+@app.command(rich_help_panel=PATH)
 def measure(
     arch: ArchArgument,
     runtime: TablesRuntimeOption = None,
@@ -34,7 +34,10 @@ def measure(
     patience: PatienceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Time a whole network on this machine, in fresh processes, beside the prediction of a table."""
+    """Time a network on this machine, beside a table's prediction.
+
+    It is timed whole, in fresh processes.
+    """
     from nas.profiling import profiler
     from nas.profiling.backends import load_backend
     from nas.profiling.machine import this_machine
@@ -85,7 +88,7 @@ def measure(
     say(f"[yellow]{result.text}[/yellow]" if result.disturbed else result.text)
     if known is not None:
         off = found["predicted_ms"] / found["measured_ms"] - 1
-        say(f"{found['predicted_ms']:.4g} ms predicted by {found['table']} ({off:+.1%})")
+        say(f"{found['predicted_ms']:.4g} ms predicted by {table} ({off:+.1%})")
 
 
 def _engine_of(table: Table) -> tuple[str, int, str]:

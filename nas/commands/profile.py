@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nas.commands._app import app
+from nas.commands._app import PATH, app
 from nas.commands._options import (
     JsonOption,
     PatienceOption,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 PROFILED = {"runtime": "onnxruntime", "threads": 1, "precision": "fp32", "level": "block", "method": "auto"}
 
 
-@app.command()
+@app.command(rich_help_panel=PATH)
 def profile(
     spaces: Annotated[
         list[str] | None, typer.Argument(metavar="[SPACE]...", help="Spaces (nas spaces), all into one table.")
@@ -89,11 +89,12 @@ def profile(
     python: Annotated[str, typer.Option("--python", help="The host's Python, with NumPy and the runtime.")] = "python3",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure every row that spaces can need on this machine into a latency table.
+    """Measure this machine into a latency table for whole spaces.
 
-    Rows that most archs use come first. Ends with whole networks, the calibration fitted on them, and their memory. The
-    same command continues after an interruption, and measures what a time budget left to prediction once it has none;
-    rows of another device, runtime version or thread count are never mixed into one file.
+    Every row that they can need is measured. Rows that most archs use come first. Ends with whole networks, the
+    calibration fitted on them, and their memory. The same command continues after an interruption, and measures what a
+    time budget left to prediction once it has none; rows of another device, runtime version or thread count are never
+    mixed into one file.
     """
     from nas.core.units import show_seconds
     from nas.profiling import machine, profiler

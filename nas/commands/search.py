@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from nas.commands._app import app
+from nas.commands._app import PATH, app
 from nas.commands._options import JsonOption
 from nas.commands._output import note, print_json, progress_bar, say
 from nas.core.errors import InputError, suggest
@@ -19,11 +19,12 @@ RequestArgument = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=PATH)
 def search() -> None:
-    """Search a space under hard budgets; train, measure, export and report the winner.
+    """Search a space under budgets; train and measure the winner.
 
-    The same command continues a stopped or killed search.
+    Budgets are hard. The winner is exported, and the run reported. The same command continues a stopped or killed
+    search.
     """
     raise NotImplementedError  # _Commands puts the command with all flags in its place
 

@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from nas.commands._app import app
+from nas.commands._app import PATH, app
 from nas.commands._options import ArchArgument, JsonOption, SeedOption, read_arch
 from nas.commands._output import print_json, progress_bar, say
 from nas.core.errors import InputError
 
 
-@app.command()
+@app.command(rich_help_panel=PATH)
 def train(
     arch: ArchArgument,
     data: Annotated[str, typer.Option("--data", "-d", help="digits, fashion-mnist, cifar10, imagefolder:PATH, ...")],
@@ -50,9 +50,10 @@ def train(
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Train an architecture on a dataset; the same command continues from the last epoch written.
+    """Train an architecture on a dataset.
 
-    The head takes the dataset's number of classes; images are brought to the arch's input size. On several GPUs:
+    The same command continues from the last epoch written. The head takes the dataset's number of classes; images are
+    brought to the arch's input size. On several GPUs:
     torchrun --nproc-per-node 8 --no-python nas train ...
     """
     from nas.evaluation.runs import train_arch
@@ -87,9 +88,9 @@ def train(
 
 
 def _pair(text: str) -> tuple[str, Any]:
-    import yaml
+    from nas.core.plain import read_yaml
 
     key, equals, value = text.partition("=")
     if not equals:
         raise InputError(f"--set: expected KEY=VALUE, got {text!r}")
-    return key, yaml.safe_load(value)
+    return key, read_yaml(value, f"--set {key}")

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from nas.commands._app import app
+from nas.commands._app import TABLES, app
 from nas.commands._options import JsonOption, PrecisionOption, RuntimeOption, SeedOption, ThreadsOption, read_table
 from nas.commands._output import print_json, progress_bar, say
 
 
-@app.command()
+@app.command(rich_help_panel=TABLES)
 def transfer(
     sources: Annotated[
         list[str], typer.Option("--from", metavar="TABLE", help="A full table of another device or runtime; repeat.")
@@ -25,10 +25,11 @@ def transfer(
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Predict a table for this machine from few measured networks and the full tables of others.
+    """Predict a table for this machine from those of others.
 
-    Its rows are marked as predicted and carry their standard errors. A third of the networks, unseen by the rows, gives
-    the calibration and the error; nas validate checks it on others. The same command continues after an interruption.
+    A few networks are measured here. Its rows are marked as predicted and carry their standard errors. A third of the
+    networks, unseen by the rows, gives the calibration and the error; nas validate checks it on others. The same
+    command continues after an interruption.
     """
     from nas.profiling import transferring
     from nas.report import facts
@@ -56,7 +57,7 @@ def transfer(
     say(f"Next: nas validate {path}")
 
 
-@app.command(name="import")
+@app.command(name="import", rich_help_panel=TABLES)
 def import_(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="A foreign latency table.")],
     kind: Annotated[str, typer.Option("--format", help="Of the file: ofa (Once-for-All, ProxylessNAS) or csv.")],
@@ -74,9 +75,10 @@ def import_(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take over a latency table of others; what has no exact equivalent is listed with the reason, never guessed.
+    """Take over a latency table of another tool.
 
-    A csv has the columns block,fields,inputs, then us or ms, and if wanted spread_us or spread_ms and count.
+    What has no exact equivalent is listed with the reason, never guessed. A csv has the columns block,fields,inputs,
+    then us or ms, and if wanted spread_us or spread_ms and count.
     """
     from nas.tables.importing import Origin, import_table
 

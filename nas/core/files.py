@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import os
+import shutil
 import stat
 import tempfile
 import uuid
@@ -66,7 +67,9 @@ def whole(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left_over(target)
+        for left in _left_over(target.parent, f".{target.name}.{_host()}."):
+            if left.name.endswith(".tmp"):
+                left.unlink(missing_ok=True)
         try:
             yield temporary
             if sync:
@@ -102,14 +105,25 @@ def _sync(path: Path) -> None:
         os.close(number)
 
 
-def _remove_left_over(target: Path) -> None:
-    """Remove temporary files of a target whose process on this machine is dead."""
-    begin = f".{target.name}.{_host()}."
-    for entry in os.scandir(target.parent):
-        if entry.name.startswith(begin) and entry.name.endswith(".tmp"):
-            process = entry.name.removeprefix(begin).partition(".")[0]
-            if process.isdigit() and not _is_alive(int(process)):
-                Path(entry.path).unlink(missing_ok=True)
+def scratch(what: str) -> tempfile.TemporaryDirectory[str]:
+    """A new folder of temporary files, which goes with the block or by `cleanup`, or after a kill by `sweep`."""
+    sweep()
+    return tempfile.TemporaryDirectory(prefix=f"nas-{_host()}.{os.getpid()}.{what}-")
+
+
+def sweep() -> None:
+    """Remove the folders of temporary files that killed processes left."""
+    for left in _left_over(Path(tempfile.gettempdir()), f"nas-{_host()}."):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _left_over(folder: Path, begin: str) -> list[Path]:
+    """What a folder holds whose name begins so and goes on with a process of this machine that is dead."""
+    with os.scandir(folder) as entries:
+        named = [entry for entry in entries if entry.name.startswith(begin)]
+    processes = [entry.name.removeprefix(begin).partition(".")[0] for entry in named]
+    pairs = zip(named, processes, strict=True)
+    return [Path(entry.path) for entry, number in pairs if number.isdigit() and not _is_alive(int(number))]
 
 
 def _is_alive(process: int) -> bool:

@@ -9,16 +9,19 @@ processes that time do without.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import search_spaces
-from nas.core.files import whole
+from nas.core.files import scratch, whole
 from nas.profiling.backends import FileBackend, load_backend
 from nas.profiling.cache import seal
 from nas.profiling.device.worker import answers, note, shared_number
@@ -44,17 +47,30 @@ def main() -> None:
 def convert(backend: FileBackend, probes: dict[str, dict[str, Any]], busy: mmap.mmap) -> dict[str, str]:
     """Write a file for every probe; why those without one failed, by key."""
     failures = {}
-    for number, (key, item) in enumerate(probes.items()):
-        note(busy, number)
-        path = Path(item["file"])
-        try:
-            probe = Probe.from_data(item["probe"])
-            with whole(path, sync=False) as begun:  # its seal tells one that a power cut tore
-                backend.convert(probe.module(WEIGHTS_SEED), probe.shapes(), begun)
-            seal(path)
-        except Exception as error:  # whatever a converter raises belongs to this probe alone
-            failures[key] = f"{type(error).__name__}: {error}"
+    with temporary_files_in_scratch():
+        for number, (key, item) in enumerate(probes.items()):
+            note(busy, number)
+            path = Path(item["file"])
+            try:
+                probe = Probe.from_data(item["probe"])
+                with whole(path, sync=False) as begun:  # its seal tells one that a power cut tore
+                    backend.convert(probe.module(WEIGHTS_SEED), probe.shapes(), begun)
+                seal(path)
+            except Exception as error:  # whatever a converter raises belongs to this probe alone
+                failures[key] = f"{type(error).__name__}: {error}"
     return failures
+
+
+@contextlib.contextmanager
+def temporary_files_in_scratch() -> Iterator[None]:
+    """Also those of libraries, under names of their own, are then found after a kill."""
+    before = tempfile.tempdir
+    with scratch("convert") as folder:
+        tempfile.tempdir = folder
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
 
 
 if __name__ == "__main__":

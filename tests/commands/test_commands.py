@@ -75,6 +75,29 @@ def test_estimate_gives_the_latency_with_each_blocks_share(nas, table_path, arch
     assert facts["this_machine"] is False
 
 
+def test_estimate_fits_a_terminal_and_names_the_table_as_it_was_asked_for(nas, arch_path):
+    name = "x86_64-intel-xeon-processor/onnxruntime-fp32-1t-efficientformer-32"
+    _, out, _ = nas("estimate", arch_path, "--table", name, columns=80)
+    assert max(map(len, out.splitlines())) <= 80
+    assert f"{name} was" in " ".join(out.split()) or f"by {name}, measured" in " ".join(out.split())
+
+
+def test_help_shows_the_way_to_a_network_in_its_order_on_one_screen(nas):
+    code, out, _ = nas("--help", columns=80)
+    first = out.splitlines()[:30]
+    commands = [line.split()[1] for line in first if line.startswith("│") and line.split()[1:2]]
+    path = ["spaces", "profile", "validate", "search", "report", "train", "export", "measure"]
+    assert code == 0
+    assert [command for command in commands if command in path] == path
+    assert not [line for line in out.splitlines() if line.startswith("│   ")]  # each command has one line
+
+
+def test_settings_of_a_recipe_are_read_as_files_are(nas):
+    code, _, err = nas("train", "efficientformer-l1", "-d", "digits", "--set", "lr={a: 1, a: 2}")
+    assert code == 2
+    assert "--set lr: key 'a' stands there twice" in err
+
+
 def test_spaces_counts_archs_and_rows(nas):
     code, out, _ = nas("spaces", "--json")
     facts = {item["space"]: item for item in json.loads(out)["spaces"]}

@@ -100,13 +100,21 @@ def train(folder: Path) -> Command:
     return command
 
 
+def convert(folder: Path) -> Command:
+    pytest.importorskip("onnxruntime")
+    arguments = ("efficientformer-32", "--runtime", "onnxruntime", "--precision", "int8", "--table", "table.csv")
+    command = Command(folder, "profile", *arguments)
+    command.wait_until(lambda: any(command.temporary.rglob("*.onnx")))
+    return command
+
+
 def spaces(folder: Path) -> Command:
     command = Command(folder, "spaces")
     command.wait_until(lambda: command.imported("libtorch_cpu"))
     return command
 
 
-@pytest.mark.parametrize("begin", [profile, search, train, spaces])
+@pytest.mark.parametrize("begin", [profile, convert, search, train, spaces])
 def test_ctrl_c_says_that_the_same_command_continues(tmp_path, begin):
     command = begin(tmp_path)
     command.interrupt()

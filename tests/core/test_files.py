@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import filelock
@@ -90,6 +91,28 @@ def test_what_a_killed_writer_left_goes_with_the_next_write(tmp_path):
         writer.wait()
     files.write_text(path, "mine again")
     assert names(tmp_path) == ["file"]
+
+
+def test_a_folder_of_temporary_files_goes_with_its_block_or_with_the_next_after_a_kill(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "nas-tests").mkdir()  # someone else's
+    code = (
+        "import time; from nas.core.files import scratch\n"
+        "with scratch('model') as folder:\n"
+        "    open(f'{folder}/half', 'w').close(); print(folder, flush=True); time.sleep(600)"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as writer:
+        assert writer.stdout is not None
+        theirs = Path(writer.stdout.readline().strip())
+        with files.scratch("model") as mine:
+            assert {theirs, Path(mine)} < set(tmp_path.iterdir())  # that of a process that lives is left
+        writer.kill()
+        writer.wait()
+    assert (theirs / "half").exists()
+    with files.scratch("other"):
+        assert not theirs.exists()
+    assert names(tmp_path) == ["nas-tests"]
 
 
 HOLD = (

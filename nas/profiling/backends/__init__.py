@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from nas.core import plugins
 from nas.core.errors import InputError, MeasureError, suggest
+from nas.core.files import scratch
 from nas.profiling.device.sessions import Session
 
 if TYPE_CHECKING:  # a process that only loads files and runs them does without PyTorch
@@ -147,7 +147,7 @@ class FileBackend(Backend):
         raise MeasureError(f"runtime {self.name!r} does not time single nodes")
 
     def prepare(self, module: nn.Module, shapes: Sequence[Shape]) -> Session:
-        with tempfile.TemporaryDirectory(prefix="nas-model-") as folder:
+        with scratch("model") as folder:
             path = Path(folder) / "model"
             self.convert(module, shapes, path)
             return self.load(path, shapes)

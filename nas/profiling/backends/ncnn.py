@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas.core.errors import MeasureError
+from nas.core.files import scratch
 from nas.networks.export import example_inputs
 from nas.profiling.backends import FileBackend, Session
 from nas.profiling.device.sessions import example_arrays
@@ -79,7 +79,7 @@ class Ncnn(FileBackend):
         import torch
 
         inputs = example_inputs(shapes)
-        with tempfile.TemporaryDirectory(prefix="nas-ncnn-") as folder, torch.no_grad():
+        with scratch("ncnn") as folder, torch.no_grad():
             with warnings.catch_warnings(), _plain():
                 warnings.simplefilter("ignore")  # the trace announces its own end, and traces branches on shapes
                 trace: Any = torch.jit.trace  # it has no types
@@ -122,7 +122,7 @@ class Ncnn(FileBackend):
         net.opt.num_threads = self.threads
         half = self.precision == "fp16"  # ncnn uses it by itself unless told not to
         net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = half
-        with tempfile.TemporaryDirectory(prefix="nas-ncnn-") as folder:
+        with scratch("ncnn") as folder:
             zipfile.ZipFile(path).extractall(folder)
             script = Path(folder, SCRIPT).read_text(encoding="utf-8")
             codes = net.load_param(f"{folder}/{GRAPH}"), net.load_model(f"{folder}/{WEIGHTS}")

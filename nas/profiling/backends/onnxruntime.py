@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nas.core.files import scratch
 from nas.networks.export import write_onnx
 from nas.profiling.backends import FileBackend, ProfiledSession, Session
 from nas.profiling.device.loaders.onnxruntime import OnnxSession, feeds_of, load, opened, options_of
 
 if TYPE_CHECKING:
+    from tempfile import TemporaryDirectory
+
     from torch import nn
 
     from nas.core.ops import Shape
@@ -28,7 +30,7 @@ CALIBRATION_INPUTS = 8
 class ProfiledOnnxSession(OnnxSession, ProfiledSession):
     """One that writes an event for each kernel and each run to a file; `folder` holds it."""
 
-    def __init__(self, session: Any, feeds: dict[str, Any], folder: tempfile.TemporaryDirectory[str]) -> None:
+    def __init__(self, session: Any, feeds: dict[str, Any], folder: TemporaryDirectory[str]) -> None:
         super().__init__(session, feeds)
         self.folder = folder
 
@@ -67,7 +69,7 @@ class OnnxRuntime(FileBackend):
         return load(path, shapes, self.threads, self.precision)
 
     def load_profiled(self, path: Path, shapes: Sequence[Shape]) -> ProfiledSession:
-        folder = tempfile.TemporaryDirectory(prefix="nas-nodes-")
+        folder = scratch("nodes")
         options = options_of(self.threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder.name) / "nodes")
@@ -89,7 +91,7 @@ def write_quantized_onnx(module: nn.Module, shapes: Sequence[Shape], path: Path)
         def get_next(self) -> dict[str, Any] | None:
             return next(self.inputs, None)
 
-    with tempfile.TemporaryDirectory(prefix="nas-int8-") as folder:
+    with scratch("int8") as folder:
         plain, ready = Path(folder) / "plain.onnx", Path(folder) / "ready.onnx"
         write_onnx(module, shapes, plain)
         used = {entry.name for entry in onnx.load(str(plain)).graph.input}

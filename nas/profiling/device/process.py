@@ -18,6 +18,7 @@ from typing import Any, Mapping, Sequence
 
 import nas
 from nas.core.errors import MeasureError
+from nas.core.files import sweep
 from nas.profiling.device.journal import Sample
 from nas.profiling.device.timing import Graph, Settings
 
@@ -121,8 +122,9 @@ class Child:
         self._process.wait()
 
     def stop(self) -> None:
-        """End the process."""
+        """End the process; nothing stays of what it was about to write to temporary files."""
         self._kill()
+        sweep()
         for pipe in (self._process.stdin, self._process.stdout, self._errors, self._busy):
             if pipe is not None:
                 try:
