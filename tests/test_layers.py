@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [  # a lower line may use a higher one
     ["nas.core.errors", "nas.core.plain", "nas.core.units"],
     ["nas.core.files", "nas.core.plugins"],
+    ["nas.profiling.device"],
     ["nas.core.remembered", "nas.core.source"],
     ["nas.core.ops"],
     ["nas.core.tracing"],

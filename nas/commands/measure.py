@@ -37,7 +37,7 @@ def measure(
     """Time a whole network on this machine, in fresh processes, beside the prediction of a table."""
     from nas.profiling import profiler
     from nas.profiling.backends import load_backend
-    from nas.profiling.device import this_machine
+    from nas.profiling.machine import this_machine
     from nas.report import facts
 
     network = read_arch(arch)

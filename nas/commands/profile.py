@@ -96,7 +96,7 @@ def profile(
     rows of another device, runtime version or thread count are never mixed into one file.
     """
     from nas.core.units import show_seconds
-    from nas.profiling import device, profiler
+    from nas.profiling import machine, profiler
 
     asked: dict[str, Any] = {"runtime": runtime, "threads": threads, "precision": precision, "level": level}
     asked |= {"method": method, "rounds": rounds, "networks": networks}
@@ -134,7 +134,7 @@ def profile(
     jobs = []
     for space in _profiled_spaces(spaces, known, arch):
         name = profiler.table_name(space, *(settings[key] for key in ("runtime", "threads", "level", "precision")))
-        path = table or Path("latency_tables") / device.this_machine(settings["runtime"]).slug / name
+        path = table or Path("latency_tables") / machine.this_machine(settings["runtime"]).slug / name
         jobs.append(profiler.job_of(space, path=path, **settings))
     left = [profiler.plan(job) for job in jobs]
     total = {

@@ -122,7 +122,7 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None)
 def _host() -> str:
     return os.uname().nodename.replace("/", "-").replace(".", "-") or "host"
 

@@ -70,7 +70,8 @@ def train_arch(
         The figures written to `result.json`, and the paths.
 
     Raises:
-        InputError: `folder` is that of another architecture, or something does not fit; see `train` as well.
+        InputError: `folder` is that of another architecture or of a search, or something does not fit; see
+            `train` as well.
         RunError: another process trains in `folder`, naming it; or that cannot be written.
     """
     settings = read_recipe(fields or {}, recipe)
@@ -131,6 +132,11 @@ def default_folder(name: str, data: Data) -> Path:
 
 
 def _check_folder(folder: Path, arch: Arch) -> None:
+    if (folder / "request.yaml").exists():
+        raise InputError(
+            f"{folder}: there is the run of a search, whose result.json a training would write over; choose another "
+            "folder (--out)"
+        )
     path = folder / "arch.json"
     there = load_arch(path) if path.exists() else arch
     if there != arch:

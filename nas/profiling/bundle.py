@@ -1,9 +1,9 @@
 """Bundles: a profile in a folder, for a device that has Python, NumPy and a runtime but neither PyTorch nor `nas`.
 
-`make` converts every graph and puts `nas.profiling.runner` beside them as run.py; run there, it writes samples, of
-which `collect` makes the table that a profile on the device would have made. Large weights are no part of a graph's
-file: they are random anyway, so all graphs read them from a few files of random numbers, one for each power of two that
-standard deviations are near to. The weights of one graph follow each other there, so copies of a block stay apart.
+`make` converts every graph and puts `nas.profiling.device` beside them; run.py there writes samples, of which `collect`
+makes the table that a profile on the device would have made. Large weights are no part of a graph's file: they are
+random anyway, so all graphs read them from a few files of random numbers, one for each power of two that standard
+deviations are near to. The weights of one graph follow each other there, so copies of a block stay apart.
 """
 
 from __future__ import annotations
@@ -18,30 +18,32 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import nas
 from nas.core.arch import Arch
 from nas.core.errors import InputError, MeasureError, NasError, suggest
 from nas.core.files import lock_of, write_text, writing
 from nas.core.ops import Row, Shape, parse_unit
 from nas.core.space import Space
 from nas.core.tracing import macs_of_unit
-from nas.profiling import runner
 from nas.profiling.bench import Bench, Progress, silent
+from nas.profiling.device import loaders, run
+from nas.profiling.device.journal import Log
+from nas.profiling.device.timing import MOST_NOISE, Settings
 from nas.profiling.job import DEFAULT, Job
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.profiler import table_name
-from nas.profiling.protocol import Settings
 from nas.profiling.returned import read_failures, read_samples
-from nas.profiling.samples import Log
 from nas.profiling.selection import varied
 from nas.profiling.sentinel import sentinel
 from nas.profiling.shared_weights import SharedWeights
-from nas.tables.records import MOST_NOISE
 from nas.tables.table import Header, Table, scope_of, space_of
 
 GRAPHS = "graphs"
 CONVERTED = 32  # graphs that one request converts
-SUFFIXES = {"onnxruntime": ".onnx", "openvino": ".onnx", "litert": ".tflite"}
+#: of the package, what a bundle carries; with run.py, which begins there
+CODE = ("core/__init__.py", "core/errors.py", "core/files.py", "profiling/__init__.py", "profiling/device/**/*.py")
+RUN = "from pathlib import Path\n\nfrom nas.profiling.device.run import main\n\nmain(Path(__file__).resolve().parent)\n"
 
 
 def make(
@@ -73,8 +75,8 @@ def make(
         MeasureError: where the runtime is not installed, or the reference block cannot be converted.
         RunError: where the folder cannot be written, such as on a full disk.
     """
-    if runtime not in runner.RUNTIMES:
-        raise InputError(f"bundles: {suggest('runtime', runtime, runner.RUNTIMES)}")
+    if runtime not in loaders.runtimes():
+        raise InputError(f"bundles: {suggest('runtime', runtime, loaders.runtimes())}")
     if space_of(scope_of(space)) != space:
         raise InputError(
             f"space {space.name!r} is not the one that is known by this name; put its file into a folder of NAS_PLUGINS"
@@ -90,7 +92,7 @@ def make(
         only,
     )
     plan = _plan(job)
-    if (folder / runner.MANIFEST).exists():
+    if (folder / run.MANIFEST).exists():
         _require_same(folder, plan)
         return folder
     if folder.exists() and any(folder.iterdir()):
@@ -100,30 +102,41 @@ def make(
     shutil.rmtree(begun, ignore_errors=True)
     graphs, failures = _write_graphs(job, begun / GRAPHS, progress)
     with writing(whole):
-        shutil.copyfile(runner.__file__, begun / "run.py")
-    names = sorted(path.relative_to(begun).as_posix() for path in [begun / "run.py", *begun.glob(f"{GRAPHS}/*")])
+        _write_code(begun)
+    names = sorted(path.relative_to(begun).as_posix() for path in begun.rglob("*") if path.is_file())
     manifest = plan | {
         "header": asdict(_header(job)),
         "sentinel": graphs.pop(sentinel().key),
         "graphs": graphs,
         "unconverted": failures,
-        "files": {name: runner.fingerprint(begun / name) for name in names},
+        "files": {name: run.fingerprint(begun / name) for name in names},
     }
-    write_text(begun / runner.MANIFEST, json.dumps(manifest, indent=1))
+    write_text(begun / run.MANIFEST, json.dumps(manifest, indent=1))
     with writing(whole):
         begun.replace(whole)
     return folder
+
+
+def _write_code(folder: Path) -> None:
+    """Write run.py and the part of this package that it needs."""
+    package = Path(nas.__file__).parent
+    for path in [found for pattern in CODE for found in package.glob(pattern)]:
+        target = folder / "nas" / path.relative_to(package)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    (folder / "nas" / "__init__.py").write_text('"""The part of millinas that a bundle needs."""\n', encoding="utf-8")
+    (folder / "run.py").write_text(f'"""python run.py: see nas/profiling/device/run.py."""\n\n{RUN}', encoding="utf-8")
 
 
 def _plan(job: Job) -> dict[str, Any]:
     """The part of a manifest that follows from what was asked for."""
     rows = None if job.only is None else [_row_data(row) for row in job.only]
     archs = _networks(job)
-    settings = asdict(job.settings) | {"seed": job.seed, "enough": job.settings.enough, "limit": job.settings.limit}
+    settings = asdict(job.settings) | {"seed": job.seed}
     asked = {"space": scope_of(job.space), "rows": rows, "level": job.level} | asdict(job.engine)
     networks = [arch.to_json() for arch in archs]
-    items = [list(dict.fromkeys(probe.key for probe, _ in item)) for item in job.items(archs)]
-    plan = {"format": runner.FORMAT, "asked": asked, "settings": settings, "networks": networks, "items": items}
+    items = [[(probe.key, weight) for probe, weight in item] for item in job.items(archs)]
+    plan = {"format": run.FORMAT, "asked": asked, "settings": settings, "networks": networks, "items": items}
     data: dict[str, Any] = json.loads(json.dumps(plan))
     return data
 
@@ -159,7 +172,7 @@ def _write_graphs(job: Job, folder: Path, progress: Progress) -> tuple[dict[str,
         folder.mkdir(parents=True)
     items = job.items(_networks(job))
     probes = list(dict.fromkeys([sentinel(), *(probe for item in items for probe, _ in item)]))
-    suffix, shared = SUFFIXES[job.engine.runtime], SharedWeights()
+    suffix, shared = loaders.loader_of(job.engine.runtime).SUFFIX, SharedWeights()
     graphs = {}
     with Bench(job.engine, job.settings, Log(), job.seed, (job.space.name,)) as bench:
         for start in range(0, len(probes), CONVERTED):
@@ -175,20 +188,19 @@ def _write_graphs(job: Job, folder: Path, progress: Progress) -> tuple[dict[str,
                         path.write_bytes(shared.without_weights(files[probe.key]))
                     else:
                         shutil.copyfile(files[probe.key], path)
-                graphs[probe.key] = _graph_data(probe, f"{GRAPHS}/{path.name}", job.settings.least_of(probe))
+                graphs[probe.key] = _graph_data(probe, f"{GRAPHS}/{path.name}")
     with writing(folder):
         shared.write(folder)
     return graphs, bench.failures
 
 
-def _graph_data(probe: Probe, file: str, least: int) -> dict[str, Any]:
-    shapes = [list(shape) for shape in probe.shapes()]
+def _graph_data(probe: Probe, file: str) -> dict[str, Any]:
     return {
         "file": file,
-        "shapes": shapes,
+        "shapes": [list(shape) for shape in probe.shapes()],
         "weight_bytes": probe.weight_bytes,
         "macs": probe.macs,
-        "least": least,
+        "whole": probe.whole,
     }
 
 
@@ -231,13 +243,13 @@ def collect(folder: Path, *, output: Path | None = None, partial: bool = False, 
         RunError: where another process writes the table, or it cannot be written.
     """
     manifest = _read_manifest(folder)
-    if not (folder / runner.SAMPLES).exists():
-        raise InputError(f"{folder}: has no {runner.SAMPLES}; copy the folder to the device and there: python run.py")
-    with _as_made(folder / runner.MANIFEST):
-        said, log = read_samples(folder / runner.SAMPLES, manifest)
+    if not (folder / run.SAMPLES).exists():
+        raise InputError(f"{folder}: has no {run.SAMPLES}; copy the folder to the device and there: python run.py")
+    with _as_made(folder / run.MANIFEST):
+        said, log = read_samples(folder / run.SAMPLES, manifest)
         if not log.has_samples:
-            raise InputError(f"{folder / runner.SAMPLES}: holds no samples; on the device: python run.py")
-        failures = manifest["unconverted"] | read_failures(folder / runner.FAILURES, manifest["graphs"])
+            raise InputError(f"{folder / run.SAMPLES}: holds no samples; on the device: python run.py")
+        failures = manifest["unconverted"] | read_failures(folder / run.FAILURES, manifest["graphs"])
         archs = tuple(map(Arch.from_json, manifest["networks"]))
         job = _job(folder, manifest, Header(**said | {"spaces": ()}), output)
         lacking = _lacking(manifest, log, failures)
@@ -250,7 +262,7 @@ def collect(folder: Path, *, output: Path | None = None, partial: bool = False, 
     if noise.is_too_much and not accept_noise:
         raise MeasureError(
             f"{folder}: the device was too disturbed to be believed: {noise}, at most {MOST_NOISE:.0%} may be. "
-            f"Close other programs there, let it cool, remove {runner.SAMPLES} and run python run.py again; "
+            f"Close other programs there, let it cool, remove {run.SAMPLES} and run python run.py again; "
             "--accept-noise takes the samples as they are"
         )
     with lock_of(job.path):
@@ -263,12 +275,9 @@ def collect(folder: Path, *, output: Path | None = None, partial: bool = False, 
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    if not (folder / runner.MANIFEST).is_file():
+    if not (folder / run.MANIFEST).is_file():
         raise InputError(f"{folder}: holds no bundle; make one with nas profile SPACE --bundle {folder}")
-    try:
-        return runner.read_manifest(folder)
-    except runner.Failure as failure:
-        raise InputError(f"{folder}: {failure}") from failure
+    return run.read_manifest(folder)
 
 
 @contextlib.contextmanager
@@ -297,7 +306,7 @@ def _job(folder: Path, manifest: Mapping[str, Any], facts: Header, output: Path 
     name = table_name(space, engine.runtime, engine.threads, asked["level"], engine.precision)
     path = output or Path("latency_tables") / facts.device / name
     job = _Taken(space, path, engine, asked["level"], Settings(**settings), seed, only, facts=facts)
-    known = {key for item in manifest["items"] for key in item}
+    known = {key for item in manifest["items"] for key, _ in item}
     if not all(probe.key in known for formula in job.formulas for probe in formula.probes):
         raise InputError(f"{folder}: the bundle is of another version of nas or its spaces; make it anew and run it")
     return job
@@ -306,7 +315,7 @@ def _job(folder: Path, manifest: Mapping[str, Any], facts: Header, output: Path 
 def _lacking(manifest: Mapping[str, Any], log: Log, failures: Mapping[str, str]) -> int:
     """The number of graphs with too few samples, without those that a failed one stands in a row with."""
     settings = manifest["settings"]
-    wanted = {key for item in manifest["items"] if not any(key in failures for key in item) for key in item}
+    wanted = {key for item in manifest["items"] if not any(key in failures for key, _ in item) for key, _ in item}
     return sum(
         any(len(log.taken(number, key)) < settings["rounds"] for number in range(settings["passes"])) for key in wanted
     )

@@ -25,8 +25,8 @@ from nas.core import plugins
 from nas.core.errors import MeasureError
 from nas.core.files import cache_folder, write_text, writing
 from nas.profiling import backends
-from nas.profiling.device import this_machine
-from nas.profiling.runner import fingerprint
+from nas.profiling.device.run import fingerprint
+from nas.profiling.machine import this_machine
 from nas.profiling.worker import WEIGHTS_SEED
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ YOUNG_SECONDS = 600.0  # a file used since then is left: some process may be abo
 SEAL = ".seal"  # ends the name of the file that says what is in the file beside it: bytes and hash
 #: of the package `nas`: what builds and converts models
 SOURCES = (
-    *("core/ops.py", "core/blocks.py", "core/tracing.py", "core/arch.py"),
+    *(f"core/{name}.py" for name in ("ops", "blocks", "tracing", "arch")),
     *("networks/building.py", "networks/export.py", "profiling/probes.py", "profiling/converter.py"),
 )
 

@@ -21,8 +21,9 @@ import search_spaces
 from nas.core.files import whole
 from nas.profiling.backends import FileBackend, load_backend
 from nas.profiling.cache import seal
+from nas.profiling.device.worker import answers, note, shared_number
 from nas.profiling.probes import Probe
-from nas.profiling.worker import WEIGHTS_SEED, answers, note, shared_number
+from nas.profiling.worker import WEIGHTS_SEED
 
 
 def main() -> None:

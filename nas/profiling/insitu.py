@@ -26,10 +26,11 @@ from nas.core.ops import Row
 from nas.core.space import Space
 from nas.core.tracing import macs_of_unit
 from nas.profiling.bench import Bench, Clock
+from nas.profiling.device.journal import Sample, Samples
+from nas.profiling.device.process import WorkerDeathError
+from nas.profiling.device.timing import GATE, good, reference_of
 from nas.profiling.probes import Probe
-from nas.profiling.process import Inspector, WorkerDeathError
-from nas.profiling.protocol import GATE, good, reference_of
-from nas.profiling.samples import Sample, Samples
+from nas.profiling.process import Inspector
 
 POOL = 8000  # sampled archs that the networks are chosen from
 NETWORK_SECONDS, MACS_PER_SECOND = 1.5, 1e9  # to convert and load a network; to run it often enough

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.profiling.backends import FileBackend, Session, load_backend
-from nas.profiling.worker import SENTINEL_CALLS, answers, go_first, note, shared_number
+from nas.profiling.device.worker import SENTINEL_CALLS, answers, go_first, note, shared_number
 
 
 def main() -> None:

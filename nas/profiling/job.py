@@ -16,14 +16,14 @@ from nas.core.ops import Row
 from nas.core.space import Space
 from nas.profiling.backends import FileBackend, load_backend
 from nas.profiling.bench import Item
-from nas.profiling.device import this_machine
+from nas.profiling.device.journal import Journal, Log
+from nas.profiling.device.timing import MOST_DRIFT, Noise, Settings, Times, noise_of
 from nas.profiling.importance import in_order, rows_of_arch, usage
 from nas.profiling.insitu import cover, inside_key, insides, node_cost_us, row_times
+from nas.profiling.machine import this_machine
 from nas.profiling.prediction import Prediction, predict
 from nas.profiling.probes import Formula, Probe, formulas
 from nas.profiling.process import Engine
-from nas.profiling.protocol import MOST_DRIFT, Noise, Settings, Times, noise_of
-from nas.profiling.samples import Journal, Log
 from nas.profiling.selection import typical_bytes, varied
 from nas.tables.table import LEVELS, METHODS, MIN_NETWORKS, Entry, Header, Network, Table, scope_of
 

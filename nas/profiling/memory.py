@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from nas.core.errors import MeasureError
 from nas.profiling.backends import Backend, FileBackend, Session, load_backend
-from nas.profiling.worker import WEIGHTS_SEED, answers, import_blocks, note, shared_number
+from nas.profiling.device.worker import answers, note, shared_number
+from nas.profiling.worker import WEIGHTS_SEED, import_blocks
 
 if TYPE_CHECKING:
     from nas.core.arch import Arch
@@ -49,8 +50,8 @@ def peak_bytes(engine: Engine, arch: Arch) -> int:
         MeasureError: where the runtime fails, or nothing counts its memory here.
     """
     from nas.profiling.bench import Bench
-    from nas.profiling.protocol import Settings
-    from nas.profiling.samples import Log
+    from nas.profiling.device.journal import Log
+    from nas.profiling.device.timing import Settings
 
     log = Log()
     with Bench(engine, Settings(), log, spaces=(arch.family,)) as bench:
@@ -71,8 +72,8 @@ def weigh(
         progress: called with work done, total work, seconds left, and what is going on.
         until: when to stop, by `time.monotonic()`.
     """
+    from nas.profiling.device.process import WorkerDeathError
     from nas.profiling.probes import Probe
-    from nas.profiling.process import WorkerDeathError
 
     probes = [Probe(arch=arch) for arch in archs]
     probes = [probe for probe in probes if probe.key not in bench.log.peaks]

@@ -65,6 +65,11 @@ class Probe:
         return " > ".join(f"{count} x {row}" for count, row in parts) or f"idle @ {' '.join(map(str, self.idle))}"
 
     @property
+    def whole(self) -> bool:
+        """Whether it is a whole network."""
+        return self.arch is not None
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of its parameters, fp32."""
         return BYTES_PER_VALUE * sum(map(params_of_unit, self._all_rows))

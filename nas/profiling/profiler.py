@@ -23,16 +23,15 @@ from nas.core.units import show_seconds
 from nas.profiling import memory
 from nas.profiling.backends import load_backend
 from nas.profiling.bench import Bench, Clock, Item, Progress, silent
-from nas.profiling.device import this_machine
+from nas.profiling.device.journal import Journal, Log
+from nas.profiling.device.timing import GATE, MOST_DRIFT, MOST_NOISE, Noise, Settings, Times, noise_of, reference_of
 from nas.profiling.importance import rows_of_arch
 from nas.profiling.insitu import BATCH, NETWORK_SECONDS, lacking_inside, measure_inside
 from nas.profiling.job import AUTO, DEFAULT, Job, method_for, network_item
+from nas.profiling.machine import this_machine
 from nas.profiling.prediction import Prediction
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
-from nas.profiling.protocol import GATE, MOST_DRIFT, Noise, Settings, Times, noise_of, reference_of
-from nas.profiling.samples import Journal, Log
-from nas.tables.records import MOST_NOISE
 from nas.tables.table import MIN_NETWORKS, Table
 
 __all__ = [

@@ -16,8 +16,8 @@ from typing import Any
 
 from nas.core.errors import InputError, MeasureError
 from nas.core.files import whole
-from nas.profiling import runner
-from nas.profiling.bench import Progress, silent
+from nas.profiling.device import run
+from nas.profiling.device.schedule import Progress, silent
 
 CONNECTION_FAILED = 255  # exit code of ssh for its own failures
 COPIED = 100  # files in one call of scp
@@ -58,8 +58,8 @@ class Remote:
         Raises:
             MeasureError: where the connection fails, with what to do, or where the bundle cannot be run there.
         """
-        manifest = runner.read_manifest(bundle)
-        name = runner.fingerprint(bundle / runner.MANIFEST)
+        manifest = run.read_manifest(bundle)
+        name = run.fingerprint(bundle / run.MANIFEST)
         assert name is not None  # it was just read
         there = str(PurePosixPath(self.folder) / f"bundle-{name[1][:16]}")
         self._copy(bundle, manifest, there, progress)
@@ -70,7 +70,7 @@ class Remote:
         """Copy the files that the device lacks, by size and hash."""
         progress(0, 1, None, f"{self.host}: connecting")
         self._ssh(f"mkdir -p {shlex.quote(there)}/graphs")
-        self._scp([bundle / "run.py", bundle / runner.MANIFEST], there)
+        self._scp([bundle / "run.py", bundle / run.MANIFEST, bundle / "nas"], there)
         lacking = self._damaged(manifest, there)
         sizes = {name: manifest["files"][name][0] for name in lacking}
         done, total = 0, sum(sizes.values())
@@ -117,7 +117,7 @@ class Remote:
                 raise self._error(code, errors.read())
 
     def _fetch(self, bundle: Path, there: str) -> None:
-        for name in (runner.SAMPLES, runner.FAILURES):
+        for name in (run.SAMPLES, run.FAILURES):
             with whole(bundle / name) as fetched:
                 self._call([*self._command("scp"), "-q", "--", f"{self.host}:{there}/{name}", str(fetched)])
 
@@ -128,7 +128,7 @@ class Remote:
         return self._call([*self._command("ssh"), "--", self.host, command])
 
     def _scp(self, files: Sequence[Path], there: str) -> None:
-        self._call([*self._command("scp"), "-q", "--", *map(str, files), f"{self.host}:{there}/"])
+        self._call([*self._command("scp"), "-q", "-r", "--", *map(str, files), f"{self.host}:{there}/"])
 
     def _command(self, program: str) -> list[str]:
         command = [program, *(f"-o{option}" for option in SAFE)]

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from nas.core.errors import InputError
-from nas.profiling.samples import FORMAT, Log, Sample
+from nas.profiling.device.journal import FORMAT, Log, Sample
 
-DEVICE = re.compile(r"[a-z0-9_]+(-[a-z0-9_]+)*")  # what the runner makes of a processor's name: a folder, no path
+DEVICE = re.compile(r"[a-z0-9_]+(-[a-z0-9_]+)*")  # what run.py makes of a processor's name: a folder, no path
 LONGEST = {"device": 120, "cpu": 400, "runtime_version": 100, "date": 10}  # characters
 MOST_CORES = 2**16
 MOST_US = 1e12  # of a call: eleven days

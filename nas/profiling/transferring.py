@@ -16,13 +16,13 @@ from nas.core.files import lock_of
 from nas.core.space import Space
 from nas.profiling.backends import load_backend
 from nas.profiling.bench import Bench, Clock, Progress, silent
-from nas.profiling.device import this_machine
+from nas.profiling.device.journal import Journal
+from nas.profiling.device.timing import Settings, Times
 from nas.profiling.job import SAME, network_item
+from nas.profiling.machine import this_machine
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.profiler import MEASURE, fastest_variant
-from nas.profiling.protocol import Settings, Times
-from nas.profiling.samples import Journal
 from nas.profiling.selection import spread
 from nas.tables.table import Header, Network, Table
 from nas.tables.transfer import LEAST, choose, common_spaces, fit, parts_of

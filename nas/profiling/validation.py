@@ -26,12 +26,12 @@ from nas.core.units import show_us
 from nas.profiling import memory
 from nas.profiling.backends import load_backend
 from nas.profiling.bench import Bench, Progress, silent
-from nas.profiling.device import this_machine
+from nas.profiling.device.journal import Journal, Log
+from nas.profiling.device.timing import QUIET, Noise, Settings, Times
+from nas.profiling.machine import this_machine
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.profiler import MEASURE, time_networks
-from nas.profiling.protocol import QUIET, Noise, Settings, Times
-from nas.profiling.samples import Journal, Log
 from nas.profiling.selection import varied
 from nas.tables.card import Card, Errors
 from nas.tables.table import Header, Network, Table

@@ -15,7 +15,7 @@ from nas.core.space import Space
 from nas.core.tracing import macs_of_unit, params_of_unit
 from nas.core.units import to_ms
 from nas.networks.building import cost_of
-from nas.profiling.device import this_machine
+from nas.profiling.machine import this_machine
 from nas.tables.kinds import line_of
 from nas.tables.table import Table
 

@@ -22,6 +22,7 @@ from nas.core.arch import Arch
 from nas.core.errors import InputError, TableError, brief
 from nas.core.ops import Row, Shape, is_known, parse_unit
 from nas.core.space import Space
+from nas.profiling.device.timing import MOST_NOISE
 
 FORMAT = 2
 COMPUTED = "# computed "
@@ -32,7 +33,6 @@ MOST_US = 1e9  # of a row or network: a quarter of an hour
 MOST_BYTES = 10**15
 #: the legal values of whole numbers in the header and the columns
 COUNTS = {"cores": (0, 1 << 16), "threads": (1, 1 << 16), "count": (0, 10**9)}
-MOST_NOISE = 0.50  # share of samples in slow spells above which measurements are not believed; usual is 0.02 to 0.26
 METHODS = ("chains", "in-situ", "transfer", "imported")
 
 
@@ -287,9 +287,9 @@ def _read_value(name: str, kind: str, text: str, where: str) -> Any:
             for scope in text.split():
                 space_of(scope)  # its blocks become known
             return tuple(text.split())
-        value = {"int": int, "float": float, "str": str, "float | None": float}[kind](text)
-        if name == "noise" and not 0 <= value <= 1:
+        if name == "noise" and not 0 <= float(text) <= 1:
             raise TableError(f"{where}: {name}: expected a share from 0 to 1, got {text!r}")
+        value = {"int": int, "float": float, "str": str, "float | None": float}[kind](text)
     except InputError as error:
         raise TableError(f"{where}: {name}: {error}") from error
     except ValueError as error:

@@ -18,16 +18,17 @@ import torch
 from nas.core.arch import calls_of
 from nas.core.errors import InputError, MeasureError
 from nas.core.ops import Block, Row, Shape
-from nas.networks.export import example_arrays, example_inputs, write_onnx
+from nas.networks.export import example_inputs, write_onnx
 from nas.profiling.backends import FileBackend, load_backend, runtimes
 from nas.profiling.bundle import _Bundled
 from nas.profiling.cache import Cache
-from nas.profiling.device import this_machine
+from nas.profiling.device.sessions import example_arrays
+from nas.profiling.device.timing import Settings
 from nas.profiling.job import Job
+from nas.profiling.machine import this_machine
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.profiler import measure, profile
-from nas.profiling.protocol import Settings
 from nas.tables.table import Table
 from search_spaces.efficientformer import MB3D, MB4D
 from search_spaces.mobileformer import BridgeIn
@@ -209,7 +210,8 @@ def test_an_unknown_runtime_is_named_with_the_closest():
 
 
 def test_a_missing_runtime_names_the_extra_that_installs_it(local, path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
     with pytest.raises(MeasureError, match=r"pip install 'millinas\[onnxruntime\]'"):
         load_backend("onnxruntime")()
     with pytest.raises(MeasureError, match=r"millinas\[onnxruntime\]"):
@@ -311,7 +313,7 @@ def test_bf16_is_refused_where_the_cpu_has_none_but_not_in_bundles(monkeypatch, 
         def get_property(self, device, name):
             return ["FP32", "INT8"]
 
-    monkeypatch.setattr(kind, "_core", lambda self: Core())
+    monkeypatch.setattr("nas.profiling.backends.openvino.core", Core)
     with pytest.raises(MeasureError, match="this CPU has no bf16"):
         kind(precision="bf16").load(tmp_path / "file", ())
     with pytest.raises(MeasureError, match="this CPU has no bf16"):
@@ -407,7 +409,7 @@ from nas.core.ops import Conv, Row, Shape
 from nas.profiling.backends import load_backend
 from nas.profiling.bundle import _Bundled
 from nas.profiling.cache import Cache
-from nas.profiling.device import this_machine
+from nas.profiling.machine import this_machine
 from nas.profiling.job import Job
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine

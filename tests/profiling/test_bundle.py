@@ -9,13 +9,14 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,18 +30,19 @@ from nas.core.arch import Arch
 from nas.core.errors import InputError, MeasureError, NasError, RunError
 from nas.core.files import lock_of
 from nas.profiling import bundle as bundle_module
-from nas.profiling import protocol, runner, samples, shared_weights
-from nas.profiling.backends import openvino as openvino_backend
+from nas.profiling import shared_weights
+from nas.profiling.backends import load_backend
 from nas.profiling.bench import Bench
 from nas.profiling.bundle import collect, make
-from nas.profiling.device import this_machine
+from nas.profiling.device import loaders, machine
+from nas.profiling.device.journal import Journal
+from nas.profiling.device.timing import Settings
 from nas.profiling.job import Job
+from nas.profiling.machine import this_machine
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.profiler import profile
-from nas.profiling.protocol import Settings
 from nas.profiling.remote import Remote
-from nas.profiling.samples import Journal
 from nas.profiling.shared_weights import SHARED_BYTES, SharedWeights
 from nas.tables.table import INTERVAL_NETWORKS, Table
 from tests.profiling.pico import NETWORKS, SETTINGS, device, lines_of, run
@@ -91,11 +93,11 @@ def test_every_graph_has_as_many_samples_as_asked_for_with_the_sentinel_beside_e
     taken = Counter((line["pass"], key) for line in lines[1:] for key in line["samples"])
     assert {key for _, key in taken} == set(manifest["graphs"])
     assert min(taken.values()) >= SETTINGS["rounds"]
-    assert max(taken.values()) <= manifest["settings"]["limit"]
+    assert max(taken.values()) <= 4 * SETTINGS["rounds"]
     for line in lines[1:]:
         for key, (sentinel, *calls) in line["samples"].items():
             assert sentinel > 0
-            assert manifest["graphs"][key]["least"] <= len(calls) <= manifest["settings"]["most"]
+            assert 3 + manifest["graphs"][key]["whole"] <= len(calls) <= manifest["settings"]["most"]
     orders = [list(line["samples"]) for line in lines[1:] if len(line["samples"]) == len(manifest["graphs"])]
     assert len(set(map(tuple, orders))) > 1
 
@@ -135,7 +137,7 @@ def test_rows_and_networks_equal_those_of_a_profile_with_the_same_samples(finish
 
 def _settings(folder: Path) -> dict[str, object]:
     settings = json.loads((folder / "manifest.json").read_text())["settings"]
-    return {name: settings[name] for name in settings if name not in ("seed", "enough", "limit")}
+    return {name: settings[name] for name in settings if name != "seed"}
 
 
 def test_a_run_that_is_killed_goes_on_without_losing_a_round(bundle, tmp_path):
@@ -214,7 +216,7 @@ def test_what_is_there_can_be_taken_alone(finished, tmp_path):
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("manifest.json", {"format": 99}, "has format 99, this run.py reads 2"),
+        ("manifest.json", {"format": 99}, "has format 99, this version reads 3; make the bundle anew"),
         ("samples.jsonl", {"format": 99}, "expected format 1, got 99"),
         ("samples.jsonl", {"threads": 2}, "the samples have threads 2, the bundle 1"),
     ],
@@ -410,13 +412,12 @@ def test_a_bundle_has_as_many_networks_as_a_profile():
     assert defaults == [INTERVAL_NETWORKS, INTERVAL_NETWORKS]
 
 
-@pytest.mark.parametrize("name", [".busy", ".stderr", "failures.json.tmp", "samples.jsonl"])
+@pytest.mark.parametrize("name", ["failures.json", "samples.jsonl"])
 def test_a_run_that_cannot_write_says_what_to_do(bundle, tmp_path, name):
     (bundle / name).mkdir()
     ran = run(bundle, device(tmp_path))
     assert ran.returncode == 1
-    written = name.replace(".tmp", "")
-    assert f"run.py: {written} cannot be written (Is a directory); make room" in ran.stderr
+    assert f"{name}: cannot be written (Is a directory); make room" in ran.stderr
     assert "Traceback" not in ran.stderr
 
 
@@ -530,13 +531,13 @@ def test_all_runtimes_that_read_onnx_load_shared_weights_and_agree(pico):
     for graph in [manifest["sentinel"], *manifest["graphs"].values()][:6]:
         found = []
         for runtime in ("onnxruntime", "openvino"):
-            result = runner.RUNTIMES[runtime][2](pico / graph["file"], graph["shapes"], manifest)()
-            found.append(result[0] if runtime == "onnxruntime" else next(iter(result.values())))
+            session = loaders.loader_of(runtime).load(pico / graph["file"], graph["shapes"], 1, "fp32")
+            found.append(session.outputs()[0])
         assert np.isfinite(found[0]).all()
         assert np.abs(found[0] - found[1]).max() <= 1e-4 * np.abs(found[0]).max()
 
 
-def test_the_runner_keeps_openvino_from_sending_usage_data(monkeypatch, tmp_path):
+def test_openvino_is_kept_from_sending_usage_data(monkeypatch, tmp_path):
     class StoppedError(Exception): ...
 
     def core() -> None:
@@ -546,26 +547,65 @@ def test_the_runner_keeps_openvino_from_sending_usage_data(monkeypatch, tmp_path
     monkeypatch.setitem(sys.modules, "openvino_telemetry", None)  # so that what comes now is taken back
     monkeypatch.delitem(sys.modules, "openvino_telemetry")
     with pytest.raises(StoppedError):
-        runner.load_openvino(tmp_path, [], {"header": {"precision": "fp32"}})
+        loaders.loader_of("openvino").load(tmp_path, [], 1, "fp32")
     with pytest.raises(ImportError):
         import openvino_telemetry  # noqa: F401
 
 
-def test_the_runner_agrees_with_the_profiler_on_what_it_cannot_import(pico):
-    assert (runner.GATE, runner.REFERENCE) == (protocol.GATE, protocol.REFERENCE)
-    assert runner.JOURNAL_FORMAT == samples.FORMAT
-    assert openvino_backend.HINTS == {"fp32": "f32", "int8": "f32", "bf16": "bf16"}
-    assert (pico / "run.py").read_bytes() == Path(runner.__file__).read_bytes()
+def test_a_bundle_carries_the_code_that_the_profiler_times_with(pico):
+    package, carried = Path(shared_weights.__file__).parents[1], pico / "nas"
+    names = {path.relative_to(carried).as_posix() for path in carried.rglob("*.py")} - {"__init__.py"}
+    assert {f"profiling/device/{name}.py" for name in ("journal", "machine", "schedule", "timing", "worker")} <= names
+    assert all((carried / name).read_bytes() == (package / name).read_bytes() for name in names)
+    assert loaders.runtimes() == ["litert", "onnxruntime", "openvino"]
+    assert {load_backend(name).distribution for name in loaders.runtimes()} == {
+        loaders.loader_of(name).DISTRIBUTION for name in loaders.runtimes()
+    }
 
 
-def test_the_runner_is_python_3_8_and_needs_numpy_alone():
-    tree = ast.parse(Path(runner.__file__).read_text(), feature_version=(3, 8))
-    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    assert not names & {"removeprefix", "removesuffix", "cache", "pairwise", "is_relative_to", "bit_count"}
-    modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    modules |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    runtimes = {"onnxruntime", "openvino", "ai_edge_litert"}
-    assert {name.split(".")[0] for name in modules} - set(sys.stdlib_module_names) == {"numpy", *runtimes}
+LATER = {"removesuffix", "pairwise", "is_relative_to", "bit_count", "cache", "randbytes", "readlink"}
+GENERICS = {"dict", "list", "tuple", "set", "frozenset", "type"}  # that Python 3.8 subscripts in annotations alone
+
+
+def carried(pico: Path) -> list[ast.Module]:
+    """The code of a bundle, which Python 3.8 can parse."""
+    paths = [pico / "run.py", *(pico / "nas").rglob("*.py")]
+    return [ast.parse(path.read_text(), str(path), feature_version=(3, 8)) for path in paths]
+
+
+def test_the_code_of_a_bundle_runs_on_python_3_8(pico):
+    for tree in carried(pico):
+        skipped = {id(node) for each in ast.walk(tree) for node in _annotations(each)}
+        for node in ast.walk(tree):
+            if id(node) in skipped:
+                continue
+            assert not (isinstance(node, ast.Attribute) and node.attr in LATER), ast.unparse(node)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "zip":
+                assert not node.keywords, ast.unparse(node)
+            if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
+                assert node.value.id not in GENERICS, ast.unparse(node)
+            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):  # of flags, not of dicts or types
+                assert re.fullmatch(r"(fcntl|os)\.[A-Z_]+ \| (fcntl|os)\.[A-Z_]+", ast.unparse(node)), ast.unparse(node)
+
+
+def _annotations(node: ast.AST) -> Iterator[ast.AST]:
+    """What stands in annotations: it is text to Python, since every file says so in its first import."""
+    for name in ("annotation", "returns"):
+        if isinstance(found := getattr(node, name, None), ast.AST):
+            yield from ast.walk(found)
+
+
+def test_the_code_of_a_bundle_needs_numpy_and_a_runtime_alone(pico):
+    needed, inside = set(), set()
+    for tree in carried(pico):
+        modules = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+        modules += [str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        inside |= {name for name in modules if name.split(".")[0] == "nas"}
+        needed |= {name.split(".")[0] for name in modules} - set(sys.stdlib_module_names)
+    optional = {"filelock", "platformdirs"}  # of locks and caches, which a bundle has no use for
+    assert needed - optional == {"nas", "numpy", *(loaders.loader_of(name).MODULE for name in loaders.runtimes())}
+    for name in inside - {"nas"}:
+        assert (pico / name.replace(".", "/")).is_dir() or (pico / f"{name.replace('.', '/')}.py").is_file(), name
 
 
 PI = """processor\t: 0
@@ -599,9 +639,9 @@ def test_boards_are_named_by_the_system_and_told_apart_by_their_cores(monkeypatc
     monkeypatch.setattr(
         Path, "read_text", lambda path, **how: PI if str(path) == "/proc/cpuinfo" else read(path, **how)
     )
-    monkeypatch.setattr(runner, "_board", lambda: board)
-    monkeypatch.setattr(runner.platform, "machine", lambda: "aarch64")
-    assert runner.machine() == (cpu, os.cpu_count(), name)
+    monkeypatch.setattr(machine, "_board", lambda: board)
+    monkeypatch.setattr(machine.platform, "machine", lambda: "aarch64")
+    assert machine.machine() == (cpu, os.cpu_count(), name)
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from nas.profiling import cache as module
 from nas.profiling.backends import load_backend
 from nas.profiling.bench import Bench
 from nas.profiling.cache import YOUNG_SECONDS, Cache, seal
+from nas.profiling.device.journal import Log
+from nas.profiling.device.timing import Settings
 from nas.profiling.probes import Probe, formulas
 from nas.profiling.process import Engine, WorkerDeathError
-from nas.profiling.protocol import Settings
-from nas.profiling.samples import Log
 from nas.tables.table import Table
 from tests.profiling import FEW, LOGITS, LocalConverter, few
 from tests.small import TINY

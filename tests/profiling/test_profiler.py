@@ -24,12 +24,12 @@ from nas.core.arch import Arch, calls_of
 from nas.core.errors import InputError, MeasureError, RunError, TableError
 from nas.profiling import bench
 from nas.profiling.backends.fake import CALL_US, Fake, row_us
-from nas.profiling.device import Machine, this_machine
+from nas.profiling.device.journal import Journal, Sample
+from nas.profiling.device.process import Worker
+from nas.profiling.device.timing import GATE, Settings, reference_of
+from nas.profiling.machine import Machine, this_machine
 from nas.profiling.probes import Probe
-from nas.profiling.process import Worker
 from nas.profiling.profiler import job_of, measure, plan, profile, run
-from nas.profiling.protocol import GATE, Settings, reference_of
-from nas.profiling.samples import Journal, Sample
 from nas.report.facts import table_facts
 from nas.tables.table import Table, scope_of
 from tests.profiling import (
@@ -110,7 +110,7 @@ def test_networks_are_evenly_spread_over_the_predictions_of_the_rows(complete):
 def test_networks_are_chosen_once_every_row_has_its_first_pass_and_timed_among_the_rows(complete):
     lines = [json.loads(line) for line in whole_lines(samples_of(complete))]
     (at,) = (number for number, line in enumerate(lines) if "networks" in line)
-    before, after = lines[1:at], lines[at + 1 :]
+    before, after = lines[1:at], [line for line in lines[at + 1 :] if "samples" in line]
     assert {line["pass"] for line in before} == {0}
     assert not any(key.startswith("network") for line in before for key in line["samples"])
     names = {f"network {Arch.from_json(text).id}" for text in lines[at]["networks"]}
@@ -162,14 +162,14 @@ def test_the_header_says_where_and_how_it_was_measured(complete):
 
 
 def test_the_same_command_again_measures_nothing(copied, monkeypatch):
-    monkeypatch.setattr("nas.profiling.bench.Worker", no_worker)
+    monkeypatch.setattr("nas.profiling.bench.ProbeWorker", no_worker)
     before = {file: file.read_bytes() for file in copied.parent.iterdir()}
     profile(TINY, path=copied, **SHORT)
     assert {file: file.read_bytes() for file in copied.parent.iterdir()} == before
 
 
 def test_a_table_without_its_samples_is_complete_too(copied, monkeypatch):
-    monkeypatch.setattr("nas.profiling.bench.Worker", no_worker)
+    monkeypatch.setattr("nas.profiling.bench.ProbeWorker", no_worker)
     samples_of(copied).unlink()
     assert profile(TINY, path=copied, **SHORT).calibrations
 
@@ -278,7 +278,7 @@ def profile_and_count(path: Path, rounds: Any) -> None:
             rounds.value += 1
             return samples
 
-    bench.Worker = Counting  # in a process of its own
+    bench.ProbeWorker = Counting  # in a process of its own
     tempfile.tempdir = str(path.parents[1])  # a kill leaves what lies there
     few(path, rounds=6)
 
@@ -379,7 +379,7 @@ def test_a_process_that_died_is_started_once_more_and_nothing_is_lost(path, monk
 
 
 def test_a_runtime_that_never_returns_is_ended_named_and_tried_again_by_the_same_command(path, monkeypatch, tmp_path):
-    monkeypatch.setattr("nas.profiling.protocol.PATIENCE", 0.0)
+    monkeypatch.setattr("nas.profiling.device.timing.PATIENCE", 0.0)
     misbehave(monkeypatch, hang=LOGITS)
     with pytest.raises(MeasureError) as caught:
         few(path, passes=1, patience_seconds=3)
@@ -477,7 +477,7 @@ class Shifting(LocalWorker):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         if Shifting.count >= Shifting.quiet_from:
-            self._bench.backend.behaviour.clear()  # type: ignore[attr-defined]
+            self.backend.behaviour.clear()
         Shifting.count += 1
 
 
@@ -488,7 +488,7 @@ def test_a_measurement_on_a_disturbed_machine_is_taken_again_and_says_so(local, 
     quiet = measure(arch, runtime="fake", settings=settings)
     assert (quiet.noise, quiet.disturbed) == (0.0, False)
     assert quiet.text.startswith("quiet machine: 0% of samples in slow spells")
-    monkeypatch.setattr(bench, "Worker", Shifting)
+    monkeypatch.setattr(bench, "ProbeWorker", Shifting)
     monkeypatch.setattr(Shifting, "count", 0)
     monkeypatch.setattr(Shifting, "quiet_from", quiet_from)
     misbehave(monkeypatch, slow=[0, 10**9])  # all of it, steadily: nothing else than an earlier measurement tells

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from nas.profiling.probes import Formula, Probe
-from nas.profiling.protocol import (
+from nas.profiling.device.journal import Sample
+from nas.profiling.device.timing import (
     GATE,
     Noise,
     Settings,
@@ -19,7 +19,7 @@ from nas.profiling.protocol import (
     reference_of,
     time_of,
 )
-from nas.profiling.samples import Sample
+from nas.profiling.probes import Formula, Probe
 from tests.profiling import FEW
 from tests.small import TINY
 

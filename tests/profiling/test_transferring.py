@@ -14,7 +14,7 @@ from nas.core.arch import calls_of
 from nas.core.errors import InputError, RunError
 from nas.core.files import lock_of
 from nas.profiling.backends.fake import CALL_US, row_us
-from nas.profiling.protocol import Settings
+from nas.profiling.device.timing import Settings
 from nas.profiling.transferring import transfer_table
 from nas.tables.table import Entry, Network, Table
 from tests.profiling import whole_lines

@@ -16,12 +16,12 @@ from nas.core.errors import InputError, MissingLatency, RunError
 from nas.core.files import lock_of
 from nas.profiling import validation
 from nas.profiling.backends.fake import Fake, row_us
-from nas.profiling.device import this_machine
+from nas.profiling.device.journal import Journal
+from nas.profiling.device.timing import Noise, Settings
 from nas.profiling.job import Job
+from nas.profiling.machine import this_machine
 from nas.profiling.process import Engine
 from nas.profiling.profiler import measure, time_networks
-from nas.profiling.protocol import Noise, Settings
-from nas.profiling.samples import Journal
 from nas.profiling.validation import LEAST, validate
 from nas.tables.table import Entry, Network, Table
 from tests.profiling import LocalWeigher, LocalWorker, true_us
@@ -52,7 +52,7 @@ def no_process_for_memory(monkeypatch):
 def sentinel_us() -> float:
     """The reference block on the fake runtime."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nas.profiling.bench.Worker", LocalWorker)
+        patch.setattr("nas.profiling.bench.ProbeWorker", LocalWorker)
         return measure(SPACE.sample(random.Random(0)), runtime="fake", settings=QUICK).sentinel_us
 
 
@@ -61,7 +61,7 @@ def checked(sentinel_us):
     """A table with errors and its validation."""
     table = table_off_by(0.3, sentinel_us=sentinel_us)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nas.profiling.bench.Worker", LocalWorker)
+        patch.setattr("nas.profiling.bench.ProbeWorker", LocalWorker)
         patch.setattr("nas.profiling.bench.Weigher", LocalWeigher)
         return table, validate(table, archs=LEAST, settings=QUICK)
 
@@ -121,6 +121,7 @@ def test_the_facts_are_complete_and_every_network_can_be_rebuilt(checked):
         "networks": LEAST,
         "mape_percent": 0,
         "bias_percent": 0,
+        "covered": None,
     }
     assert facts["repeatability"]["networks_p95_percent"] >= 0
     for item, network in zip(facts["networks"], found.card.networks, strict=True):
@@ -183,7 +184,7 @@ def test_an_interrupted_validation_goes_on_where_it_was(sentinel_us, tmp_path, m
             rounds.append(len(keys))
             return super().round(keys)
 
-    monkeypatch.setattr("nas.profiling.bench.Worker", Counting)
+    monkeypatch.setattr("nas.profiling.bench.ProbeWorker", Counting)
     settings = Settings(rounds=5, passes=1)
     with pytest.raises(KeyboardInterrupt):
         validate(table, archs=LEAST, settings=settings)
@@ -287,7 +288,7 @@ def test_the_state_of_the_machine_is_told_by_networks_of_the_table(local, sentin
 
 def test_a_noisy_machine_stands_in_the_card(local, sentinel_us, monkeypatch):
     noisy = Noise(0.7, 1.2)
-    monkeypatch.setattr("nas.profiling.protocol.noise_of", lambda samples: noisy)
+    monkeypatch.setattr("nas.profiling.device.timing.noise_of", lambda samples: noisy)
     found = validate(table_off_by(0.0, sentinel_us=sentinel_us), archs=LEAST, settings=QUICK)
     assert "THIS MACHINE IS NOISY" in found.text()
     assert found.table.header.checked.endswith(f"; noisy machine: {noisy}")

@@ -8,8 +8,10 @@ when the journal is opened again.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import typing
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from nas.core.errors import InputError
-from nas.core.files import lock, writing
+from nas.core.errors import InputError, RunError
+from nas.core.files import NO_LOCKS, writing
 
 FORMAT = 1
 
@@ -36,7 +38,7 @@ class Sample:
     calls_us: tuple[float, ...]
 
 
-Samples = Mapping[int, Mapping[str, Sequence[Sample]]]  # by pass and probe key
+Samples = typing.Mapping[int, typing.Mapping[str, typing.Sequence[Sample]]]  # by pass and probe key
 
 
 class Log:
@@ -93,11 +95,21 @@ class Journal(Log):
         self.header: dict[str, Any] | None = None
         self.networks: tuple[str, ...] = ()  # archs as JSON
         with contextlib.ExitStack() as opened:
-            opened.enter_context(lock(path, path, signed=False))  # of the file itself, as run.py of a bundle takes it
             with writing(path):  # what a full disk refuses is not tried again when it closes
+                path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = opened.enter_context(path.open("ab+", buffering=0))
+            self._lock()
             self._read()
             self._opened = opened.pop_all()
+
+    def _lock(self) -> None:
+        """Be the only process that has the file open; the system frees the lock when this one ends."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                raise RunError(f"{self.path}: its disk knows no locks; measure on another disk") from error
+            raise RunError(f"{self.path}: another process is measuring into it; wait for it or stop it") from error
 
     def __enter__(self) -> Journal:
         return self
@@ -163,7 +175,7 @@ class Journal(Log):
         elif "forget_above_us" in line:
             super().forget(float(line["forget_above_us"]))
         elif "peak_bytes" in line:
-            self.peaks |= {str(key): int(count) for key, count in line["peak_bytes"].items()}
+            self.peaks.update({str(key): int(count) for key, count in line["peak_bytes"].items()})
         else:
             taken = line["samples"].items()
             super().add(
