@@ -32,6 +32,7 @@ LAYERS = [  # a lower line may use a higher one
     ["nas.profiling"],
     ["nas.metrics"],
     ["nas.evaluation"],
+    ["nas.report.schema"],
     ["nas.report.front", "nas.report.plots", "nas.report.page"],
     ["nas.report.facts"],
     ["nas.report.answers"],

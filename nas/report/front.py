@@ -13,14 +13,9 @@ import numpy as np
 import pandas as pd
 
 from nas.core.errors import InputError, RunError, suggest
+from nas.report.schema import REAL, STATES, TRIAL_COLUMNS, WHOLE
 
-STATES = ("evaluated", "infeasible", "duplicate", "failed")
 HIGHER_IS_BETTER = frozenset({"val_accuracy"})
-
-_TEXT = ("state", "reason", "started", "arch", "table_hash")
-_WHOLE = ("number", "params", "macs", "duplicate_of", "seed")
-_REAL = ("predicted_ms", "predicted_low_ms", "predicted_high_ms", "val_loss", "val_accuracy", "seconds")
-TRIAL_COLUMNS = (*_TEXT, *_WHOLE, *_REAL)
 
 
 def non_dominated(costs: np.ndarray) -> np.ndarray:
@@ -134,8 +129,8 @@ def read_trials(path: Path | str) -> pd.DataFrame:
     lacking = [name for name in TRIAL_COLUMNS if name not in frame]
     if lacking:
         raise RunError(f"{path} lacks the column{'s' if len(lacking) > 1 else ''} {', '.join(lacking)}")
-    for name in (*_WHOLE, *_REAL):
-        frame[name] = _numbers(frame[name], path, whole=name in _WHOLE)
+    for name in (*WHOLE, *REAL):
+        frame[name] = _numbers(frame[name], path, whole=name in WHOLE)
     for name in frame.columns[frame.columns.str.startswith("param.")]:
         frame[name] = _numbers_or_text(frame[name])
     _check(frame, path)

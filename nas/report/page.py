@@ -1,8 +1,7 @@
 """The report of a finished run: one HTML file that holds all it shows, Plotly's script included, and loads nothing.
 
-A run directory holds `request.yaml`, `trials.csv`, `training.csv` and `result.json`; `read_run` checks all of them, and
-the types below say what `result.json` must hold. Latencies are in ms as in the file, times of blocks in us, accuracies
-and shares are fractions.
+A run directory holds `request.yaml`, `trials.csv`, `training.csv` and `result.json`; `read_run` checks all of them
+against `nas.report.schema`.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -18,8 +17,6 @@ import pandas as pd
 import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
-from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, TypeAdapter, ValidationError
-from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
 from nas.core.errors import RunError, without_passwords
 from nas.core.files import write_text
@@ -27,176 +24,10 @@ from nas.core.units import show_count, show_seconds, to_ms
 from nas.metrics import load_metric
 from nas.report import plots
 from nas.report.front import evaluated_trials, front_data, read_trials
+from nas.report.schema import Result, read_result
 
 NEEDED_FILES = ("request.yaml", "trials.csv", "training.csv", "result.json")
 PLOT_OPTIONS = {"responsive": True, "displaylogo": False, "displayModeBar": False}
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Budget(TypedDict):
-    """A resolved upper bound, and what was asked for."""
-
-    metric: str
-    limit: PositiveFloat
-    asked: str
-    table: str | None
-    quantile_of: NotRequired[str | None]
-    confidence: NotRequired[Fraction | None]
-    used: NotRequired[PositiveFloat | None]
-
-
-class Counts(TypedDict):
-    """Trials by what became of them."""
-
-    proposed: NonNegativeInt
-    evaluated: NonNegativeInt
-    infeasible: NonNegativeInt
-    duplicate: NonNegativeInt
-    failed: NonNegativeInt
-
-
-class Candidate(TypedDict):
-    """One of the best few, after its repeated runs."""
-
-    arch: str
-    number: NonNegativeInt
-    predicted_ms: PositiveFloat
-    measured_spread_ms: NotRequired[FiniteFloat | None]
-    measured_noise: NotRequired[str | None]
-    measured_disturbed: NotRequired[bool | None]
-    measured_memory_mb: NotRequired[FiniteFloat | None]
-    unmeasured_percent: NotRequired[FiniteFloat]
-    memory_mb: NotRequired[PositiveFloat | None]
-    params: NonNegativeInt
-    macs: NonNegativeInt
-    val_losses: Annotated[list[FiniteFloat], Field(min_length=1)]
-    val_accuracies: Annotated[list[Fraction], Field(min_length=1)]
-    fits: bool
-
-
-class Finalist(Candidate):
-    """A candidate beside its measurement, null where it could not be measured."""
-
-    measured_ms: PositiveFloat | None
-
-
-class Chance(TypedDict):
-    """The winner's accuracy on the test images beside what guessing reaches."""
-
-    accuracy: Fraction
-    images: NonNegativeInt
-    level: Fraction
-    beyond: bool
-
-
-class Training(TypedDict):
-    """The winner's longer training; `chance` is absent from results of earlier versions."""
-
-    epochs: NonNegativeInt
-    val_accuracy: Fraction
-    test_accuracy: NotRequired[Fraction | None]
-    seconds: NotRequired[FiniteFloat | None]
-    chance: NotRequired[Chance | None]
-
-
-class Onnx(TypedDict):
-    """How far the ONNX file's outputs are off PyTorch's on validation images, over the largest output."""
-
-    images: NonNegativeInt
-    difference: FiniteFloat
-
-
-class Block(TypedDict):
-    """One block of the winner and its part of the predicted latency."""
-
-    stage: str
-    block: Annotated[str, Field(pattern=r"\S")]
-    inputs: str
-    us: FiniteFloat
-    share: Fraction
-
-
-class StageRow(TypedDict):
-    """One line of the winner's architecture."""
-
-    stage: str
-    blocks: str
-
-
-class Winner(Candidate):
-    """The finalist that was trained to the end; always measured."""
-
-    measured_ms: PositiveFloat | None
-    training: Training
-    onnx: NotRequired[Onnx | None]
-    blocks: Annotated[list[Block], Field(min_length=1)]
-    architecture: Annotated[list[StageRow], Field(min_length=1)]
-
-
-class Reference(TypedDict):
-    """A network beside the winner: a preset, or the median of the space."""
-
-    name: str
-    predicted_ms: PositiveFloat
-    params: NonNegativeInt
-    macs: NonNegativeInt
-
-
-class Ranking(TypedDict):
-    """How sure the order of the finalists is."""
-
-    text: str
-    pairs_sure: NotRequired[FiniteFloat | None]
-    noise_sigma: NotRequired[FiniteFloat | None]
-
-
-class Smallest(TypedDict):
-    """The lowest latency that the space can reach."""
-
-    predicted_ms: PositiveFloat
-    arch: str
-
-
-class Provenance(TypedDict):
-    """Where the numbers come from."""
-
-    table: str | None
-    table_hash: str | None
-    device: str
-    cpu: str
-    runtime: str
-    threads: NonNegativeInt
-    precision: str
-    calibration: NotRequired[str | None]
-    runtime_here: NotRequired[str | None]
-    version_changes: NotRequired[list[str]]
-    table_mape_percent: NotRequired[FiniteFloat | None]
-    card: NotRequired[str | None]
-    not_this_machine: bool
-    dataset: NotRequired[str]
-    seed: int
-    versions: dict[str, str]
-    started: str
-    seconds: FiniteFloat
-
-
-class Result(TypedDict):
-    """`result.json`."""
-
-    schema: Literal[1]
-    name: str
-    space: str
-    objective: Literal["accuracy", "front"]
-    warnings: NotRequired[list[str]]
-    budgets: list[Budget]
-    counts: Counts
-    finalists: Annotated[list[Finalist], Field(min_length=1)]
-    winner: Winner
-    reference: NotRequired[Reference | None]
-    ranking: Ranking
-    smallest: NotRequired[Smallest | None]
-    provenance: Provenance
 
 
 @dataclass(frozen=True)
@@ -233,22 +64,12 @@ def read_run(run_dir: Path | str) -> Run:
     run = Run(
         path=path,
         request=without_passwords((path / "request.yaml").read_text(encoding="utf-8", errors="backslashreplace")),
-        result=_read_result(path / "result.json"),
+        result=read_result(path / "result.json"),
         trials=read_trials(path / "trials.csv"),
         training=_read_training(path / "training.csv"),
     )
     _check_same_study(run)
     return run
-
-
-def _read_result(path: Path) -> Result:
-    try:
-        return TypeAdapter(Result).validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise RunError(f"{path}: {where + ': ' if where else ''}{first['msg']}{more}") from error
 
 
 def _read_training(path: Path) -> pd.DataFrame:

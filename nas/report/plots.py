@@ -19,7 +19,8 @@ from plotly.subplots import make_subplots
 from nas.core.errors import InputError
 from nas.core.units import US_PER_MS, show_count, to_ms
 from nas.metrics import load_metric, names
-from nas.report.front import STATES, evaluated_trials, front_data
+from nas.report.front import evaluated_trials, front_data
+from nas.report.schema import STATES
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PINK, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#1f2933", "#8a94a0"

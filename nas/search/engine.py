@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from nas.core.errors import NasError, RunError
+from nas.report.schema import STATES
 from nas.search.ledger import Ledger, Proposal
 from nas.search.trials import Record
 from nas.search.workers import Outcome, Task
@@ -96,7 +97,7 @@ class Engine:
     ) -> None:
         self._ledger, self._space, self._estimator, self._workers = ledger, space, estimator, workers
         self._trials, self._seed, self._on_trial, self._is_over = trials, seed, on_trial, is_over
-        self._counts = dict.fromkeys(("evaluated", "infeasible", "duplicate", "failed"), 0)
+        self._counts: dict[str, int] = dict.fromkeys(STATES, 0)
         self._scores: dict[str, tuple[int, Record]] = {}  # by arch
         self._failures: dict[str, tuple[int, str]] = {}  # by arch
         self._in_flight: dict[str, list[_Candidate]] = {}  # by arch: the one in evaluation, then its followers

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.metadata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 import latency_tables
 import search_spaces
@@ -39,17 +36,6 @@ ON_THE_SPOT = 16  # rows that a table may lack and that are measured before a se
 Log = Callable[[str], None]
 Progress = Callable[..., None]
 """Called with (done, total, seconds left or None, text), as the profiler does."""
-
-
-@contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Let torch use so many threads. Several on cores that others use wait for each other: up to 100 times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -101,7 +87,7 @@ class Named:
         budgets: as asked for.
         table: the request's, None where it names none.
         tables: the tables that budgets name, by that name.
-        data: what tells a data set from another: the images in its parts, and its classes.
+        data: what tells a data set from another: its fingerprint, its classes, the images in its parts.
     """
 
     request: Request
@@ -133,7 +119,8 @@ def name_request(request: Request, log: Log) -> Named:
     filled = request.with_(space=space.name, out=str(request.run_dir), device=device)
     if table is not None:
         filled = filled.with_(runtime=table.header.runtime, threads=table.header.threads)
-    facts = {"classes": data.classes} | {part: len(getattr(data, part)) for part in ("train", "val", "test")}
+    facts: dict[str, Any] = {part: len(getattr(data, part)) for part in ("train", "val", "test")}
+    facts |= {"classes": data.classes, "fingerprint": data.fingerprint}
     return Named(filled, space, budgets, table, tables, facts)
 
 

@@ -15,14 +15,12 @@ from nas.core.arch import Arch, calls_of
 from nas.core.units import to_ms
 from nas.metrics import MB
 from nas.networks.building import cost_of
-from nas.report import facts
+from nas.report import facts, schema
 from nas.search.doubts import disturbed, doubts, noisy, shortened, winners_chance
 from nas.search.finalists import Finalist, Ranking
 from nas.search.resolved import Resolved
 from nas.search.study import version_changes
 from nas.search.trials import trials_frame
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ def result_data(
     ranking: Ranking,
     training: Figures,
     onnx: Mapping[str, Any] | None,
-) -> dict[str, Any]:
+) -> schema.Result:
     """The content of `result.json`; latencies in ms, times of blocks in microseconds, accuracies as fractions.
 
     Args:
@@ -66,9 +64,8 @@ def result_data(
     warnings += [*disturbed(finalists), *noisy(found.estimator.table, found.space)]
     if request.minutes is not None:
         warnings += shortened(request, len(losses), finalists, training)
-    states = ("evaluated", "infeasible", "duplicate", "failed")
-    return {
-        "schema": SCHEMA,
+    data = {
+        "schema": schema.VERSION,
         "name": request.name,
         "space": found.space.name,
         "objective": request.objective,
@@ -76,7 +73,7 @@ def result_data(
         "budgets": [
             limit.as_data() | {"used": used} for limit, used in zip(found.estimator.limits, winner.used, strict=True)
         ],
-        "counts": {"proposed": len(trials)} | {state: int(counts.get(state, 0)) for state in states},
+        "counts": {"proposed": len(trials)} | {state: int(counts.get(state, 0)) for state in schema.STATES},
         "finalists": [finalist_data(finalist, found) for finalist in finalists],
         "winner": finalist_data(winner, found)
         | {
@@ -90,6 +87,7 @@ def result_data(
         "smallest": {"predicted_ms": found.smallest[0], "arch": found.smallest[1].id},
         "provenance": _provenance(found, study),
     }
+    return schema.check_result(data, "result.json as this run would write it")
 
 
 def finalist_data(finalist: Finalist, found: Resolved) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nas.core.files import FULL, lock, writing
+from nas.evaluation.devices import cpu_threads
 from nas.search.context import Context
 from nas.search.request import Request
-from nas.search.resolved import Log, Progress, name_request, threads
+from nas.search.resolved import Log, Progress, name_request
 from nas.search.steps import Step, load_steps
 from nas.search.timing import Deadline
 
@@ -39,7 +40,7 @@ def run_search(request: Request, *, log: Log = print, progress: Progress | None 
             other, or no finalist keeps its budget when measured.
     """
     steps, run_dir, deadline = load_steps(), request.run_dir, Deadline(request.minutes, clock)
-    with lock(run_dir / "lock", run_dir), writing(run_dir, FULL), threads(1):  # the cores belong to the workers
+    with lock(run_dir / "lock", run_dir), writing(run_dir, FULL), cpu_threads(1):  # the cores belong to the workers
         run = Context(name_request(request, log), deadline, log, progress or _silent)
         carry_out(steps, run)
     return run_dir

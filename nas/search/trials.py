@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from nas.core.units import to_ms
+from nas.report.schema import WHOLE, State
 
 if TYPE_CHECKING:
     import pandas as pd
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
-State = Literal["evaluated", "infeasible", "duplicate", "failed"]
 RECORD = "nas"  # name of the user attribute that holds a trial's record
 
 
@@ -82,8 +82,7 @@ def trials_frame(study: Study, table_hash: str) -> pd.DataFrame:
             rows.append(_row(trial, record, table_hash))
     columns = [*_cells(Record("failed"), table_hash), *sorted(set().union(*rows) - set(_cells(Record("failed"), "")))]
     frame = pd.DataFrame(rows, columns=pd.Index(columns))
-    whole = ["number", "params", "macs", "duplicate_of", "seed"]
-    return frame.astype(dict.fromkeys(whole, "Int64"))
+    return frame.astype(dict.fromkeys(WHOLE, "Int64"))
 
 
 def _row(trial: FrozenTrial, record: Record, table_hash: str) -> dict[str, Any]:

@@ -41,6 +41,8 @@ class Command:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            # a shell starts what is in its background deaf to Ctrl-C, and processes inherit that
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def wait_until(self, begun: Callable[[], bool]) -> None:

@@ -157,7 +157,7 @@ def test_a_space_that_another_family_has_is_refused(folder):
         ("EVALUATOR = 1 / 0\n", r":1: cannot be loaded as evaluator: ZeroDivisionError: division by zero"),
         ("import nothing_there\nEVALUATOR = 1\n", r":1: cannot be loaded as evaluator: ModuleNotFoundError: No mod"),
         ("\nEVALUATOR = (\n", r":2: '\(' was never closed"),
-        ("HELPER = 1\n", r": ends in none of BACKEND, .*, SPACE; helpers begin with _"),
+        ("HELPER = 1\n", r": ends in none of BACKEND, .*, STEP; helpers begin with _"),
     ],
 )
 def test_an_error_in_a_file_outside_names_the_file(folder, text, said):

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import search_spaces
+from nas.core import remembered, tracing
 from nas.core import space as spaces
-from nas.core import tracing
 from nas.core.arch import steps_of
 from nas.core.ops import Conv, Row, Shape
-from nas.core.remembered import LIMIT_BYTES, Remembered, cache_folder
+from nas.core.remembered import LIMIT_BYTES, Remembered
 from nas.core.source import code_of, code_of_package
 from nas.core.tracing import calls_of_unit, macs_of_op, params_of_unit
 
@@ -26,7 +26,7 @@ CODE = "0123456789abcdef"
 def folder(tmp_path, monkeypatch) -> Path:
     """Where this test remembers."""
     monkeypatch.setenv("NAS_CACHE", str(tmp_path / "cache"))
-    return cache_folder()
+    return remembered.folder()
 
 
 def kept(**values: object) -> Path:
@@ -35,7 +35,7 @@ def kept(**values: object) -> Path:
     for key, value in values.items():
         memory.put(key, value)
     memory.flush()
-    return cache_folder() / f"{CODE}.jsonl"
+    return Path(os.environ["NAS_CACHE"]) / "traced" / f"{CODE}.jsonl"
 
 
 def test_what_one_process_puts_another_gets(folder):
@@ -118,6 +118,8 @@ class RememberedBlock(Block):
 
     def build(self, x):
         return Conv(x.channels, {width}).module()
+
+SPACE = None  # a family ends in one; this one is not asked for it
 """
 ASK = """
 import json, sys

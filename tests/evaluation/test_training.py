@@ -1,5 +1,6 @@
 """Training, evaluation, checkpoints and evaluators, on nets of a few hundred weights."""
 
+import errno
 import math
 import os
 import pickle
@@ -14,7 +15,8 @@ from pydantic import ValidationError
 from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
-from nas.core.errors import InputError
+from nas.core.errors import InputError, RunError
+from nas.core.files import whole
 from nas.evaluation import evaluators, training
 from nas.evaluation.augmentation import distorted
 from nas.evaluation.data import load_data
@@ -163,19 +165,20 @@ def test_a_finished_training_is_not_repeated(data, tmp_path):
 
 
 def test_a_write_that_fails_halfway_leaves_the_last_checkpoint(data, tmp_path, monkeypatch):
-    path, recipe, save = tmp_path / "model.pt", Recipe(epochs=3), torch.save
+    path, recipe = tmp_path / "model.pt", Recipe(epochs=3)
     calls = []
 
-    def fail_the_second_time(content, file):
+    def fail_the_second_time(file, content):
         calls.append(file)
-        save(content, file)
-        if len(calls) == 2:
-            Path(file).write_bytes(Path(file).read_bytes()[:100])
-            raise OSError("no space left on device")
+        with whole(file) as temporary:
+            temporary.write_bytes(content if len(calls) == 1 else content[:100])
+            if len(calls) == 2:
+                raise OSError(errno.ENOSPC, "no space left on device")
 
-    monkeypatch.setattr(torch, "save", fail_the_second_time)
-    with pytest.raises(OSError, match="no space left"):
-        train(build(), data, recipe, checkpoint=path)
+    with monkeypatch.context() as patch:
+        patch.setattr("nas.evaluation.checkpoint.write_bytes", fail_the_second_time)
+        with pytest.raises(RunError, match="no space left"):
+            train(build(), data, recipe, checkpoint=path)
     assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
     epochs = []
     train(build(), data, recipe, checkpoint=path, on_epoch=lambda entry: epochs.append(entry["epoch"]))

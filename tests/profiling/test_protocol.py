@@ -124,7 +124,9 @@ def test_large_graphs_are_called_less_often_than_networks_of_many_kernels():
 
 def test_a_difference_lost_in_noise_is_never_negative():
     formula = Formula(ROW, ((TWO, 1.0), (ONE, -1.0)))
-    assert Times({0: {TWO.key: [steady(19)], ONE.key: [steady(20)]}}).row(formula).us == 0.0
+    timing = Times({0: {TWO.key: [steady(19)], ONE.key: [steady(20)]}}).row(formula)
+    assert timing.us == 0.0
+    assert timing.spread_us == pytest.approx(1.0)  # what noise hides lies at least so far below zero
 
 
 def test_a_timing_reports_how_far_processes_lie_apart():

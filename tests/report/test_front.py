@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from nas.core.errors import InputError, RunError
-from nas.report.front import TRIAL_COLUMNS, evaluated_trials, front_data, hypervolume, non_dominated, read_trials
+from nas.report.front import evaluated_trials, front_data, hypervolume, non_dominated, read_trials
+from nas.report.schema import TRIAL_COLUMNS
 from tests.run_dir_fixture import trials
 
 

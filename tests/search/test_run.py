@@ -533,7 +533,7 @@ def test_a_classifier_that_the_table_lacks_is_measured_on_the_spot_into_a_copy(
         table = Table.read(path)
         return Table(table.header, [*table.entries, *(Entry(row, 1.0, 0.0, 1) for row in rows)], table.networks, path)
 
-    seven = SimpleNamespace(classes=7, train=[0], val=[0], test=[0])
+    seven = SimpleNamespace(classes=7, fingerprint="7", train=[0], val=[0], test=[0])
     monkeypatch.setattr("nas.search.resolved.load_data", lambda *args, **settings: seven)
     monkeypatch.setattr("nas.evaluation.runs.load_data", lambda *args, **settings: seven)
     monkeypatch.setattr("nas.search.resolved.profiler.profile", profile)

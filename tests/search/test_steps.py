@@ -132,12 +132,11 @@ def test_a_data_set_of_other_images_is_refused(tmp_path, table_path, world, monk
     folder, _ = carry_out(request(tmp_path, table_path), world)
     before, load = content_of(folder), resolved.load_data
 
-    def fewer(*args, **settings):
-        data = load(*args, **settings)
-        return replace(data, train=data.val)
+    def others(*args, **settings):
+        return replace(load(*args, **settings), fingerprint="others")  # as many of them, and other ones
 
-    monkeypatch.setattr(resolved, "load_data", fewer)
-    with pytest.raises(RunError, match=r"begun with other content: digits: train \("):
+    monkeypatch.setattr(resolved, "load_data", others)
+    with pytest.raises(RunError, match=r"begun with other content: digits: fingerprint \("):
         carry_out(request(tmp_path, table_path, trials=9), world)
     assert content_of(folder) == before
 
@@ -322,6 +321,17 @@ def test_a_step_of_ones_own_is_done_once_and_again_when_what_it_reads_changed(tm
     assert len(noted.done) == 2
     assert noted.done[1] == result["winner"]["arch"] != noted.done[0]
     assert json.loads((folder / "steps.json").read_text())["noted"]["output"] == {"seen": noted.done[1]}
+
+
+def test_a_file_outside_the_package_is_a_step(tmp_path, monkeypatch):
+    (tmp_path / "quantize.py").write_text(
+        "from nas.search.steps import Step\n\n\nclass Quantize(Step):\n    name, after = 'quantize', 'train'\n\n"
+        "    def inputs(self, run):\n        return {}\n\n    def carry_out(self, run):\n        return {}\n\n\n"
+        "STEP = Quantize()\n"
+    )
+    monkeypatch.setenv("NAS_PLUGINS", str(tmp_path))
+    names = [step.name for step in load_steps()]
+    assert names[names.index("train") :] == ["train", "quantize", "export", "report"]
 
 
 def test_steps_stand_in_the_order_that_they_ask_for():

@@ -3,7 +3,8 @@
 import pytest
 from optuna.storages import InMemoryStorage
 
-from nas.report.front import TRIAL_COLUMNS, read_trials
+from nas.report.front import read_trials
+from nas.report.schema import TRIAL_COLUMNS
 from nas.search.trials import Record, record_of, trials_frame
 from tests.search.fakes import FakeScorer, HereWorkers, ToyEstimator, ToySpace, make_engine, make_study
 

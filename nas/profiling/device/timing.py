@@ -29,6 +29,7 @@ TOLERANCE = 0.02  # standard error of a row in one process, as far as its sample
 MACS_PER_US = 3e4  # for estimates before anything is measured
 SENTINEL_US = 4000.0  # all its calls beside a sample
 PATIENCE = 1000.0  # times the estimate of a sample that one may take
+RESOLUTION_US = 0.001  # of times in a table
 WARM_UP = 1 / 2  # share of a sample's calls that only warm the caches: many small kernels need two or three calls
 
 
@@ -263,12 +264,14 @@ class Times:
         return Timing(over_processes(by_pass), float(spread), len(values))
 
     def row(self, formula: WeightedSum) -> Timing:
-        """A row's time, spread and count; never below zero."""
+        """A row's time, spread and count; never below zero. What noise hides has at least that noise as its spread."""
         keys = [probe.key for probe in formula.probes]
         us = formula.value({key: self.us(key) for key in keys})
         passes = set.intersection(*(set(self._kept[key]) for key in keys))
         single = [formula.value({key: self._by_pass(key)[number] for key in keys}) for number in sorted(passes)]
         spread = float(np.ptp(single)) if len(single) > 1 else sum(self.timing(key).spread_us for key in keys)
+        if us < RESOLUTION_US:
+            spread = max(spread, -us, RESOLUTION_US)
         return Timing(max(us, 0.0), spread, min(sum(map(len, self._kept[key].values())) for key in keys))
 
     def _by_pass(self, key: str) -> dict[int, float]:

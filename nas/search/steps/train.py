@@ -11,7 +11,6 @@ from typing import Any
 
 from nas.evaluation.runs import train_arch
 from nas.search.context import Context
-from nas.search.resolved import threads
 from nas.search.results import Figures
 from nas.search.steps import Step
 from nas.search.steps.repeat import finalists_of, winner_of
@@ -40,18 +39,17 @@ class Train(Step):
         text = json.dumps(inputs, sort_keys=True)
         folder = run.folder / NEXT / f"training-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         run.progress(0, inputs["epochs"], None, f"training the winner for {inputs['epochs']} epochs")
-        with threads(request.final_threads):
-            found = train_arch(
-                winner_of(finalists_of(run)).arch,
-                request.dataset,
-                folder,
-                {"epochs": inputs["epochs"]},
-                device=request.device,
-                threads=request.final_threads,
-                seed=request.seed,
-                limit=request.limit,
-                progress=_winners(run),
-            )
+        found = train_arch(
+            winner_of(finalists_of(run)).arch,
+            request.dataset,
+            folder,
+            {"epochs": inputs["epochs"]},
+            device=request.device,
+            threads=request.final_threads,
+            seed=request.seed,
+            limit=request.limit,
+            progress=_winners(run),
+        )
         figures = {field.name: found[field.name] for field in fields(Figures)}
         return {"folder": folder.name, "weights": hash_of(folder / "weights.pt"), "figures": figures}
 

@@ -1,0 +1,240 @@
+"""What a finished run holds as data, for who writes and who reads it: `result.json`, and the columns of `trials.csv`.
+
+Latencies are in ms, times of blocks in us, accuracies and shares are fractions. What is `NotRequired` is absent from
+results of earlier versions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired, get_args
+
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
+
+from nas.core.errors import RunError
+
+VERSION = 1  # of `result.json`
+State = Literal["evaluated", "infeasible", "duplicate", "failed"]
+"""What became of a trial: trained; over a budget, so never trained; the arch of an earlier trial; without a score."""
+STATES: tuple[State, ...] = get_args(State)
+
+TEXT = ("state", "reason", "started", "arch", "table_hash")
+WHOLE = ("number", "params", "macs", "duplicate_of", "seed")
+REAL = ("predicted_ms", "predicted_low_ms", "predicted_high_ms", "val_loss", "val_accuracy", "seconds")
+TRIAL_COLUMNS = (*TEXT, *WHOLE, *REAL)
+"""Columns of `trials.csv`; the parameters of the space stand in further ones, `param.*`."""
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Budget(TypedDict):
+    """A resolved upper bound, and what was asked for."""
+
+    metric: str
+    limit: PositiveFloat
+    asked: str
+    table: str | None
+    quantile_of: NotRequired[str | None]
+    confidence: NotRequired[Fraction | None]
+    used: NotRequired[PositiveFloat | None]
+
+
+class Counts(TypedDict):
+    """Trials by what became of them."""
+
+    proposed: NonNegativeInt
+    evaluated: NonNegativeInt
+    infeasible: NonNegativeInt
+    duplicate: NonNegativeInt
+    failed: NonNegativeInt
+
+
+class Candidate(TypedDict):
+    """One of the best few, after its repeated runs."""
+
+    arch: str
+    number: NonNegativeInt
+    predicted_ms: PositiveFloat
+    measured_spread_ms: NotRequired[FiniteFloat | None]
+    measured_noise: NotRequired[str | None]
+    measured_disturbed: NotRequired[bool | None]
+    measured_memory_mb: NotRequired[FiniteFloat | None]
+    unmeasured_percent: NotRequired[FiniteFloat]
+    memory_mb: NotRequired[PositiveFloat | None]
+    params: NonNegativeInt
+    macs: NonNegativeInt
+    val_losses: Annotated[list[FiniteFloat], Field(min_length=1)]
+    val_accuracies: Annotated[list[Fraction], Field(min_length=1)]
+    fits: bool
+
+
+class Finalist(Candidate):
+    """A candidate beside its measurement, null where it could not be measured."""
+
+    measured_ms: PositiveFloat | None
+
+
+class Chance(TypedDict):
+    """The winner's accuracy on the test images beside what guessing reaches."""
+
+    accuracy: Fraction
+    images: NonNegativeInt
+    level: Fraction
+    beyond: bool
+
+
+class Training(TypedDict):
+    """The winner's longer training."""
+
+    epochs: NonNegativeInt
+    val_accuracy: Fraction
+    val_loss: NotRequired[FiniteFloat]
+    test_accuracy: NotRequired[Fraction | None]
+    seconds: NotRequired[FiniteFloat | None]
+    chance: NotRequired[Chance | None]
+
+
+class Onnx(TypedDict):
+    """How far the ONNX file's outputs are off PyTorch's on validation images, over the largest output."""
+
+    images: NonNegativeInt
+    difference: FiniteFloat
+
+
+class Block(TypedDict):
+    """One block of the winner and its part of the predicted latency."""
+
+    stage: str
+    block: Annotated[str, Field(pattern=r"\S")]
+    inputs: str
+    us: FiniteFloat
+    share: Fraction
+
+
+class StageRow(TypedDict):
+    """One line of the winner's architecture."""
+
+    stage: str
+    blocks: str
+
+
+class Winner(Candidate):
+    """The finalist that was trained to the end; always measured."""
+
+    measured_ms: PositiveFloat | None
+    training: Training
+    onnx: NotRequired[Onnx | None]
+    blocks: Annotated[list[Block], Field(min_length=1)]
+    architecture: Annotated[list[StageRow], Field(min_length=1)]
+
+
+class Reference(TypedDict):
+    """A network beside the winner: a preset, or the median of the space."""
+
+    name: str
+    predicted_ms: PositiveFloat
+    params: NonNegativeInt
+    macs: NonNegativeInt
+
+
+class Ranking(TypedDict):
+    """How sure the order of the finalists is."""
+
+    text: str
+    pairs_sure: NotRequired[FiniteFloat | None]
+    noise_sigma: NotRequired[FiniteFloat | None]
+
+
+class Smallest(TypedDict):
+    """The lowest latency that the space can reach."""
+
+    predicted_ms: PositiveFloat
+    arch: str
+
+
+class Provenance(TypedDict):
+    """Where the numbers come from."""
+
+    table: str | None
+    table_hash: str | None
+    device: str
+    cpu: str
+    runtime: str
+    threads: NonNegativeInt
+    precision: str
+    calibration: NotRequired[str | None]
+    runtime_here: NotRequired[str | None]
+    version_changes: NotRequired[list[str]]
+    table_mape_percent: NotRequired[FiniteFloat | None]
+    card: NotRequired[str | None]
+    not_this_machine: bool
+    dataset: NotRequired[str]
+    seed: int
+    versions: dict[str, str]
+    started: str
+    seconds: FiniteFloat
+
+
+class Result(TypedDict):
+    """`result.json`."""
+
+    schema: Literal[1]
+    name: str
+    space: str
+    objective: Literal["accuracy", "front"]
+    warnings: NotRequired[list[str]]
+    budgets: list[Budget]
+    counts: Counts
+    finalists: Annotated[list[Finalist], Field(min_length=1)]
+    winner: Winner
+    reference: NotRequired[Reference | None]
+    ranking: Ranking
+    smallest: NotRequired[Smallest | None]
+    provenance: Provenance
+
+
+def check_result(data: Any, where: str) -> Result:
+    """What is about to be written as a `result.json`, checked.
+
+    Args:
+        data: plain data.
+        where: it comes from, in messages.
+
+    Raises:
+        RunError: something is missing, wrong, or not in the schema, naming it.
+    """
+    try:
+        found = TypeAdapter(Result).validate_python(data)
+    except ValidationError as error:
+        raise _wrong(error, where) from error
+    if unknown := _unknown(data, found):  # which a reader would leave out
+        raise RunError(f"{where}: not in the schema: {', '.join(unknown)}")
+    return found
+
+
+def _unknown(data: Any, found: Any, place: str = "") -> list[str]:
+    """The keys of `data`, however deep, that `found` lacks."""
+    if isinstance(data, dict):
+        pairs = [(f"{place}.{key}".lstrip("."), value, key) for key, value in data.items()]
+        return [
+            one for name, value, key in pairs for one in (_unknown(value, found[key], name) if key in found else [name])
+        ]
+    if isinstance(data, list):
+        return [one for index, value in enumerate(data) for one in _unknown(value, found[index], f"{place}[{index}]")]
+    return []
+
+
+def read_result(path: Path) -> Result:
+    """A `result.json`; raises as `check_result`, also where it is no JSON."""
+    try:
+        return TypeAdapter(Result).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise _wrong(error, str(path)) from error
+
+
+def _wrong(error: ValidationError, where: str) -> RunError:
+    first = error.errors()[0]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return RunError(f"{where}: {place + ': ' if place else ''}{first['msg']}{more}")
