@@ -4,8 +4,8 @@
 - `timm`: images per second of our loop beside that of timm's script, the same model, batch and images. The loop is
   written after `train_one_epoch` of huggingface/pytorch-image-models, train.py, which is not in timm's package; its
   images come from memory by torch's DataLoader, ours by `nas.evaluation.data`.
-- `kept`: the share of tokens that DynamicViT keeps in training after the recipe `small` on 12,000 images of
-  Fashion-MNIST, beside what was asked for.
+- `kept`: the share of tokens that DynamicViT keeps in training after the recipe `small`, with `keep: draw`, on
+  12,000 images of Fashion-MNIST, beside what was asked for.
 
 One thread. Run: python benchmarks/training.py [bf16] [timm] [kept] [SPACE ...]
 """
@@ -127,7 +127,7 @@ def show_kept(_: list[str]) -> None:
     data = load_data(DATA, (3, 32, 32), limit=IMAGES)
     for host, width in ((SMALL_DEIT, 32), (SMALL_LVVIT, 48)):
         model = build(make(host, width, 4, (1, 2, 3), (70, 70, 70), side=32, classes=10))
-        result = train(model, data, RECIPES["small"])
+        result = train(model, data, RECIPES["small"].model_copy(update={"keep": "draw"}))
         with seeded(0), torch.no_grad():
             model.train()
             kept = torch.cat([model.streams(images)["kept"] for images, _ in data.val.batches(BATCH)])

@@ -54,6 +54,8 @@ class ClassAndPositions(Op):
     Shape: (N, tokens, dim) -> (N, 1 + tokens, dim).
     """
 
+    fixed_in_host: ClassVar[bool] = True
+
     dim: int
     tokens: int
 

@@ -169,6 +169,7 @@ class Prune(Block):
     takes = ("x", "kept")
     gives = ("x", "kept")
     no_map: ClassVar[str] = "it drops tokens, and those that are left are no map"
+    in_host: ClassVar[bool] = False
     select: ClassVar[type[TokenSelect]] = TokenSelect
 
     keep: tuple[int, ...]
@@ -183,6 +184,25 @@ class Prune(Block):
         if not 0 < count <= reaching:
             raise InputError(f"{self}: keeps {count} of {patches} patch tokens, but {reaching} reach it")
         return count
+
+    def prepare(self, body: nn.Module, recipe: Any) -> None:
+        cast(_Prune, body).draws = recipe.keep == "draw"
+
+    @staticmethod
+    def loss(blocks: Sequence[Any], streams: Mapping[str, Any], recipe: Any) -> Tensor | None:
+        if recipe.keep != "draw" or not recipe.ratio:
+            return None
+        ratios = [math.prod(block.keep) / 100 ** len(block.keep) for block in blocks]
+        kept = streams["kept"]
+        return cast(Tensor, recipe.ratio * ratio_loss(kept, torch.tensor(ratios, device=kept.device)))
+
+
+def ratio_loss(kept: Tensor, ratios: Tensor) -> Tensor:
+    """Mean squared difference of the share of tokens kept, from decisions (N, S, T), and the ratios asked for (S,).
+
+    Sec. 3.3, eq. 9.
+    """
+    return (kept.mean(2) - ratios).square().mean()
 
 
 class _Prune(nn.Module):

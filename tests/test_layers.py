@@ -74,6 +74,18 @@ def test_imports_only_go_down(path):
     assert upward == []
 
 
+def test_no_module_knows_a_particular_family():
+    """What a family has of its own, it declares; `search_spaces` finds families by name."""
+    known = {path.stem for path in ROOT.glob("search_spaces/*.py")}
+    found = {
+        (str(path.relative_to(ROOT)), name)
+        for path in ROOT.glob("nas/**/*.py")
+        for name in imports_of(path)
+        if name.startswith("search_spaces.") and name.split(".")[1] in known
+    }
+    assert found == set()
+
+
 @pytest.mark.parametrize("code", ["import nas", "import nas.commands", "import nas.report.answers"])
 def test_light_imports_load_no_heavy_library(code):
     heavy = "torch", "pandas", "plotly", "optuna", "onnxruntime", "timm", "sklearn"

@@ -404,6 +404,8 @@ class Block(Unit):
         no_map: why `x` can not be made a map from this block on; empty where it can.
         bridge: whether it only ever joins streams beside other blocks and never follows itself; a profile then times it
             among those.
+        in_host: whether it is part of the host where a recipe tells one from what is added to it (`host_lr`,
+            `host_frozen`); false for DynamicViT's prediction modules.
     """
 
     takes: ClassVar[tuple[str, ...]] = ("x",)
@@ -411,10 +413,27 @@ class Block(Unit):
     prefix_tokens: ClassVar[int] = 0
     no_map: ClassVar[str] = ""
     bridge: ClassVar[bool] = False
+    in_host: ClassVar[bool] = True
 
     def module(self, *shapes: Shape) -> BlockModule:
         """The block's module, ready to be a part of a network."""
         return BlockModule(self, shapes)
+
+    def prepare(self, body: nn.Module, recipe: Any) -> None:
+        """Set up what `build` returned for a training by a `nas.evaluation.recipe.Recipe`; by default nothing."""
+
+    @staticmethod
+    def loss(blocks: Sequence[Any], streams: Mapping[str, Any], recipe: Any) -> Tensor | None:
+        """A further term of the loss of a training, with its weight; None, as by default, for none.
+
+        A block's class that has one is asked once for each batch.
+
+        Args:
+            blocks: all blocks of a network that have this very `loss`, in order.
+            streams: all streams behind the last block, in training mode; the logits are `x`.
+            recipe: a `nas.evaluation.recipe.Recipe`.
+        """
+        return None
 
     def init(self, module: nn.Module) -> None:
         """Set the block's first weights as its paper does; by default Linears as vision transformers have them."""
@@ -425,7 +444,13 @@ class Block(Unit):
 
 @dataclass(frozen=True)
 class Op(Unit):
-    """Base of all ops: a leaf that a table can price."""
+    """Base of all ops: a leaf that a table can price.
+
+    Attributes:
+        fixed_in_host: whether its weights stay as they are in a host with a learning rate of its own.
+    """
+
+    fixed_in_host: ClassVar[bool] = False
 
     def body(self) -> nn.Module:
         """The module that does the work, in training form."""

@@ -1,30 +1,28 @@
-"""The loss of a training: labels, a teacher and keep ratios, as far as the recipe and the model have them."""
+"""The loss of a training: labels, a teacher and terms of blocks, as far as the recipe and the model have them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 
 from nas.core.errors import InputError
-from nas.evaluation.losses import hard_loss, ratio_loss, soft_loss, token_logits_loss, token_loss
+from nas.core.ops import Block
+from nas.evaluation.losses import hard_loss, soft_loss, token_logits_loss, token_loss
 from nas.evaluation.metrics import check_classes
 from nas.evaluation.network import block_modules
-from nas.evaluation.optimization import prediction_modules
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.teacher import Answer, Teacher
-from search_spaces.dynamicvit import Prune
 
 
 class Criterion:
     """The loss of a batch, from all streams of a network.
 
     Of two heads both learn the labels; where a teacher answers, the first learns the labels and the last the answer
-    (arXiv:2012.12877, sec. 3). One head learns both.
+    (arXiv:2012.12877, sec. 3). One head learns both. Blocks add terms of their own (`Block.loss`).
 
     Args:
         recipe: the weights.
@@ -41,9 +39,10 @@ class Criterion:
         self.teacher = teacher.to(device) if teacher is not None and recipe.distills else None
         mixes = bool(recipe.mixup or recipe.cutmix)  # then the smoothing is in the targets
         self.labels = SoftTargetCrossEntropy() if mixes else nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-        keeps = [cast(Prune, part.block).keep for part in prediction_modules(model)]
-        self.ratios = torch.tensor([math.prod(keep) / 100 ** len(keep) for keep in keeps], device=device)
         blocks = block_modules(model)
+        self.terms: dict[Callable[..., Tensor | None], list[Block]] = {}
+        for part in blocks:
+            self.terms.setdefault(type(part.block).loss, []).append(part.block)
         self.classify = getattr(blocks[-1].body, "token_logits", None) if blocks else None
 
     def __call__(self, streams: Mapping[str, Any], images: Tensor, targets: Tensor) -> Tensor:
@@ -63,8 +62,9 @@ class Criterion:
                 loss = loss + recipe.distill_soft * soft_loss(heads[-1], answer.logits, recipe.temperature)
             if recipe.distill_tokens:
                 loss = loss + recipe.distill_tokens * self._tokens(streams, answer)
-        if recipe.keep == "draw" and recipe.ratio and len(self.ratios):
-            loss = loss + recipe.ratio * ratio_loss(streams["kept"], self.ratios)
+        for term, blocks in self.terms.items():
+            if (further := term(blocks, streams, recipe)) is not None:
+                loss = loss + further
         return loss
 
     def _tokens(self, streams: Mapping[str, Any], answer: Answer) -> Tensor:

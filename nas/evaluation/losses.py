@@ -1,4 +1,4 @@
-"""Losses that read more than logits and labels: those with a teacher, and that of keep ratios.
+"""Losses that read more than logits and labels: those with a teacher.
 
 DynamicViT's (arXiv:2106.02034, sec. 3.3, eqs. 6 to 10) follow the published code where it differs from the paper: the
 divergence is that of the student from the teacher, and squares are averaged over tokens and channels.
@@ -35,8 +35,3 @@ def token_logits_loss(student: Tensor, teacher: Tensor, kept: Tensor) -> Tensor:
     ours, theirs = student.log_softmax(2), teacher.log_softmax(2)
     divergence = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(2)
     return (divergence * kept).sum() / kept.sum().clamp_min(1)
-
-
-def ratio_loss(kept: Tensor, ratios: Tensor) -> Tensor:
-    """Mean squared difference of the share of tokens kept, from decisions (N, S, T), and the ratios asked for (S,)."""
-    return (kept.mean(2) - ratios).square().mean()

@@ -11,10 +11,9 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import nn
 
-from nas.core.ops import BlockModule, Leaf
+from nas.core.ops import Leaf
+from nas.evaluation.network import block_modules
 from nas.evaluation.recipe import Recipe
-from search_spaces.deit import ClassAndPositions
-from search_spaces.dynamicvit import Prune
 
 FUSED_OPTIMIZERS = {"adam", "adamw", "sgd"}
 
@@ -22,13 +21,13 @@ FUSED_OPTIMIZERS = {"adam", "adamw", "sgd"}
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimizer; vectors are not decayed.
 
-    With a `host_lr` of its own, the class token and the positions of the host stay as they are. With that or
-    `host_frozen`, what is no prediction module is in groups marked `host`, whose rates `Schedule` sets apart.
+    With a `host_lr` of its own, some ops of the host stay as they are (`Op.fixed_in_host`). With that or `host_frozen`,
+    the host (`Block.in_host`) is in groups marked `host`, whose rates `Schedule` sets apart.
     """
     groups = _host_apart if recipe.host_lr != 1 or recipe.host_frozen else param_groups_weight_decay
     if recipe.host_lr != 1:
         for part in model.modules():
-            if isinstance(part, Leaf) and isinstance(part.op, ClassAndPositions):
+            if isinstance(part, Leaf) and part.op.fixed_in_host:
                 part.requires_grad_(False)
     fused = {"fused": True} if recipe.optimizer in FUSED_OPTIMIZERS else {}
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
@@ -43,19 +42,14 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _host_apart(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """timm's two groups, decayed and not, each divided into prediction modules and the rest."""
-    predicting = {id(each) for part in prediction_modules(model) for each in part.parameters()}
+    """timm's two groups, decayed and not, each divided into the host and what is added to it."""
+    added = {id(each) for part in block_modules(model) if not part.block.in_host for each in part.parameters()}
     found = []
     for group in param_groups_weight_decay(model, weight_decay):
         for host in (False, True):
-            chosen = [each for each in group["params"] if (id(each) not in predicting) is host]
+            chosen = [each for each in group["params"] if (id(each) not in added) is host]
             found.append(group | {"params": chosen, "host": host})
     return [group for group in found if group["params"]]
-
-
-def prediction_modules(model: nn.Module) -> list[BlockModule]:
-    """The blocks that decide which tokens are kept."""
-    return [part for part in model.modules() if isinstance(part, BlockModule) and isinstance(part.block, Prune)]
 
 
 class Schedule:

@@ -1,18 +1,26 @@
 """Losses by formula, and the loss of a training as their weighted sum."""
 
+import random
+import sys
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+import search_spaces
+from nas.core import plugins
 from nas.core.errors import InputError
 from nas.evaluation.criterion import Criterion
-from nas.evaluation.losses import hard_loss, ratio_loss, soft_loss, token_logits_loss, token_loss
+from nas.evaluation.data import load_data
+from nas.evaluation.losses import hard_loss, soft_loss, token_logits_loss, token_loss
+from nas.evaluation.optimization import make_optimizer
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.teacher import Teacher, start_from
-from nas.networks.building import build
-from search_spaces.dynamicvit import SMALL_DEIT, SMALL_LVVIT, make
+from nas.evaluation.training import train
+from nas.networks.building import build, with_classes
+from search_spaces.dynamicvit import SMALL_DEIT, SMALL_LVVIT, make, ratio_loss
 from tests.small import randomize
 
 CPU = torch.device("cpu")
@@ -154,3 +162,77 @@ def test_tokens_of_another_width_are_refused():
     images = drawn(2, 3, 32, 32)
     with pytest.raises(InputError, match=r"the student has tokens \(2, 64, 32\), the teacher \(2, 64, 48\)"):
         judge(model.train().streams(images), images, torch.tensor([0, 1]))
+
+
+FAMILY = """
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from search_spaces.efficientformer import SMALL
+from nas.core.blocks import Logits
+
+
+@dataclass(frozen=True)
+class ModestLogits(Logits):
+    gives = ("x", "modesty")
+    in_host: ClassVar[bool] = False
+    weight: int = 3
+
+    def build(self, x):
+        body = super().build(x)
+        body.register_forward_hook(lambda module, inputs, output: (output, inputs[0]))
+        return body
+
+    def prepare(self, body, recipe):
+        body.prepared = recipe.epochs
+
+    @staticmethod
+    def loss(blocks, streams, recipe):
+        assert recipe.epochs == 1
+        return sum(block.weight * streams["modesty"].square().mean() for block in blocks)
+
+
+SPACE = replace(SMALL, name="modest")
+
+
+def modest(arch, weight):
+    *stages, head = arch.stages
+    last = head[-1]
+    return replace(arch, stages=(*stages, (*head[:-1], ModestLogits(last.classes, last.heads, weight))))
+"""
+
+
+@pytest.fixture
+def modest(tmp_path, monkeypatch):
+    """A small network of a family outside the package, a file with a loss of its own, by the weight of that."""
+    (tmp_path / "modest.py").write_text(FAMILY)
+    monkeypatch.setenv("NAS_PLUGINS", str(tmp_path))
+    search_spaces.family.cache_clear()
+    arch = with_classes(search_spaces.load("modest").sample(random.Random(0)), 10)
+    yield lambda weight: build(search_spaces.family("modest").modest(arch, weight))
+    search_spaces.family.cache_clear()
+    sys.modules.pop(f"{plugins.OUTSIDE}.families.modest")
+
+
+def test_a_family_outside_the_package_brings_a_loss_and_a_role_of_its_own(modest):
+    network, recipe = modest(3).train(), Recipe(epochs=1, label_smoothing=0.0)
+    images, labels = drawn(4, *network.arch.input_shape), torch.arange(4)
+    with torch.no_grad():
+        streams = network.streams(images)
+        expected = np.mean([float(F.cross_entropy(head, labels)) for head in streams["x"]])
+        expected += 3 * float((streams["modesty"] ** 2).sum() / streams["modesty"].numel())
+        assert float(Criterion(recipe, network, 10, None, CPU)(streams, images, labels)) == pytest.approx(expected)
+    groups = make_optimizer(network, recipe.model_copy(update={"host_lr": 0.1})).param_groups
+    added = {id(weight) for weight in network.stages[-1][-1].parameters()}
+    assert {id(weight) for group in groups if not group["host"] for weight in group["params"]} == added
+
+
+def test_the_loss_of_a_family_outside_the_package_enters_training_with_its_weight(modest):
+    """At a learning rate that moves nothing, the loss of an epoch is linear in the weight of the term."""
+    networks = {weight: modest(weight) for weight in (1, 2, 1001)}
+    data = load_data("digits", networks[1].arch.input_shape, limit=200)
+    recipe = Recipe(epochs=1, batch_size=32, lr=1e-9, amp="none")
+    losses = {weight: train(network, data, recipe).history[0]["train_loss"] for weight, network in networks.items()}
+    assert networks[1].stages[-1][-1].body.prepared == 1
+    assert losses[2] - losses[1] > 0.01
+    assert (losses[1001] - losses[1]) / (losses[2] - losses[1]) == pytest.approx(1000, rel=0.01)

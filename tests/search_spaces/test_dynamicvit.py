@@ -424,8 +424,11 @@ def test_percentages_of_all_tokens_are_taken_from_all():
     arch = dv.make(dv.DEIT, 192, 12, (3, 6, 9), (90, 80, 70), of_all=True)
     kept = [call.outputs[0][1] - 1 for call in calls_of(arch) if isinstance(call.row.unit, dv.Prune)]
     assert kept == [176, 156, 137]
-    asked = Criterion(Recipe(), Network(arch), 1000, None, torch.device("cpu")).ratios
-    assert asked.tolist() == pytest.approx([0.9, 0.8, 0.7])
+    blocks = [block for block in arch.stages[0] if isinstance(block, dv.Prune)]
+    for counts, expected in (((9, 8, 7), 0.0), ((9, 8, 8), 0.1**2 / 3), ((10, 8, 7), 0.1**2 / 3)):
+        kept = torch.stack([(torch.arange(10) < count).float() for count in counts]).unsqueeze(0)
+        missed = dv.Prune.loss(blocks, {"kept": kept}, Recipe(keep="draw", ratio=1.0))
+        assert float(missed) == pytest.approx(expected, abs=1e-6)
     assert Arch.from_json(arch.to_json()) == arch
     with pytest.raises(InputError, match=r"never rise, got \[70, 80\]"):
         dv.make(dv.DEIT, 192, 12, (3, 6), (70, 80), of_all=True)
