@@ -253,11 +253,11 @@ def _require_reachable(budget: Budget, limit: float, space: Space, table: Table)
     raise BudgetError(
         f"budget {budget.asked} is below the smallest architecture of space {space.name}, which takes "
         f"{_show(budget.metric, needed)}{sure}{by}: arch {arch.id} with {params}. "
-        f"Ask for {budget.metric}<={_rounded_up(needed):g}{again} or more."
+        f"Ask for {budget.metric}<={rounded_up(needed):g}{again} or more."
     )
 
 
-def _rounded_up(value: float) -> float:
+def rounded_up(value: float) -> float:
     """To four digits, never below the value."""
     step = 10.0 ** (math.floor(math.log10(value)) - 3)
     return math.ceil(value / step) * step

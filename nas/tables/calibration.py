@@ -60,6 +60,10 @@ class Calibration:
         latency: T = self.scale * total**self.power + self.offset_us
         return latency
 
+    def sum_for(self, latency: float) -> float:
+        """The sum of rows, with their factors, that a latency is predicted from; the inverse of `us`, never below 0."""
+        return float(max((latency - self.offset_us) / self.scale, 0.0) ** (1 / self.power))
+
     def weights(self) -> Callable[[Row], float]:
         """The factor of a row."""
         factors = dict(self.factors)

@@ -339,6 +339,16 @@ class Table:
         fit = self.calibrations.get(space.input_shape)
         return total if fit is None else fit.us(total)
 
+    def sum_for(self, space: Space, total_us: float) -> float:
+        """The sum of `cost_of_row` that a prediction comes from; the inverse of `total_us`."""
+        fit = self.calibrations.get(space.input_shape)
+        return total_us if fit is None else fit.sum_for(total_us)
+
+    @property
+    def has_unmeasured(self) -> bool:
+        """Whether any row was predicted or imported, so that predictions carry doubt."""
+        return bool(self._unmeasured)
+
     def extremes(self, space: Space) -> tuple[tuple[float, Arch], tuple[float, Arch]]:
         """The smallest and the largest predicted latency of a space in microseconds, each with its arch; exact.
 

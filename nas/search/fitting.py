@@ -1,0 +1,111 @@
+"""The feasible set of a space under the limits of a search: limits as sums over steps, the rest as a check."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path as FilePath
+
+from nas.core.errors import BudgetError
+from nas.core.space import Space
+from nas.core.tracing import macs_of_unit, params_of_unit
+from nas.core.units import to_ms
+from nas.search.feasible import FeasibleSet, Sum
+from nas.search.lattice import ArchLattice, Path, sums
+from nas.search.limits import MB, ROUNDING, Estimator, Limit, rounded_up
+from nas.tables.table import Table
+
+
+@functools.lru_cache(maxsize=4)
+def lattice_of(space: Space) -> ArchLattice:
+    """The lattice of a space, made once in a process."""
+    return ArchLattice(space)
+
+
+def feasible_set(space: Space, estimator: Estimator, folder: FilePath | None = None) -> FeasibleSet:
+    """What fits in a space.
+
+    The first sum is the latency of the request's table, without a limit where none is asked for.
+
+    Args:
+        space: all archs.
+        estimator: tables and limits.
+        folder: where the set's tables are kept; None for nowhere.
+
+    Raises:
+        BudgetError: nothing keeps all limits, naming the network that comes closest.
+        MissingLatency: a table lacks rows of the space.
+    """
+    lattice = lattice_of(space)
+    found: list[Sum] = []
+    checked: list[int] = []
+    for place, limit in enumerate(estimator.limits):
+        item, whole = _sum_of(limit, lattice, estimator)
+        found.append(item)
+        if not whole:
+            checked.append(place)
+    mine = [limit for limit in estimator.limits if limit.metric == "latency_ms" and limit.table is None]
+    if not mine:
+        found.insert(0, Sum("", lattice.costs(estimator.table.cost_of_row(space)), math.inf))
+    else:
+        found.sort(key=lambda item: item.name != mine[0].title)
+
+    def check(path: Path) -> bool:
+        estimate = estimator.estimate(lattice.arch(path))
+        return all(estimator.limits[place].excess(estimate.used[place]) <= 0 for place in checked)
+
+    fits = FeasibleSet(lattice, found, check if checked else None, folder)
+    _require_some(fits, estimator)
+    return fits
+
+
+def _sum_of(limit: Limit, lattice: ArchLattice, estimator: Estimator) -> tuple[Sum, bool]:
+    """A limit as a sum that nothing within the limit exceeds, and whether the sum says all."""
+    most = limit.limit * (1 + ROUNDING / 2)
+    if limit.metric in ("params", "macs"):
+        cost = params_of_unit if limit.metric == "params" else macs_of_unit
+        return Sum(limit.title, lattice.costs(cost), most), True
+    table = estimator.table if limit.table is None else estimator.tables[limit.table]
+    if limit.metric == "memory_mb":
+        return Sum(limit.title, lattice.costs(params_of_unit), table.memory_fit.most_params(MB * most)), False
+    table.require(lattice.space)
+    costs = lattice.costs(table.cost_of_row(lattice.space))
+    if limit.confidence is None:
+        return Sum(limit.title, costs, table.sum_for(lattice.space, 1000 * most)), True
+    bound = table.bound(lattice.space.input_shape, limit.confidence)
+    return Sum(limit.title, costs, table.sum_for(lattice.space, 1000 * most / bound)), not table.has_unmeasured
+
+
+def _require_some(fits: FeasibleSet, estimator: Estimator) -> None:
+    """Raise where nothing keeps all limits, naming what comes closest and what to ask for."""
+    if fits.about > 0:
+        return
+    lattice = fits.lattice
+    path = fits.closest()
+    arch = lattice.arch(path)  # type: ignore[attr-defined]
+    estimate = estimator.estimate(arch)
+    needs = [
+        f"{limit.metric}{f'[{limit.table}]' if limit.table else ''}<={rounded_up(used):g}"
+        for limit, used in zip(estimator.limits, estimate.used, strict=True)
+    ]
+    asked = ", ".join(limit.title for limit in estimator.limits)
+    params = " ".join(f"{name}={value}" for name, value in lattice.params_of(path).items())
+    raise BudgetError(
+        f"no architecture of space {lattice.space.name} keeps {asked} together. The nearest, arch {arch.id}, takes "
+        f"{to_ms(estimate.latency.total_us):.4g} ms: {estimator.misfit(estimate)}; it has {params}. "
+        f"Ask for {', '.join(needs)}, or loosen one of them further"
+    )
+
+
+def shares(fits: FeasibleSet, limits: Sequence[Limit]) -> dict[str, float]:
+    """The share of the space that keeps each limit alone, by its title; those that are no sum are left out."""
+    names = {limit.title for limit in limits}
+    return {item.name: fits.share_of(place) for place, item in enumerate(fits.sums) if item.name in names}
+
+
+def latency_of(fits: FeasibleSet, table: Table, path: Path) -> float:
+    """The predicted latency of a candidate, in ms, from the first sum."""
+    import numpy as np
+
+    return to_ms(table.total_us(fits.lattice.space, float(sums(fits.sums[0].costs, np.array([path]))[0])))
