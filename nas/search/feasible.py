@@ -127,8 +127,7 @@ class FeasibleSet:
         for layer in reversed(self.layers):
             per_target = np.zeros((len(layer.first) - 1, len(count[-1])), dtype=np.int64)
             np.add.at(per_target, (layer.source, layer.target), 1)
-            count.append(np.array([sum(int(n) * c for n, c in zip(line, count[-1]) if n) for line in per_target]))
-            count[-1] = count[-1].astype(object)
+            count.append(per_target.astype(object) @ count[-1])
         return int(count[-1][0])
 
     @functools.cached_property
@@ -292,6 +291,16 @@ class FeasibleSet:
                 raise BudgetError("no network that keeps all budgets was found")
         return np.concatenate(found)[:count]
 
+    def unseen(self, rng: np.random.Generator, seen: Collection[Path]) -> Path | None:
+        """An even draw of the candidates that fit and are not among these; None where there are no further ones."""
+        for _ in range(3):
+            for path in self.draw(rng, 32):
+                if (found := tuple(map(int, path))) not in seen:
+                    return found
+        nothing = [np.zeros(len(layer.way)) for layer in self.layers]
+        left = self.best(nothing, 64, seen)
+        return left[int(rng.integers(len(left)))] if left else None
+
     # near ones
 
     def laid(self, wanted: Sequence[int]) -> Path | None:
@@ -342,7 +351,9 @@ class FeasibleSet:
         return self._that_fit(list(found))[:count]
 
     def _that_fit(self, paths: list[Path]) -> list[Path]:
-        fits = self.fitting(np.array(paths)) if paths else []
+        if not paths:
+            return []
+        fits = self.fitting(np.array(paths))
         return [path for path, fit in zip(paths, fits, strict=True) if fit]
 
     def crossed(self, one: Path, two: Path, rng: np.random.Generator, tries: int = 20) -> Path | None:
@@ -539,7 +550,7 @@ class _Search:
         widths = [max(slack, 1e-300) for slack in self.slacks]
         price = sum(weight * slack for weight, slack in zip(self.weights, self.slacks, strict=True))
         numbers = itertools.count()
-        heap: list[tuple[float, int, Any]] = []
+        heap: list[tuple[float, int, int, Any]] = []  # bound, depth: ties go to the longest beginning
 
         def push(path: Path, state: int, score: float, paid: float, left: tuple[float, ...]) -> None:
             """Put the ways on from a beginning into the heap: the best of them, which brings the next when taken."""
@@ -561,16 +572,16 @@ class _Search:
             order = np.argsort(-bound, kind="stable")[: int(np.isfinite(bound).sum())]
             if len(order):
                 node = (path, steps.start, layer, order, bound, rest, gained, paid + self.priced[index][steps])
-                heapq.heappush(heap, (-float(bound[order[0]]), next(numbers), (node, 0)))
+                heapq.heappush(heap, (-float(bound[order[0]]), -len(path), next(numbers), (node, 0)))
 
         push((), 0, 0.0, 0.0, tuple(self.slacks))
         for _ in range(EXPANSIONS + len(exclude)):
             if not heap:
                 return
-            _, _, (node, at) = heapq.heappop(heap)
+            _, _, _, (node, at) = heapq.heappop(heap)
             path, start, layer, order, bound, rest, gained, paid = node
             if at + 1 < len(order):
-                heapq.heappush(heap, (-float(bound[order[at + 1]]), next(numbers), (node, at + 1)))
+                heapq.heappush(heap, (-float(bound[order[at + 1]]), -len(path), next(numbers), (node, at + 1)))
             step = int(order[at])
             longer = (*path, start + step)
             if len(longer) == len(layers):

@@ -7,6 +7,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path as FilePath
 
+import numpy as np
+
+
 from nas.core.errors import BudgetError
 from nas.core.space import Space
 from nas.core.tracing import macs_of_unit, params_of_unit
@@ -14,6 +17,7 @@ from nas.core.units import to_ms
 from nas.search.feasible import FeasibleSet, Sum
 from nas.search.lattice import ArchLattice, Path, sums
 from nas.search.limits import MB, ROUNDING, Estimator, Limit, rounded_up
+from nas.search.samplers._context import Context
 from nas.tables.table import Table
 
 
@@ -109,3 +113,29 @@ def latency_of(fits: FeasibleSet, table: Table, path: Path) -> float:
     import numpy as np
 
     return to_ms(table.total_us(fits.lattice.space, float(sums(fits.sums[0].costs, np.array([path]))[0])))
+
+
+def context_of(space: Space, estimator: Estimator, fits: FeasibleSet, objectives: int = 1, starts: bool = True) -> Context:
+    """What samplers are told: the set, and the multiply-adds, parameters and latency of its candidates.
+
+    Args:
+        space: all archs.
+        estimator: tables and limits.
+        fits: the set.
+        objectives: 1, or 2 for a front.
+        starts: whether the published networks of the space that fit come first.
+    """
+    lattice = lattice_of(space)
+    scalars = {
+        "macs": lattice.costs(macs_of_unit),
+        "params": lattice.costs(params_of_unit),
+        **{f"latency {number}": item.costs for number, item in enumerate(fits.sums) if item.name.startswith("latency")},
+    }
+    scalars.setdefault("latency 0", fits.sums[0].costs)
+
+    def latency(paths: np.ndarray) -> np.ndarray:
+        return estimator.table.total_us(space, sums(fits.sums[0].costs, paths)) / 1000
+
+    begin = tuple(path for path in lattice.presets().values() if fits.fits(path)) if starts else ()
+    return Context(fits, objectives, scalars, latency, begin)
+

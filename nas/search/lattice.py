@@ -8,6 +8,7 @@ once (`nas.search.feasible`).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 from scipy import sparse
+
+import search_spaces
 
 from nas.core.arch import Arch, Blocks
 from nas.core.errors import InputError
@@ -91,8 +94,8 @@ class Layer:
         """A code with the choices of either way, of one of both where the kinds differ. Shape: (names,)"""
         mine, theirs = self.codes[one], self.codes[two]
         if self._kind is not None and mine[self._kind] != theirs[self._kind]:
-            return mine if rng.random() < 0.5 else theirs
-        return np.where(rng.random(len(mine)) < 0.5, mine, theirs)
+            return np.asarray(mine if rng.random() < 0.5 else theirs)
+        return np.asarray(np.where(rng.random(len(mine)) < 0.5, mine, theirs))
 
 
 class Lattice(Protocol):
@@ -210,7 +213,9 @@ class ArchLattice:
             behind = {state: number for number, state in enumerate(space._walk[index + 1])} if self._more(index) else {}
             steps = [step for found in layer.values() for step in found]
             ways: dict[tuple[int, int], int] = {}
-            picks, blocks, way = [], [], []
+            picks: list[dict[str, Any]] = []
+            blocks: list[tuple[Blocks, Blocks]] = []
+            way: list[int] = []
             for step in steps:
                 key = (id(step.blocks), step.picked["tail"])
                 if key not in ways:
@@ -219,7 +224,7 @@ class ArchLattice:
                     blocks.append((step.blocks, step.head))
                 way.append(ways[key])
             same: dict[tuple[Blocks, int], int] = {}
-            merged = [same.setdefault((item[0], pick["tail"]), n) for n, (item, pick) in enumerate(zip(blocks, picks))]
+            merged = [same.setdefault((item[0], pick["tail"]), n) for n, (item, pick) in enumerate(zip(blocks, picks, strict=True))]
             dense = {n: number for number, n in enumerate(dict.fromkeys(merged))}
             order = [dense[merged[n]] for n in range(len(merged))]
             kept = list(dense)
@@ -301,19 +306,36 @@ class ArchLattice:
         Raises:
             InputError: it is no point of the space.
         """
-        beginnings: list[tuple[Path, int]] = [((), 0)]
-        if len(arch.stages) == len(self.layers) + 1 and arch.input_shape == self.space.input_shape:
-            for layer, ways, blocks in zip(self.layers, self._way_of, arch.stages, strict=False):
-                beginnings = [
-                    ((*path, int(step)), int(layer.target[step]))
-                    for path, state in beginnings
-                    for way in ways.get(blocks, ())
-                    if (step := layer.step_of[state, way]) >= 0
-                ]
-            for path, _ in beginnings:
+        if arch.input_shape == self.space.input_shape:
+            for path in self._laying(arch.stages[:-1]):
                 if self.arch(path).stages == arch.stages:
                     return path
         raise InputError(f"arch {arch.id} is no point of space {self.space.name}")
+
+    def _laying(self, stages: Sequence[Blocks]) -> list[Path]:
+        """The paths that lay these stages."""
+        beginnings: list[tuple[Path, int]] = [((), 0)] if len(stages) == len(self.layers) else []
+        for layer, ways, blocks in zip(self.layers, self._way_of, stages, strict=False):
+            beginnings = [
+                ((*path, int(step)), int(layer.target[step]))
+                for path, state in beginnings
+                for way in ways.get(blocks, ())
+                if (step := layer.step_of[state, way]) >= 0
+            ]
+        return [path for path, _ in beginnings]
+
+    def presets(self) -> dict[str, Path]:
+        """The published networks that are points of the space, whatever the classes of its head, by name."""
+        modules = map(search_spaces.family, search_spaces.families())
+        mine = [m for m in modules if self.space.name in {s.name for s in (m.SPACE, *getattr(m, "SPACES", ()))}]
+        translate = next((getattr(m, "from_family", None) for m in mine), None) or (lambda arch: arch)
+        found = {}
+        for name, arch in sorted(search_spaces.presets().items()):
+            with contextlib.suppress(InputError):
+                same = translate(arch)
+                if arch.input_shape == self.space.input_shape and (paths := self._laying(same.stages[:-1])):
+                    found[name] = paths[0]
+        return found
 
     def path_of(self, params: Mapping[str, Any]) -> Path:
         """See `Lattice`."""
