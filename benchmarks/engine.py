@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from made_up import made_up_table
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -25,11 +26,11 @@ from nas.evaluation.evaluators import Score
 from nas.search import samplers
 from nas.search.budgets import Budget
 from nas.search.engine import Engine, Progress
+from nas.search.fitting import context_of, feasible_set
 from nas.search.ledger import Ledger
 from nas.search.limits import Estimator, Survey, resolve
 from nas.search.study import distributions_of, open_study
 from nas.search.workers import Outcome, Task
-from nas.tables.table import Entry, Header, Table
 
 WINDOW = 100  # trials that a figure is the mean of
 
@@ -91,7 +92,8 @@ def public_methods(kind: type) -> list[str]:
 def run(space: Space, estimator: Estimator, sampler_name: str, trials: int) -> None:
     """Search, and print the cost of a trial in the last `WINDOW` trials before the end."""
     distributions = distributions_of(space.choices)
-    sampler = samplers.load_sampler(sampler_name, 0, distributions)
+    context = context_of(space, estimator, feasible_set(space, estimator))
+    sampler = samplers.load_sampler(sampler_name, 0, distributions, context)
     watch = Stopwatch()
     watch.watch(sampler, public_methods(BaseSampler), "sampler")
     with tempfile.TemporaryDirectory() as folder:
@@ -107,10 +109,11 @@ def run(space: Space, estimator: Estimator, sampler_name: str, trials: int) -> N
             Ledger(study, distributions), space, estimator, Instantly(), trials=trials, seed=0, on_trial=mark
         )
         engine.run()
+    window = min(WINDOW, len(marks) - 1)
     for end in sorted({min(500, len(marks)), len(marks)}):
         total, draw, keep = (
-            1000 * (after - before) / WINDOW
-            for before, after in zip(marks[end - WINDOW - 1], marks[end - 1], strict=True)
+            1000 * (after - before) / window
+            for before, after in zip(marks[end - window - 1], marks[end - 1], strict=True)
         )
         print(
             f"{sampler_name}, trial {end}: engine {total - draw - keep:.2f} ms (goal under 5), "
@@ -119,12 +122,9 @@ def run(space: Space, estimator: Estimator, sampler_name: str, trials: int) -> N
 
 
 def main(name: str, trials: int) -> None:
-    """Measure and print, for every sampler."""
+    """Measure and print, for every sampler, or the ones named."""
     space = search_spaces.load(name)
-    header = Header(
-        "none", "none", 1, "none", "0", "fp32", 1, "block", name, space.input_shape, space.classes, "", "", 1.0
-    )
-    table = Table(header, [Entry(row, 1.0 + len(str(row)) % 7, 0.0, 1) for row in space.rows()])
+    table = made_up_table(space)
     limits = resolve([Budget.parse("latency_ms<=p40")], Survey(space, 0, 1000), table, {})
     for sampler in samplers.names():
         run(space, Estimator(table, limits), sampler, trials)

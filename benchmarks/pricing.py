@@ -11,10 +11,10 @@ import sys
 import time
 
 import numpy as np
+from made_up import made_up_table
 
 import search_spaces
 from nas.core.arch import calls_of
-from nas.tables.table import Entry, Header, Table
 
 
 def timed(label: str, goal: str, start: float, count: int | None = None) -> None:
@@ -24,19 +24,16 @@ def timed(label: str, goal: str, start: float, count: int | None = None) -> None
     print(f"{label}: {figure} (goal {goal})")
 
 
-def main(name: str) -> None:
+def main(name: str, count: int = 2000) -> None:
     """Measure and print."""
     space = search_spaces.load(name)
     start = time.perf_counter()
     rows = space.rows()
     timed(f"list {len(rows)} rows of {name}, first time", "under 5 s", start)
-    header = Header(
-        "none", "none", 1, "none", "0", "fp32", 1, "block", name, space.input_shape, space.classes, "", "", 1.0
-    )
-    table = Table(header, [Entry(row, 1.0, 0.0, 1) for row in rows])
+    table = made_up_table(space)
     rng = random.Random(0)
     start = time.perf_counter()
-    archs = [space.sample(rng) for _ in range(2000)]
+    archs = [space.sample(rng) for _ in range(count)]
     timed("sample archs", "over 1,000 per second", start, len(archs))
     start = time.perf_counter()
     one_by_one = [table.price(calls_of(arch)).total_us for arch in archs]

@@ -16,7 +16,6 @@ import json
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,7 +114,9 @@ def optimum(fits: FeasibleSet, of_row: Callable[[Any], float] | None) -> float |
     return float(sums(scores, np.array(best))[0])
 
 
-def searched(space: Any, estimator: Estimator, fits: FeasibleSet, sampler: str, count: int, seed: int, score: Any) -> Any:
+def searched(
+    space: Any, estimator: Estimator, fits: FeasibleSet, sampler: str, count: int, seed: int, score: Any
+) -> Any:
     """Search once. Returns best scores so far, counts by state, and CPU seconds of draws."""
     distributions = distributions_of(space.choices)
     made = samplers.load_sampler(sampler, seed, distributions, context_of(space, estimator, fits))

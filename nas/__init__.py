@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nas.core.errors import NasError
     from nas.core.space import Space
     from nas.evaluation.runs import export_arch, train_arch
-    from nas.networks.building import build, cost_of, fuse, load_arch
+    from nas.networks.building import build, cost_of, fuse
     from nas.profiling.bundle import collect as collect_bundle
     from nas.profiling.bundle import make as make_bundle
     from nas.profiling.profiler import measure, profile
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nas.profiling.validation import validate
     from nas.report.facts import describe, estimate
     from nas.report.page import write_report
+    from nas.search.archs import load_arch
     from nas.search.request import Request
     from nas.search.run import run_search
     from nas.tables.importing import import_table
@@ -45,7 +46,7 @@ _WHERE = {
     "export_arch": ("nas.evaluation.runs", "export_arch"),
     "fuse": ("nas.networks.building", "fuse"),
     "import_table": ("nas.tables.importing", "import_table"),
-    "load_arch": ("nas.networks.building", "load_arch"),
+    "load_arch": ("nas.search.archs", "load_arch"),
     "load_space": ("search_spaces", "load"),
     "make_bundle": ("nas.profiling.bundle", "make"),
     "measure": ("nas.profiling.profiler", "measure"),

@@ -228,7 +228,8 @@ def from_timm(preset: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     family = _family_of(preset)
     if not hasattr(family, "from_timm"):
-        raise InputError(f"{preset}: its family has no conversion of timm's weights")
+        note = getattr(family, "ON_WEIGHTS", "")
+        raise InputError(f"{preset}: its family has no conversion of timm's weights{note and '; ' + note}")
     return cast(dict[str, Tensor], family.from_timm(state, load_arch(preset)))
 
 

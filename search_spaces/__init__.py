@@ -1,20 +1,14 @@
-"""One family a file: its blocks, its `SPACES`, its published `PRESETS`. Presence in a folder listed here registers it.
+"""One family a file: its blocks, its `SPACES`, its published `PRESETS`. Presence in this folder registers it.
 
-A file defines `SPACE` (the full space) and may define further spaces in `SPACES`. `NAS_SPACES`, a list of folders in
-the environment, adds files outside this package.
+A file ends in `SPACE` (the full space) and may define further spaces in `SPACES`. `nas.core.plugins` also finds files
+outside this package.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
-import os
-import pkgutil
-import sys
-from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nas.core.arch import Arch
@@ -22,14 +16,10 @@ if TYPE_CHECKING:
 
 
 def families() -> list[str]:
-    """Names of all families: one for each file here and in the folders of `NAS_SPACES`."""
-    outside = [path.stem for folder in _folders() for path in sorted(folder.glob("*.py"))]
-    inside = [module.name for module in pkgutil.iter_modules(__path__)]
-    return sorted(name for name in {*inside, *outside} if not name.startswith("_"))
+    """Names of all families, sorted; see `nas.core.plugins` for where they are found."""
+    from nas.core import plugins
 
-
-def _folders() -> list[Path]:
-    return [Path(folder) for folder in os.environ.get("NAS_SPACES", "").split(os.pathsep) if folder]
+    return plugins.names("families")
 
 
 @functools.cache
@@ -37,32 +27,23 @@ def family(name: str) -> ModuleType:
     """The module of a family.
 
     Raises:
-        InputError: for an unknown family, naming the closest ones.
+        InputError: for an unknown family, naming the closest ones, or a file that cannot be loaded, naming it.
     """
-    from nas.core.errors import InputError, suggest
+    from nas.core import plugins
 
-    for folder in _folders():
-        path = folder / f"{name}.py"
-        if path.is_file():
-            spec = importlib.util.spec_from_file_location(f"nas_outside_spaces.{name}", path)
-            if spec is None or spec.loader is None:
-                raise InputError(f"{path}: cannot be loaded as a Python module")
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module  # dataclasses look their module up
-            spec.loader.exec_module(module)
-            return module
-    if name not in families():
-        raise InputError(suggest("family", name, families()))
-    return importlib.import_module(f"{__name__}.{name}")
+    return plugins.module("families", name)
 
 
 def spaces() -> dict[str, Space]:
-    """All spaces of all families, by name."""
-    found = {}
+    """All spaces of all families, by name.
+
+    Raises:
+        InputError: two families have a space of one name.
+    """
+    found: dict[str, Space] = {}
     for name in families():
         module = family(name)
-        for space in (module.SPACE, *getattr(module, "SPACES", ())):
-            found[space.name] = space
+        _add(found, {space.name: space for space in (module.SPACE, *getattr(module, "SPACES", ()))}, "space", module)
     return found
 
 
@@ -81,5 +62,21 @@ def load(name: str) -> Space:
 
 
 def presets() -> dict[str, Arch]:
-    """The published models of all families, by name."""
-    return {name: arch for item in families() for name, arch in getattr(family(item), "PRESETS", {}).items()}
+    """The published models of all families, by name.
+
+    Raises:
+        InputError: two families have a preset of one name.
+    """
+    found: dict[str, Arch] = {}
+    for name in families():
+        module = family(name)
+        _add(found, getattr(module, "PRESETS", {}), "preset", module)
+    return found
+
+
+def _add(found: dict[str, Any], more: dict[str, Any], what: str, module: ModuleType) -> None:
+    from nas.core.errors import InputError
+
+    if twice := sorted(found.keys() & more.keys()):
+        raise InputError(f"{module.__file__}: another family has a {what} {twice[0]!r}; give it another name")
+    found.update(more)

@@ -3,6 +3,9 @@
 Small prediction modules in front of some blocks score the patch tokens. Inference gathers the best of them, so every
 block has a fixed number of tokens and a row of a table; which tokens these are depends on the image. Training keeps all
 tokens, draws which are kept (Gumbel-softmax), and hides the others from attention, so that gradients reach the scores.
+That is for hosts that are trained already. From nothing (`_Prune.draws` is off) exactly as many as at inference are
+drawn, and scores read the tokens without moving them: through scores that are noise, the gradients of decisions and of
+the missed ratio reach the host as noise, and a small one ends at chance.
 Hosts are DeiT (`search_spaces/deit.py`) and LV-ViT (arXiv:2104.10858), whose residuals add half of each branch and
 whose classifier reads all tokens.
 
@@ -191,11 +194,18 @@ class _Prune(nn.Module):
         hidden = Linear(dim, dim // 2, act="gelu"), Linear(dim // 2, dim // 4, act="gelu")
         self.score = in_order(*hidden, Linear(dim // 4, 2))
         self.select = select.module()
+        self.count = select.count
+        self.draws = True  # one by one in training; else as many as inference keeps
 
     def forward(self, x: Tensor, kept: Tensor) -> tuple[Any, Tensor]:
-        scores = self.score(self.mix(self.embed(x[:, self.front :]), *current(kept)))
+        seen = x[:, self.front :]
+        if self.training and not self.draws:
+            seen = seen.detach()  # what learns from nothing is not moved by decisions, which are noise at first
+        scores = self.score(self.mix(self.embed(seen), *current(kept)))
         if self.training:
-            return x, torch.cat([kept, draw(scores, *current(kept)).unsqueeze(1)], 1)
+            before = current(kept)
+            keep = draw(scores, *before) if self.draws else draw_count(scores, self.count, *before)
+            return x, torch.cat([kept, keep.unsqueeze(1)], 1)
         return self.select(x, scores), kept
 
 
@@ -224,6 +234,28 @@ def draw(scores: Tensor, *before: Tensor) -> Tensor:
     log_probs = scores.to(torch.promote_types(scores.dtype, torch.float32)).log_softmax(2)
     keep = F.gumbel_softmax(log_probs, hard=True)[..., 0]
     return keep * before[0] if before else keep
+
+
+def draw_count(scores: Tensor, count: int, *before: Tensor) -> Tensor:
+    """Which `count` patch tokens are kept, 1 or 0, at random among those that were kept before.
+
+    The best after Gumbel noise (arXiv:1903.06059, sec. 3), as many as inference keeps: the network learns from as many
+    tokens as it will see. Backward a soft decision, the sigmoid of the distance from the threshold.
+
+    Args:
+        scores: logits of keep and drop, (N, n, 2).
+        count: how many.
+        before: the decision (N, n) before this one, with `count` tokens or more, if there is one.
+    """
+    keep, drop = scores.to(torch.promote_types(scores.dtype, torch.float32)).unbind(2)
+    noise = torch.empty_like(scores[..., :2], dtype=keep.dtype).exponential_().log()
+    noisy = keep - drop + noise[..., 1] - noise[..., 0]
+    if before:
+        noisy = noisy.masked_fill(before[0] < 0.5, -torch.inf)
+    best = noisy.detach().topk(count, 1)
+    hard = torch.zeros_like(noisy).scatter(1, best.indices, 1.0)
+    soft = torch.sigmoid(noisy - best.values[:, -1:])
+    return hard - soft.detach() + soft
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,8 @@ def from_timm(state: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]:
         state: timm's state dict, with both heads.
         arch: the architecture to load into, such as a preset.
     """
-    pairs = {"norm.": "stages.4.0.body.0.body.", "head.": "stages.4.1.body.body.heads.0."}
+    norm = 0 if isinstance(arch.stages[-2][-1], MB3D) else 1  # behind a ToTokens
+    pairs = {"norm.": f"stages.4.0.body.{norm}.body.", "head.": "stages.4.1.body.body.heads.0."}
     pairs |= {"head_dist.": "stages.4.1.body.body.heads.1."}
     for step in (0, 1):
         pairs |= {

@@ -39,6 +39,8 @@ from nas.core.ops import (
 from nas.core.space import Either, Repeat, Space, Stage, fill
 from search_spaces.deit import Attention
 
+ROUNDED = 16  # hidden channels of the MLPs beside separable attention are a multiple of it
+
 # ops
 
 
@@ -292,7 +294,7 @@ class Softmaxed(Patches):
 class Separable(Patches):
     """Base of the blocks with separable attention, channels first: v2, and v3 on it.
 
-    Hidden channels of the MLPs are rounded down to a multiple of 16.
+    Hidden channels of the MLPs are rounded down to a multiple of `ROUNDED`.
     """
 
     def columns(self, side: int) -> nn.Module:
@@ -305,7 +307,7 @@ class Separable(Patches):
         )
 
     def _layer(self) -> tuple[nn.Module, nn.Module]:
-        dim, hidden = self.dim, self.ratio * self.dim // 16 * 16
+        dim, hidden = self.dim, self.ratio * self.dim // ROUNDED * ROUNDED
         attention = nn.Sequential(WholeNorm(dim).module(), SeparableAttention(dim).module())
         first, second = Conv(dim, hidden, act="silu", bias=True, norm=False), Conv(hidden, dim, bias=True, norm=False)
         return Residual(attention), Residual(in_order(WholeNorm(dim), first, second))
@@ -632,6 +634,9 @@ def from_timm(state: Mapping[str, Tensor], arch: Arch) -> dict[str, Tensor]:
     Args:
         state: timm's state dict.
         arch: the architecture to load into, such as a preset; of v1 or v2 in every stage.
+
+    Raises:
+        InputError: timm has no such block, or one whose MLPs have other hidden channels.
     """
     top = f"stages.{len(arch.stages) - 1}"
     pairs = {"head.fc": f"{top}.1.body.body.heads.0"} | _norm_conv("final_conv", f"{top}.0.body.0.body")
@@ -661,6 +666,11 @@ def _block_names(row: Row, theirs: str, ours: str) -> dict[str, str]:
         fusion = _norm_conv(f"{theirs}.conv_fusion", f"{ours}.join.body.conv")
         return fusion | _patches_names(block, theirs, f"{ours}.branch", ("0", "1.2", "1.3", "2"), _SOFTMAXED)
     if isinstance(block, MobileViTv2):
+        if (hidden := block.ratio * block.dim) % ROUNDED:
+            raise InputError(
+                f"{block}: timm's has {hidden} hidden channels in its MLPs, ours rounds them down to a multiple of "
+                f"{ROUNDED} as the published code does; its weights fit where ratio x dim is such a multiple"
+            )
         return _patches_names(block, theirs, ours, ("1", "2.1", "2.2", "3"), _SEPARABLE)
     raise InputError(f"timm has no {type(block).__name__}: its MobileViTs are v1 and v2")
 

@@ -5,6 +5,10 @@ one-head token stages, either of softmax attention or performers, whose attentio
 (arXiv:2009.14794). What follows the published code: the shortcut of a token stage is its value, scores are divided by
 the root of the width that comes in, and a performer's linear layer has a bias and gives k | q | v. Positions (a fixed
 sinusoid) and the performer's random features are parameters without gradient and count as such.
+
+The published weights do not fit the blocks behind the token stages: their functions that load them divide scores by the
+root of all channels (`qk_scale = 384 ** -0.5` for T2T-ViT-14), where the code's default, the paper and we take the
+channels of one head.
 """
 
 from __future__ import annotations
@@ -24,6 +28,11 @@ from nas.core.ops import Add, Block, LayerNorm, Linear, Op, Shape, from_stage, i
 from nas.core.space import Repeat, Space
 from search_spaces.deit import ClassToken, ViTBlock
 
+#: what the error says where weights would be loaded
+ON_WEIGHTS = (
+    "the published weights were trained with scores divided by the root of all channels (qk_scale = dim ** -0.5), not "
+    "of a head's, as these blocks do: the first dim rows of each qkv have to be multiplied by heads ** -0.5"
+)
 DROPOUT = 0.1  # of performers, whatever the rate elsewhere
 TINY = 1e-8  # added to the sum of a performer's weights
 
@@ -41,6 +50,8 @@ class SoftSplit(Op):
     stride: int
 
     def body(self) -> nn.Module:
+        if self.kernel < self.stride:
+            raise InputError(f"{self}: neighbourhoods of {self.kernel} do not cover a map in steps of {self.stride}")
         return _SoftSplit(self)
 
 

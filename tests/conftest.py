@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,10 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# what blocks cost is remembered here for all tests and their processes, and nothing in the cache of the user
+_cache = tempfile.TemporaryDirectory(prefix="nas-tests-cache-")
+os.environ["NAS_CACHE"] = _cache.name
 
 
 @pytest.fixture

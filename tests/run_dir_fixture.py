@@ -159,6 +159,7 @@ def result(frame: pd.DataFrame | None = None) -> dict[str, Any]:
             "calibration": "scale 0.981 fitted on 9 whole networks",
             "table_mape_percent": 2.4,
             "not_this_machine": False,
+            "dataset": "digits",
             "seed": 0,
             "versions": {"nas": "0.1.0", "torch": "2.14.0", "optuna": "5.0.0"},
             "started": "2026-11-21T10:00:00+00:00",

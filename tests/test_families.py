@@ -297,7 +297,7 @@ def few_images(input_shape):
     return load_data("digits", input_shape, limit=40)
 
 
-def trained_a_little(arch, seed):
+def trained_a_little(arch, seed, on_epoch):
     """A score from one epoch on few images."""
     found = Arch.from_json(arch)
     evaluator = load_evaluator("short", epochs=1)

@@ -24,7 +24,7 @@ def test_a_notebook_runs_from_top_to_bottom(path, finished_run, monkeypatch, tmp
     if "fashion-mnist" in str(notebook.cells) and not fashion_mnist.DEBIAN_FOLDER.is_dir():
         pytest.skip("needs Debian's package dataset-fashion-mnist")
     where = {"metadata": {"path": path.parent}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()
+    NotebookClient(notebook, timeout=None, kernel_name="python3", resources=where).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert not [output for output in outputs if output.output_type == "error"]
     figures = sum("application/vnd.plotly.v1+json" in output.get("data", {}) for output in outputs)

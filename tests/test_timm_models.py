@@ -177,5 +177,7 @@ def test_names_of_timm_are_dashes_made_underscores_unless_a_family_says_otherwis
     assert timm_models.timm_name("efficientformer-l1") is None
     with pytest.raises(InputError, match="no conversion of timm's weights"):
         timm_models.from_timm("efficientformer-l1", {})
+    with pytest.raises(InputError, match=r"t2t-vit-7: .*no conversion.*qk_scale = dim \*\* -0\.5.*by heads \*\* -0\.5"):
+        timm_models.from_timm("t2t-vit-7", {})
     with pytest.raises(InputError, match="unknown preset 'efficientformer-l2'"):
         timm_models.timm_name("efficientformer-l2")

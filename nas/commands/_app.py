@@ -1,10 +1,12 @@
 """The command line: each command translates its arguments into one call of the package and shows what came back.
 
-Exit codes: 0 done, 1 failed (what was asked could not be done), 2 usage (what was asked is wrong).
+Exit codes: 0 done, 1 failed (what was asked could not be done), 2 usage (what was asked is wrong), 130 stopped by
+Ctrl-C.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -12,6 +14,9 @@ import typer
 from typer.core import TyperGroup
 
 from nas.core.errors import InputError, NasError
+from nas.core.files import FULL, unwritable
+
+INTERRUPTED = 128 + signal.SIGINT
 
 
 class _Commands(TyperGroup):
@@ -33,27 +38,43 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Search mobile hybrid vision transformers under a latency budget measured on your own device.\n\n"
     "Profile a device into a latency table, search a space under a budget, look at the report, then train, export and "
-    "measure the network. An ARCH is a JSON file or a preset name such as efficientformer-l1; a TABLE is a CSV file or "
-    "the name of a shipped table (nas tables).\n\n"
-    "Exit codes: 0 done, 1 failed, 2 wrong usage.",
+    "measure the network. An ARCH is a preset name such as efficientformer-l1, a JSON file, a run (runs/NAME, its "
+    "winner) or a trial of one (runs/NAME@31); a TABLE is a CSV file or the name of a shipped table (nas tables).\n\n"
+    "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C.",
 )
 
 
 def main() -> None:
-    """Run the command line; errors that nas raises become one message and an exit code."""
+    """Run the command line; errors that nas raises, and what the system refuses, become one message and an exit code.
+
+    Raises:
+        KeyboardInterrupt: `nas.__main__` says what it means.
+    """
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except NasError as error:
         _fail(f"{type(error).__name__}: {error}", 2 if isinstance(error, InputError) else 1)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        _fail("stopped; the same command continues", 1)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        _fail(f"{type(error).__name__}: {_refused(error)}", 1)
     except Exception as error:
         if not hasattr(error, "exit_code"):
             raise
         error.show()  # type: ignore[attr-defined]  # a usage error of the argument parser
         sys.exit(error.exit_code)
+    if code == INTERRUPTED:  # what Typer makes of an interrupt
+        raise KeyboardInterrupt
+    if code:
+        sys.exit(code)
+
+
+def _refused(error: OSError) -> str:
+    """What the system refused, where nothing knew more about it."""
+    where = error.filename or "a file of this command"
+    if error.errno in FULL:
+        return str(unwritable(where, error))
+    return f"{where}: {error.strerror or error}; see to its permissions, or name another place"
 
 
 def _fail(message: str, code: int) -> None:

@@ -11,7 +11,12 @@ if TYPE_CHECKING:
     from nas.tables.table import Table
 
 
-ArchArgument = Annotated[str, typer.Argument(metavar="ARCH", help="A JSON file or a preset name.")]
+ArchArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="ARCH", help="A preset name, a JSON file, a run (its winner) or a trial of one: runs/NAME@31."
+    ),
+]
 TableOption = Annotated[str, typer.Option("--table", "-t", help="A table: a CSV file or the name of a shipped one.")]
 RUNTIMES = "onnxruntime, openvino, torch, ... (nas tables lists them with their precisions)"
 RuntimeOption = Annotated[str, typer.Option("--runtime", help=f"What runs the network: {RUNTIMES}.")]
@@ -30,12 +35,21 @@ TablesThreadsOption = Annotated[
 TablesPrecisionOption = Annotated[
     str | None, typer.Option("--precision", help="fp32, fp16, bf16, int8; default: the table's, or fp32.")
 ]
+PatienceOption = Annotated[
+    float | None,
+    typer.Option(
+        "--patience",
+        min=1.0,
+        help="Seconds after which a graph that does not load or end hangs and is given up; default 300, longer for "
+        "large graphs.",
+    ),
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of all randomness.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 def read_arch(name: str) -> Arch:
-    from nas.networks.building import load_arch
+    from nas.search.archs import load_arch
 
     return load_arch(name)
 

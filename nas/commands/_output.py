@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def print_json(facts: dict[str, Any]) -> None:
@@ -40,20 +45,54 @@ def note(line: str, progress: Callable[..., None]) -> None:
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Callable[..., None]]:
-    """A bar on standard error, and the callback that moves it: `(done, total, seconds_left, text)`."""
+    """A bar on standard error, and the callback that moves it: `(done, total, seconds_left, text)`.
+
+    Where standard error is no terminal, lines stand for the bar, now and then.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from nas.core.units import show_seconds
+    from rich.table import Column
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    if not console.is_terminal:
+        yield Lines(console)
+        return
+    # the text shrinks before the figures do, and never becomes markup
+    text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
+    left = TextColumn("{task.fields[left]}", table_column=Column(no_wrap=True))
+    with Progress(text, BarColumn(bar_width=20), left, TimeElapsedColumn(), console=console, transient=True) as bar:
         task = bar.add_task("", total=None, left="")
 
         def report(done: float, total: float, seconds_left: float | None = None, text: str = "") -> None:
-            left = "" if seconds_left is None else f"{show_seconds(seconds_left)} left"
-            bar.update(task, completed=done, total=total, description=text, left=left)
+            bar.update(task, completed=done, total=total, description=text, left=_left(seconds_left))
 
         report.console = bar.console  # type: ignore[attr-defined]
         yield report
+
+
+class Lines:
+    """Stands for a bar where there is no terminal: a line at first, then one every `SECONDS` at most.
+
+    Args:
+        console: where to.
+        clock: gives seconds.
+    """
+
+    SECONDS = 30.0
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self.console, self._clock, self._last = console, clock, -math.inf
+
+    def __call__(self, done: float, total: float, seconds_left: float | None = None, text: str = "") -> None:
+        now = self._clock()
+        if now - self._last < self.SECONDS:
+            return
+        self._last = now
+        share = f"{done / total:.0%}" if total else ""
+        note(", ".join(filter(None, (share, text, _left(seconds_left)))), self)
+
+
+def _left(seconds: float | None) -> str:
+    from nas.core.units import show_seconds
+
+    return "" if seconds is None else f"{show_seconds(seconds)} left"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nas.commands._app import app
-from nas.commands._options import ArchArgument, JsonOption, TableOption, read_arch, read_table
+from nas.commands._options import ArchArgument, JsonOption, TableOption
 from nas.commands._output import print_json, print_table, say
 
 
@@ -14,9 +14,9 @@ def describe(arch: ArchArgument, as_json: JsonOption = False) -> None:
     MACs are multiply-adds of convolutions, linears and matrix products at batch 1, as the papers count them.
     """
     from nas.core.units import show_bytes, show_count
-    from nas.report import facts
+    from nas.report import answers
 
-    found = facts.describe(read_arch(arch))
+    found = answers.describe(arch)
     if as_json:
         return print_json(found)
     size = "x".join(map(str, found["input"]))
@@ -34,9 +34,9 @@ def describe(arch: ArchArgument, as_json: JsonOption = False) -> None:
 @app.command()
 def estimate(arch: ArchArgument, table: TableOption, as_json: JsonOption = False) -> None:
     """Predict the latency of an architecture from a table, with the share of each block."""
-    from nas.report import facts
+    from nas.report import answers
 
-    found = facts.estimate(read_arch(arch), read_table(table))
+    found = answers.estimate(arch, table)
     if as_json:
         return print_json(found)
     low, high = found["predicted_low_ms"], found["predicted_high_ms"]

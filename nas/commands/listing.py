@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,16 +14,19 @@ from nas.commands._app import app
 from nas.commands._options import JsonOption
 from nas.commands._output import print_json, print_table, say
 
+WIDTH = 80
+GOOD_PERCENT, FAIR_PERCENT = 5.0, 10.0  # mean absolute error of a table's card up to which it is called so
+
 
 @app.command()
 def spaces(as_json: JsonOption = False) -> None:
     """List the spaces: number of distinct archs, rows to measure, minutes to profile; and the presets."""
-    import search_spaces
-    from nas.report import facts
+    from nas.report import answers
 
-    found = facts.spaces()
+    found = answers.spaces()
     if as_json:
-        return print_json({"spaces": found, "presets": sorted(search_spaces.presets())})
+        names = sorted(name for presets in found["presets"].values() for name in presets)
+        return print_json(found | {"presets": names})
     rows = [
         (
             s["space"],
@@ -31,57 +36,87 @@ def spaces(as_json: JsonOption = False) -> None:
             str(s["op_rows"]),
             f"{s['minutes_to_profile']:g}",
         )
-        for s in found
+        for s in found["spaces"]
     ]
     print_table(("space", "input", ">archs", ">rows", ">op rows", ">minutes"), rows)
-    for name in search_spaces.families():
-        if names := sorted(getattr(search_spaces.family(name), "PRESETS", {})):
-            say(f"presets of {name}: {', '.join(names)}")
+    for name, presets in found["presets"].items():
+        _say_list(f"presets of {name}: ", presets)
 
 
 @app.command()
 def tables(
     paths: Annotated[list[Path] | None, typer.Argument(metavar="[TABLE]...", help="Further table files.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="What each table holds, and its card.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the shipped latency tables with what they hold and how far they can be trusted; and the runtimes.
+    """List the shipped latency tables, by device, with how far their predictions can be trusted; and the runtimes.
 
-    MAPE, bias, share of networks within 5 %, Kendall's tau and coverage of the 90 % interval are of a table's card: of
-    networks that it was not fitted on (nas validate).
+    A verdict is of a table's card: networks that it was not fitted on (nas validate). Off by 3 % is a mean absolute
+    error of 3 %; intervals hold where as many networks lie in their 90 % intervals as chance asks for.
     """
-    from nas.report import facts
+    from nas.report import answers
 
-    found, runtimes, untested = facts.tables(*(paths or [])), facts.runtimes(), facts.untested()
+    found, runtimes = answers.tables(*(paths or [])), answers.runtimes()
+    untested = {name: known["untested"] for name, known in runtimes.items() if known["untested"]}
+    precisions = {name: known["precisions"] for name, known in runtimes.items()}
     if as_json:
-        return print_json({"tables": found, "runtimes": runtimes, "untested_runtimes": untested})
-    for device, group in itertools.groupby(found, key=lambda t: str(Path(t["name"]).parent)):
-        say(f"[bold]{device}[/bold]")
-        columns = ("table", "measured with", "spaces", ">rows", ">MAPE", ">bias", ">in 5 %", ">Kendall", ">covered")
-        print_table(columns, [_table_line(t) for t in group])
-    for t in found:
-        if "error" in t:
-            say(f"{t['table']}: {t['error']}", markup=False)
-    say("[bold]runtimes[/bold] (untested: we had no such hardware to run them on)")
-    lines = [(name, ", ".join(known), untested.get(name, "")) for name, known in runtimes.items()]
-    print_table(("runtime", "precisions", ""), [(*line, where and f"untested: {where}") for *line, where in lines])
+        return print_json({"tables": found, "runtimes": precisions, "untested_runtimes": untested})
+    for (device, here), group in itertools.groupby(found, key=_device):
+        say(f"[bold]{device}[/bold]{here}")
+        for table in group:
+            say(f"  {Path(table['name']).name:39} {verdict(table)}", markup=False)
+            for line in _details(table) if verbose and "error" not in table else ():
+                say(textwrap.fill(line, WIDTH, initial_indent=" " * 4, subsequent_indent=" " * 6), markup=False)
+    for table in found:
+        if "error" in table:
+            say(f"{table['table']}: {table['error']}", markup=False)
+    names = (f"{name}{'*' if name in untested else ''} ({', '.join(precisions[name])})" for name in precisions)
+    _say_list("runtimes: ", names)
+    wanting = {where: [name for name in untested if untested[name] == where] for where in untested.values()}
+    _say_list("* not run by us for want of ", (f"{where} ({', '.join(names)})" for where, names in wanting.items()))
 
 
-def _table_line(table: dict[str, Any]) -> tuple[str, ...]:
-    """A table's line in `nas tables`."""
-    name = Path(table["name"]).name
+def _device(table: dict[str, Any]) -> tuple[str, str]:
+    """The folder of a table, and whether this machine is the one in it."""
+    here = {True: ", this machine", False: ", not this machine", None: ""}[table.get("this_machine")]
+    return str(Path(table["name"]).parent), here
+
+
+def verdict(table: dict[str, Any]) -> str:
+    """Whether a table's predictions can be trusted, in at most 38 characters."""
     if "error" in table:
-        return (name, "cannot be read, see below", *[""] * 7)
-    settings = f"{table['runtime'].split()[0]} {table['precision']} {table['threads']}t, {table['level']}"
-    predicted = f", {table['unmeasured_rows']} not measured" if table["unmeasured_rows"] else ""
-    line = (name, settings, ", ".join(table["spaces"]) or "none whole", f"{table['rows']}{predicted}")
+        return "cannot be read, see below"
     if (card := table["card"]) is None:
-        return (*line, "no card", *[""] * 4)
-    covered = card["coverage_percent"]
-    return (
-        *line,
-        f"{card['mape_percent']:.1f} %",
-        f"{card['bias_percent']:+.1f} %",
-        f"{card['within_5_percent']:.0f} %",
-        f"{card['kendall']:.3f}",
-        "-" if covered is None else f"{covered:.0f} %",
-    )
+        return "no card: run nas validate"
+    off, covered = card["mape_percent"], card["coverage_percent"]
+    holds = None if covered is None else covered >= card["coverage_band_percent"][0]
+    grade = "good" if off <= GOOD_PERCENT and holds is not False else "fair" if off <= FAIR_PERCENT else "poor"
+    intervals = {None: "no intervals", True: "intervals hold", False: "intervals fail"}[holds]
+    return f"{grade}: {off:.1f} % off, {intervals}"
+
+
+def _details(table: dict[str, Any]) -> list[str]:
+    """What a table holds, its calibrations and its card, a line each."""
+    predicted = f", {table['unmeasured_rows']} of them not measured" if table["unmeasured_rows"] else ""
+    spaces = ", ".join(table["spaces"]) or "no whole space"
+    lines = [
+        f"{table['runtime']} {table['precision']}, {table['threads']} threads, on {table['cpu']}, {table['date']}",
+        f"{table['rows']} {table['level']} rows{predicted} ({table['method']}), {table['networks']} networks: {spaces}",
+        *(f"at {size}: {fit}" for size, fit in table["calibrations"].items()),
+    ]
+    if (card := table["card"]) is None:
+        return lines
+    covered, band = card["coverage_percent"], card["coverage_band_percent"]
+    inside = "" if covered is None else f", {covered:.0f} % in their 90 % interval (chance allows {band[0]:.0f} up)"
+    return [
+        *lines,
+        f"card of {len(card['networks'])} networks: bias {card['bias_percent']:+.1f} %, "
+        f"{card['within_5_percent']:.0f} % of them off by at most 5 %, Kendall {card['kendall']:.3f}{inside}",
+    ]
+
+
+def _say_list(start: str, items: Iterable[str]) -> None:
+    """Items behind each other, in lines of a terminal."""
+    text = start + ", ".join(item.replace(" ", "\0") for item in items)  # an item is not broken
+    lines = textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    say("\n".join(lines).replace("\0", " "), markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,6 +11,7 @@ from nas.commands._app import app
 from nas.commands._options import (
     ArchArgument,
     JsonOption,
+    PatienceOption,
     TablesPrecisionOption,
     TablesRuntimeOption,
     TablesThreadsOption,
@@ -29,23 +31,35 @@ def measure(
     threads: TablesThreadsOption = None,
     precision: TablesPrecisionOption = None,
     table: Annotated[str | None, typer.Option("--table", "-t", help="Also predict from this table.")] = None,
+    patience: PatienceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Time a whole network on this machine, in fresh processes, beside the prediction of a table."""
     from nas.profiling import profiler
     from nas.profiling.backends import load_backend
+    from nas.profiling.machine import this_machine
     from nas.report import facts
 
     network = read_arch(arch)
     known = read_table(table) if table else None
     usual = ("onnxruntime", 1, "fp32") if known is None else _engine_of(known)
     runtime, threads, precision = runtime or usual[0], threads or usual[1], precision or usual[2]
-    variant = None
+    variant = sentinel_us = None
+    usually = profiler.MEASURE
     if known is not None and (runtime, threads, precision) == usual:
         variant = load_backend(runtime).known_variant(known.header.variant)
+        if this_machine(runtime).measured(known.header):
+            sentinel_us = known.header.sentinel_us
     with progress_bar() as report:
         result = profiler.measure(
-            network, runtime=runtime, threads=threads, precision=precision, variant=variant, progress=report
+            network,
+            runtime=runtime,
+            threads=threads,
+            precision=precision,
+            variant=variant,
+            sentinel_us=sentinel_us,
+            settings=replace(usually, patience_seconds=patience or usually.patience_seconds),
+            progress=report,
         )
     found: dict[str, Any] = {
         "arch": network.id,
@@ -57,6 +71,9 @@ def measure(
         "threads": threads,
         "device": result.device,
         "source": "measured",
+        "noise": result.noise,
+        "disturbed": result.disturbed,
+        "noise_text": result.text,
     }
     if known is not None:
         prices = facts.estimate(network, known)
@@ -65,6 +82,7 @@ def measure(
         return print_json(found)
     say(f"[bold]{found['measured_ms']:.4g} ms[/bold] measured (spread {found['measured_spread_ms']:.2g} ms)")
     say(f"{found['runtime']}, {precision}, {threads} thread(s), {found['device']}")
+    say(f"[yellow]{result.text}[/yellow]" if result.disturbed else result.text)
     if known is not None:
         off = found["predicted_ms"] / found["measured_ms"] - 1
         say(f"{found['predicted_ms']:.4g} ms predicted by {found['table']} ({off:+.1%})")

@@ -11,6 +11,7 @@ import typer
 from nas.commands._app import app
 from nas.commands._options import (
     JsonOption,
+    PatienceOption,
     SeedOption,
     TablesPrecisionOption,
     TablesRuntimeOption,
@@ -68,6 +69,7 @@ def profile(
     accept_noise: Annotated[
         bool, typer.Option("--accept-noise", help="Write the table even where the machine is too noisy.")
     ] = False,
+    patience: PatienceOption = None,
     seed: SeedOption = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is left and how long it takes.")] = False,
     bundle: Annotated[
@@ -94,16 +96,17 @@ def profile(
     rows of another device, runtime version or thread count are never mixed into one file.
     """
     from nas.core.units import show_seconds
-    from nas.profiling import device, profiler
+    from nas.profiling import machine, profiler
 
     asked: dict[str, Any] = {"runtime": runtime, "threads": threads, "precision": precision, "level": level}
     asked |= {"method": method, "rounds": rounds, "networks": networks}
     _refuse_without_effect(
         {"--collect": collect, "--host": host, "--bundle": bundle},
         {"--budget-minutes": budget_minutes, "--dry-run": dry_run},
-        {"SPACE": spaces, "--arch": arch, **{f"--{key}": value for key, value in asked.items()}},
+        {"SPACE": spaces, "--arch": arch, "--patience": patience} | {f"--{key}": value for key, value in asked.items()},
         {"--partial": partial, "--ssh-port": ssh_port, "--identity": identity, "--ssh-config": ssh_config},
     )
+    asked["patience_seconds"] = patience
     if collect is not None:
         return _collect(collect, table, partial, accept_noise, as_json)
     known = read_table(str(table)) if table is not None and table.is_file() else None
@@ -131,7 +134,7 @@ def profile(
     jobs = []
     for space in _profiled_spaces(spaces, known, arch):
         name = profiler.table_name(space, *(settings[key] for key in ("runtime", "threads", "level", "precision")))
-        path = table or Path("latency_tables") / device.this_machine(settings["runtime"]).slug / name
+        path = table or Path("latency_tables") / machine.this_machine(settings["runtime"]).slug / name
         jobs.append(profiler.job_of(space, path=path, **settings))
     left = [profiler.plan(job) for job in jobs]
     total = {
@@ -213,7 +216,7 @@ def _profile_facts(space: Space, outcome: Outcome) -> dict[str, Any]:
         "space": space.name,
         "repeatability_p95_percent": table.repeatability(SMALL_US),
         "repeatability_p95_large_percent": table.repeatability(LARGE_US),
-        "noise": None if outcome.noise is None else str(outcome.noise),
+        "noise_text": None if outcome.noise is None else str(outcome.noise),
         "problems": list(outcome.problems),
         "prediction": None,
     }
@@ -249,6 +252,8 @@ def _say_profile(found: dict[str, Any]) -> None:
         say(f"calibration at {size}: {line}")
     if not found["calibrations"]:
         say("calibration: none, fewer than 5 networks measured")
+    if found["noisy"]:
+        say(f"NOISY: {found['noise']:.0%} of samples in slow spells of this machine; profile again when it is quiet")
     for line in found["problems"]:
         say(line, markup=False)
     say(f"Next: nas validate {path}, or nas search --table {path} --budget 'latency_ms<=p40'")

@@ -53,7 +53,8 @@ def search_with_flags() -> Any:
 def _flag(name: str, field: Any) -> inspect.Parameter:
     """A field of the request as an option; its default shows in the help but stays unset, for the file to fill in."""
     texts = name == "budgets"
-    kind = list[str] if texts else bool if field.annotation is bool else int if _is_int(field) else str
+    named = (field.annotation, *get_args(field.annotation))
+    kind = list[str] if texts else next((each for each in (bool, int, float) if each in named), str)
     spelled = "--budget" if texts else f"--{name.replace('_', '-')}"
     shown = field.get_default(call_default_factory=True)
     default = f" Default: {shown}." if shown not in (None, (), False) else ""
@@ -65,17 +66,19 @@ def _flag(name: str, field: Any) -> inspect.Parameter:
     )
 
 
-def _is_int(field: Any) -> bool:
-    return int in (field.annotation, *get_args(field.annotation))
-
-
 def _run_search(request: str | None, given: dict[str, Any], as_json: bool) -> None:
     from nas.search.request import Request
     from nas.search.run import run_search
 
     asked = Request.read(_request_file(request), **given) if request is not None else Request(**given)
+    told: list[str] = []
+
+    def log(line: str) -> None:
+        told.append(line)
+        note(line, report)
+
     with progress_bar() as report:
-        folder = run_search(asked, log=lambda line: note(line, report), progress=report)
+        folder = run_search(asked, log=log, progress=report)
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     if as_json:
         return print_json(result | {"run": str(folder)})
@@ -85,7 +88,17 @@ def _run_search(request: str | None, given: dict[str, Any], as_json: bool) -> No
     for budget in result["budgets"]:
         say(f"budget {budget['asked']}: {budget['limit']:.6g}")
     accuracy = winner["training"]["test_accuracy"]
-    say(f"test accuracy {accuracy:.2%}, {winner['params']:,} parameters, {winner['macs']:,} MACs")
+    chance = winner["training"].get("chance")
+    guesses = chance is not None and not chance["beyond"]
+    beside = f", NO BETTER THAN CHANCE ({chance['level']:.2%})" if guesses else ""
+    say(f"test accuracy {accuracy:.2%}{beside}, {winner['params']:,} parameters, {winner['macs']:,} MACs")
+    warnings = [f"WARNING: {warning}" for warning in result.get("warnings", [])]
+    above = sum(warning in told for warning in warnings)
+    if above:
+        say(f"{above} warning{'s' if above > 1 else ''} above, also in the report")
+    for warning in warnings:
+        if warning not in told:
+            say(warning, markup=False)
     say(f"[bold]{folder / 'report.html'}[/bold]; the network: {folder / 'best.onnx'}, {folder / 'best.json'}")
 
 

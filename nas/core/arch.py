@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
-from nas.core.errors import InputError, suggest
-from nas.core.ops import Block, Row, Shape, make_unit, parse_unit
+from nas.core.errors import InputError, brief, suggest
+from nas.core.ops import LARGEST, Block, Row, Shape, make_unit, parse_unit
 from nas.core.tracing import Call, calls_of_unit
 
 Blocks = tuple[Block, ...]
+MOST_STAGES, MOST_BLOCKS = 64, 1024  # of a network; of a stage
+MOST_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,10 @@ class Arch:
         Raises:
             InputError: naming what cannot be read.
         """
-        stages = tuple(tuple(_read_runs(stage)) for stage in text.split(" | "))
+        parts = text.split(" | ")
+        if len(parts) > MOST_STAGES:
+            raise InputError(f"expected at most {MOST_STAGES} stages, got {len(parts)}")
+        stages = tuple(tuple(_read_runs(stage)) for stage in parts)
         return cls(family, input_shape, classes, stages)
 
     @classmethod
@@ -71,10 +76,25 @@ class Arch:
             InputError: naming the path inside the JSON, the value, and what was expected.
         """
         try:
-            data = json.loads(text)
+            data = json.loads(text, object_pairs_hook=functools.partial(_once, where))
         except json.JSONDecodeError as error:
             raise InputError(f"{where}: not JSON: {error.msg} at line {error.lineno} column {error.colno}") from error
+        except RecursionError as error:
+            raise InputError(f"{where}: not the JSON of an arch: it is nested too deeply") from error
+        except InputError:
+            raise
+        except ValueError as error:  # a number of thousands of digits
+            raise InputError(f"{where}: not the JSON of an arch: {error}") from error
         return _read_arch(data, where)
+
+
+def _once(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise InputError(f"{where}: key {brief(twice)} stands there twice")
+    return found
 
 
 def stage_runs(stage: Blocks) -> list[str]:
@@ -84,12 +104,17 @@ def stage_runs(stage: Blocks) -> list[str]:
 
 
 def _read_runs(text: str) -> Iterator[Block]:
+    room = MOST_BLOCKS
     for item in text.split("; "):
         words = item.split()
-        counted = re.fullmatch(r"x(\d+)", words[-1]) if len(words) > 1 else None
-        count, words = (int(counted[1]), words[:-1]) if counted else (1, words)
+        counted = re.fullmatch(r"x([0-9]+)", words[-1]) if len(words) > 1 else None
+        digits, words = (counted[1], words[:-1]) if counted else ("1", words)
         if not words:
-            raise InputError(f"expected blocks such as 'MB4D ratio=4 x3', got {text!r}")
+            raise InputError(f"expected blocks such as 'MB4D ratio=4 x3', got {brief(text)}")
+        count = int(digits) if len(digits) <= 9 else room + 1
+        room -= count
+        if count < 1 or room < 0:
+            raise InputError(f"{words[0]} x{brief(digits)}: expected 1 to {MOST_BLOCKS} blocks in a stage")
         unit = parse_unit(words[0], " ".join(words[1:]))
         if not isinstance(unit, Block):
             raise InputError(f"{words[0]} is an op, expected a block")
@@ -104,7 +129,7 @@ def _read_arch(data: Any, where: str) -> Arch:
     import search_spaces
 
     if not isinstance(data, dict):
-        raise InputError(f"{where}: expected an object with family, input, classes and stages, got {data!r}")
+        raise InputError(f"{where}: expected an object with family, input, classes and stages, got {brief(data)}")
     expected = ("family", "input", "classes", "stages")
     for key in expected:
         if key not in data:
@@ -114,22 +139,29 @@ def _read_arch(data: Any, where: str) -> Arch:
     family = _expect(data["family"], str, f"{where}.family")
     search_spaces.load(family)  # its blocks become known
     size = _expect(data["input"], list, f"{where}.input")
-    if len(size) != 3 or not all(isinstance(item, int) and item > 0 for item in size):
-        raise InputError(f"{where}.input: expected [channels, height, width], got {size!r}")
+    if len(size) != 3 or not all(type(item) is int and 1 <= item <= LARGEST for item in size):
+        raise InputError(f"{where}.input: expected [channels, height, width], 1 to {LARGEST} each, got {brief(size)}")
     classes = _expect(data["classes"], int, f"{where}.classes")
-    if classes < 1:
-        raise InputError(f"{where}.classes: expected at least 1, got {classes}")
+    if not 1 <= classes <= MOST_CLASSES:
+        raise InputError(f"{where}.classes: expected 1 to {MOST_CLASSES}, got {brief(classes)}")
     stages = []
-    for number, stage in enumerate(_expect(data["stages"], list, f"{where}.stages")):
+    for number, stage in enumerate(_some(data["stages"], f"{where}.stages", MOST_STAGES)):
         path = f"{where}.stages[{number}]"
-        blocks = enumerate(_expect(stage, list, path))
+        blocks = enumerate(_some(stage, path, MOST_BLOCKS))
         stages.append(tuple(_read_block(block, f"{path}[{index}]") for index, block in blocks))
     return Arch(family, cast(tuple[int, int, int], tuple(size)), classes, tuple(stages))
 
 
+def _some(value: Any, where: str, most: int) -> list[Any]:
+    found: list[Any] = _expect(value, list, where)
+    if len(found) > most:
+        raise InputError(f"{where}: expected at most {most} entries, got {len(found)}")
+    return found
+
+
 def _expect(value: Any, kind: type, where: str) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise InputError(f"{where}: expected {kind.__name__}, got {value!r}")
+        raise InputError(f"{where}: expected {kind.__name__}, got {brief(value)}")
     return value
 
 

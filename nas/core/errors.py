@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
+import reprlib
 from collections.abc import Iterable
+from typing import Any
+from urllib.parse import unquote
 
 
 class NasError(Exception):
@@ -46,7 +50,31 @@ class BudgetError(InputError):
 
 
 class RunError(NasError):
-    """A run directory is in use, incomplete, or belongs to another request."""
+    """A run, or a file of it, is in use, cannot be written, is incomplete, or belongs to another request."""
+
+
+HIDDEN = "***"
+_IN_URL = re.compile(r"(\w[\w+.-]*://[^\s/:@'\"]*:)([^\s'\"]*)@")
+_IN_QUERY = re.compile(r"([?&][^\s=&]*(?:pass|pwd|secret|token)[^\s=&]*=)([^\s&'\"]*)", re.IGNORECASE)
+
+
+def without_passwords(text: str, url: str = "") -> str:
+    """A text as it may be shown and kept: passwords of URLs in it are hidden, those of `url` wherever they stand."""
+    found = [match[2] for pattern in (_IN_URL, _IN_QUERY) for match in pattern.finditer(url)]
+    for password in {form for word in found for form in (word, unquote(word))} - {"", HIDDEN}:
+        text = text.replace(password, HIDDEN)
+    return _IN_QUERY.sub(rf"\1{HIDDEN}", _IN_URL.sub(rf"\1{HIDDEN}@", text))
+
+
+_brief = reprlib.Repr()
+_brief.maxlevel, _brief.maxstring, _brief.maxother = 2, 80, 80
+
+
+def brief(value: Any) -> str:
+    """The `repr` of something that was given, cut where it is long, for a message."""
+    if isinstance(value, int) and abs(value) >= 10**18:  # Python refuses to write the longest
+        return f"a whole number of about {round(value.bit_length() * 0.30103)} digits"
+    return _brief.repr(value)
 
 
 def suggest(what: str, word: str, legal: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from nas.core.errors import InputError, suggest
+from nas.core.errors import InputError, brief, suggest
 
 T = TypeVar("T")
 Tensors = Tensor | tuple[Tensor, ...]
@@ -32,6 +32,27 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "hardswish": nn.Hardswish,
     "silu": nn.SiLU,
 }
+
+
+#: the legal values of whole-number fields of ops and blocks, by name; of all others 1 to `LARGEST`
+LARGEST = 1 << 16
+BOUNDS: dict[str, tuple[int, int]] = {
+    "branch": (1, 100),
+    "classes": (1, 1_000_000),
+    "convs": (1, 8),
+    "expand": (1, 64),
+    "expands": (1, 64),
+    "heads": (1, 1024),
+    "keep": (1, 100),
+    "kernel": (1, 255),
+    "layers": (1, 128),
+    "patch": (1, 128),
+    "percent": (1, 100),
+    "ratio": (1, 64),
+    "stride": (1, 64),
+}
+LONGEST = 64  # characters of a text, entries of a tuple
+MOST_SIZES = 6  # of a shape
 
 
 class Shape(tuple[int, ...]):
@@ -68,9 +89,12 @@ class Shape(tuple[int, ...]):
     @classmethod
     def parse(cls, text: str) -> Shape:
         """Read `1x48x56x56`."""
-        if not re.fullmatch(r"\d+(x\d+)*", text):
-            raise InputError(f"shape: expected sizes like 1x48x56x56, got {text!r}")
-        return cls(*map(int, text.split("x")))
+        if not re.fullmatch(r"[0-9]{1,6}(x[0-9]{1,6})*", text):
+            raise InputError(f"shape: expected sizes like 1x48x56x56, got {brief(text)}")
+        sizes = tuple(map(int, text.split("x")))
+        if len(sizes) > MOST_SIZES or max(sizes) > LARGEST:  # no token may be left
+            raise InputError(f"shape: expected up to {MOST_SIZES} sizes of at most {LARGEST}, got {brief(text)}")
+        return cls(*sizes)
 
 
 class Choice:
@@ -91,12 +115,14 @@ class Choice:
         return hash(self.values)
 
 
-class _FromStage:
+class FromStage:
+    """What `from_stage` writes."""
+
     def __repr__(self) -> str:
         return "from_stage()"
 
 
-_FROM_STAGE = _FromStage()
+_FROM_STAGE = FromStage()
 
 
 def one_of(*values: T) -> T:
@@ -114,7 +140,13 @@ _REGISTRY: dict[str, type[Unit]] = {}
 
 @dataclass(frozen=True)
 class Unit:
-    """What ops and blocks have in common: fields, a text form, a registry by class name, and `build`."""
+    """What ops and blocks have in common: fields, a text form, a registry by class name, and `build`.
+
+    Attributes:
+        bounds: the legal values of whole-number fields, by name, where they are not those of `BOUNDS`.
+    """
+
+    bounds: ClassVar[Mapping[str, tuple[int, int]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -128,13 +160,13 @@ class Unit:
         _REGISTRY[cls.__name__] = cls
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
+        for field in self._fields():
             _check_value(type(self), field.name, getattr(self, field.name))
 
     def __hash__(self) -> int:  # cached: units are looked up far more often than made
         cached = self.__dict__.get("_cached_hash")
         if cached is None:
-            values = tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+            values = tuple(getattr(self, field.name) for field in self._fields())
             cached = hash((type(self).__name__, values))
             object.__setattr__(self, "_cached_hash", cached)
         return int(cached)
@@ -148,20 +180,25 @@ class Unit:
         """The names of the fields."""
         return frozenset(field.name for field in dataclasses.fields(cls))
 
+    @classmethod
+    @functools.cache
+    def _fields(cls) -> tuple[dataclasses.Field[Any], ...]:
+        return dataclasses.fields(cls)
+
     def unfilled(self) -> tuple[str, ...]:
         """The names of the fields without a value: choices, and those that the stage fills in."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values = {field.name: getattr(self, field.name) for field in self._fields()}
         return tuple(name for name, value in values.items() if isinstance(value, Choice) or value is _FROM_STAGE)
 
     def open_fields(self) -> dict[str, Choice]:
         """The fields that are still choices, by name."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values = {field.name: getattr(self, field.name) for field in self._fields()}
         return {name: value for name, value in values.items() if isinstance(value, Choice)}
 
     def resolved(self, values: dict[str, Any]) -> Unit:
         """This unit with its open fields and its `from_stage` fields taken from `values`."""
         filled = {}
-        for field in dataclasses.fields(self):
+        for field in self._fields():
             value = getattr(self, field.name)
             if isinstance(value, Choice) or value is _FROM_STAGE:
                 if field.name not in values:
@@ -170,18 +207,33 @@ class Unit:
         return dataclasses.replace(self, **filled) if filled else self
 
     def __str__(self) -> str:
-        fields = " ".join(f"{field.name}={_show(getattr(self, field.name))}" for field in dataclasses.fields(self))
+        fields = " ".join(f"{field.name}={_show(getattr(self, field.name))}" for field in self._fields())
         return f"{type(self).__name__} {fields}".strip()
 
     #: build(*shapes) -> module, for inputs of these shapes: one for each tensor (a map; tokens; a map and tokens)
     build: ClassVar[Callable[..., nn.Module]]
 
 
-def _check_value(cls: type, name: str, value: Any) -> None:
-    items = value.values if isinstance(value, Choice) else value if isinstance(value, tuple) else (value,)
-    for item in items:
-        if not isinstance(item, (int, str)) and item is not _FROM_STAGE:  # bool is an int; floats make unstable keys
-            raise InputError(f"{cls.__name__}.{name}: expected int, bool, str or tuples of them, got {item!r}")
+def _check_value(cls: type[Unit], name: str, value: Any) -> None:
+    if isinstance(value, Choice):
+        for choice in value.values:
+            _check_value(cls, name, choice)
+    elif isinstance(value, tuple):
+        if len(value) > LONGEST:
+            raise InputError(f"{cls.__name__}.{name}: expected at most {LONGEST} entries, got {len(value)}")
+        for item in value:
+            _check_value(cls, name, item)
+    elif isinstance(value, str):
+        legal = ACTIVATIONS if name == "act" else None
+        if len(value) > LONGEST or (legal is not None and value not in legal):
+            expected = f"at most {LONGEST} characters" if legal is None else " or ".join(legal)
+            raise InputError(f"{cls.__name__}.{name}: expected {expected}, got {brief(value)}")
+    elif isinstance(value, int):  # a bool is one
+        low, high = cls.bounds.get(name) or BOUNDS.get(name, (1, LARGEST))
+        if not low <= value <= high and not isinstance(value, bool):
+            raise InputError(f"{cls.__name__}.{name}: expected {low} to {high}, got {brief(value)}")
+    elif value is not _FROM_STAGE:  # floats make unstable keys
+        raise InputError(f"{cls.__name__}.{name}: expected int, bool, str or tuples of them, got {brief(value)}")
 
 
 def _show(value: Any) -> str:
@@ -209,13 +261,13 @@ def is_known(name: str) -> bool:
 def make_unit(name: str, values: dict[str, Any]) -> Unit:
     """An op or block from its class name and fields, checked against the class's declared types."""
     cls = unit_class(name)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields = {field.name: field for field in cls._fields()}
     for key, value in values.items():
         if key not in fields:
             raise InputError(f"{name}: {suggest('field', key, fields)}")
         kind = str(fields[key].type)
         if kind in _TYPES and (not isinstance(value, _TYPES[kind]) or (kind == "int" and isinstance(value, bool))):
-            raise InputError(f"{name}.{key}: expected {kind}, got {value!r}")
+            raise InputError(f"{name}.{key}: expected {kind}, got {brief(value)}")
     unit = cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
     still_open = [f.name for f in fields.values() if getattr(unit, f.name) is _FROM_STAGE] + list(unit.open_fields())
     if still_open:
@@ -228,10 +280,12 @@ _TYPES: dict[str, type] = {"int": int, "bool": bool, "str": str}
 
 def parse_unit(name: str, text: str) -> Unit:
     """An op or block from its class name and a text like `cin=3 act=relu`, as `str(unit)` writes it."""
-    kinds = {field.name: str(field.type) for field in dataclasses.fields(unit_class(name))}
+    kinds = {field.name: str(field.type) for field in unit_class(name)._fields()}
     values: dict[str, Any] = {}
     for item in text.split():
         key, equals, value = item.partition("=")
+        if key in values:
+            raise InputError(f"{name}: field {key!r} stands there twice")
         if not equals or key not in kinds:
             raise InputError(f"{name}: cannot read field {item!r}; known fields: {', '.join(kinds) or 'none'}")
         values[key] = _read(value, kinds[key], f"{name}.{key}")
@@ -240,12 +294,22 @@ def parse_unit(name: str, text: str) -> Unit:
 
 def _read(text: str, kind: str, where: str) -> Any:
     if kind.startswith("tuple"):
-        return tuple(int(part) if re.fullmatch(r"-?\d+", part) else part for part in text.split(",") if part)
+        parts = (part for part in text.split(",") if part)
+        return tuple(_whole(part, where) if re.fullmatch(r"-?[0-9]+", part) else part for part in parts)
     if kind == "str":
         return text
-    if not re.fullmatch(r"-?\d+", text):
-        raise InputError(f"{where}: expected {kind}, got {text!r}")
-    return bool(int(text)) if kind == "bool" else int(text)
+    if not re.fullmatch(r"-?[0-9]+", text):
+        raise InputError(f"{where}: expected {kind}, got {brief(text)}")
+    number = _whole(text, where)
+    if kind == "bool" and number not in (0, 1):
+        raise InputError(f"{where}: expected 0 or 1, got {brief(text)}")
+    return bool(number) if kind == "bool" else number
+
+
+def _whole(text: str, where: str) -> int:
+    if len(text) > 18:  # no field goes so far, and Python refuses to read the longest
+        raise InputError(f"{where}: expected a whole number of at most 18 digits, got {len(text)}")
+    return int(text)
 
 
 class Row(NamedTuple):
@@ -256,6 +320,17 @@ class Row(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.unit} @ {', '.join(map(str, self.inputs))}"
+
+
+def parse_row(text: str) -> Row:
+    """Read what `str(row)` writes.
+
+    Raises:
+        InputError: for a block or op that is not loaded, or what cannot be read.
+    """
+    unit, _, shapes = text.partition(" @ ")
+    name, _, values = unit.partition(" ")
+    return Row(parse_unit(name, values), tuple(Shape.parse(shape) for shape in shapes.split(", ") if shape))
 
 
 class Recorder(Protocol):

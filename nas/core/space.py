@@ -8,17 +8,22 @@ sampling.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from nas.core.arch import Arch, Blocks, calls_of
 from nas.core.errors import InputError, suggest
-from nas.core.ops import Block, Choice, Row, Shape, Unit
+from nas.core.ops import Block, Choice, FromStage, Row, Shape, Unit, parse_row
+from nas.core.remembered import Remembered, remembered
+from nas.core.source import code_of
 from nas.core.tracing import calls_of_unit
 
 if TYPE_CHECKING:
@@ -115,7 +120,7 @@ class Stage:
 
 def fill(block: Block, picked: Params, **fixed: Any) -> Block:
     """A block with its open and `from_stage` fields taken from `fixed`, else from `picked`."""
-    values = ((name, fixed[name] if name in fixed else picked[name]) for name in block.unfilled())
+    values = ((name, fixed[name] if name in fixed else picked[name]) for name in _unfilled(block))
     return cast(Block, _resolve(block, tuple(values)))
 
 
@@ -498,22 +503,73 @@ class Space:
 
     def rows(self) -> tuple[Row, ...]:
         """Every row at block level that any arch of this space can need, sorted by their text."""
+        return self._rows
+
+    @functools.cached_property
+    def _rows(self) -> tuple[Row, ...]:
+        return self._read_rows("rows") or self._keep_rows("rows", self._walked_rows())
+
+    def _walked_rows(self) -> set[Row]:
         found: set[Row] = set()
         for layer in self._walk:
             for steps in layer.values():
                 found.update(*(step.rows for step in steps))
-        return tuple(sorted(found, key=str))
+        return found
 
     def op_rows(self) -> tuple[Row, ...]:
         """Every row at op level that any arch of this space can need."""
-        return tuple(sorted({call.row for row in self.rows() for call in calls_of_unit(row).ops}, key=str))
+        return self._op_rows
+
+    @functools.cached_property
+    def _op_rows(self) -> tuple[Row, ...]:
+        name = "op rows"
+        return self._read_rows(name) or self._keep_rows(
+            name, {call.row for row in self.rows() for call in calls_of_unit(row).ops}
+        )
 
     def count(self) -> int:
         """The number of distinct archs, exactly."""
+        return self._count
+
+    @functools.cached_property
+    def _count(self) -> int:
+        memory, text = self._memory
+        known = memory.get(f"count {text}")
+        if known is None:
+            memory.put(f"count {text}", known := self._walked_count())
+        return int(known)
+
+    def _walked_count(self) -> int:
         counts = {step.state: 1 for steps in self._walk[-1].values() for step in steps}
         for layer in reversed(self._walk):
             counts = {state: sum(counts[step.state] for step in steps) for state, steps in layer.items()}
         return sum(counts.values())
+
+    @functools.cached_property
+    def _memory(self) -> tuple[Remembered, str]:
+        """Where answers about this space are remembered, and the text that names it there."""
+        modules: set[str] = set()
+        try:
+            text = _spell(self, modules)
+        except TypeError:
+            return remembered(None), ""
+        return remembered(code_of(*sorted(modules))), text
+
+    def _read_rows(self, name: str) -> tuple[Row, ...]:
+        memory, text = self._memory
+        try:
+            return tuple(map(parse_row, memory.get(f"{name} {text}") or ()))
+        except InputError:  # an op that is not loaded here
+            return ()
+
+    def _keep_rows(self, name: str, found: Iterable[Row]) -> tuple[Row, ...]:
+        rows = tuple(sorted(found, key=str))
+        memory, text = self._memory
+        with contextlib.suppress(InputError):
+            written = [str(row) for row in rows]
+            if tuple(map(parse_row, written)) == rows:
+                memory.put(f"{name} {text}", written)
+        return rows
 
     def archs(self) -> Iterator[Arch]:
         """All distinct archs, for spaces small enough to list."""
@@ -592,19 +648,56 @@ def _given(blocks: Blocks, streams: Names) -> Names:
     return streams.union(*(block.gives for block in blocks))
 
 
-@functools.cache
 def _rows_behind(
     blocks: Blocks, streams: tuple[tuple[str, Shape], ...]
 ) -> tuple[tuple[Row, ...], tuple[tuple[str, Shape], ...]]:
     """The rows of blocks in sequence from these streams, and the streams behind them; blocks without ops have none."""
-    if not blocks:
-        return (), streams
+    rows: list[Row] = []
+    for block in blocks:
+        row, streams = _row_behind(block, streams)
+        rows += row
+    return tuple(rows), streams
+
+
+@functools.cache
+def _row_behind(
+    block: Block, streams: tuple[tuple[str, Shape], ...]
+) -> tuple[tuple[Row, ...], tuple[tuple[str, Shape], ...]]:
     shapes = dict(streams)
-    row = Row(blocks[0], tuple(shapes[name] for name in blocks[0].takes))
+    row = Row(block, tuple(shapes[name] for name in block.takes))
     call = calls_of_unit(row)
-    shapes.update(zip(blocks[0].gives, call.outputs, strict=True))
-    rows, behind = _rows_behind(blocks[1:], tuple(sorted(shapes.items())))
-    return ((row, *rows) if call.ops else rows), behind
+    shapes.update(zip(block.gives, call.outputs, strict=True))
+    return ((row,) if call.ops else ()), tuple(sorted(shapes.items()))
+
+
+_unfilled = functools.cache(Block.unfilled)
+
+
+def _spell(value: Any, modules: set[str]) -> str:
+    """A value in words that name it and no other, and the modules that define what it is made of.
+
+    Raises:
+        TypeError: for what has no such words, such as a lambda.
+    """
+    if value is None or isinstance(value, (int, str)):
+        return repr(value)
+    if isinstance(value, (tuple, list)):
+        return f"({''.join(f'{_spell(item, modules)},' for item in value)})"
+    if isinstance(value, Mapping):
+        return f"{{{''.join(f'{name}={_spell(item, modules)},' for name, item in value.items())}}}"
+    if isinstance(value, Choice):
+        return f"one_of{_spell(value.values, modules)}"
+    named = value if isinstance(value, FunctionType) else type(value)
+    if getattr(sys.modules.get(named.__module__), named.__qualname__, None) is not named:
+        raise TypeError(f"{named} is no name of its module")
+    modules.update(cls.__module__ for cls in getattr(named, "__mro__", (named,))[:-1] or (named,))
+    name = f"{named.__module__}.{named.__qualname__}"
+    if not dataclasses.is_dataclass(value):
+        if isinstance(value, FunctionType) or named is FromStage:
+            return name
+        raise TypeError(f"{named} is no plain data")
+    fields = (f"{item.name}={_spell(getattr(value, item.name), modules)}," for item in dataclasses.fields(value))
+    return f"{name}({''.join(fields)})"
 
 
 @functools.cache

@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from types import FunctionType
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nas.core import ops
-from nas.core.errors import TraceError
+from nas.core.errors import InputError, TraceError
 from nas.core.ops import BlockModule, Leaf, Row, Shape, Tensors
+from nas.core.remembered import remembered
+from nas.core.source import code_of
+
+T = TypeVar("T")
 
 #: what only looks at memory in another way; anything else outside an op leaf is compute
 FREE_VIEWS = frozenset(
@@ -44,6 +50,18 @@ FREE_VIEWS = frozenset(
     ]
 )
 BYTES_PER_VALUE = 4  # fp32
+MOST_PARAMS, MOST_BYTES = 10**9, 16 * 10**9  # of a block: what is beyond is a slip of the pen, and ends in no memory
+#: what fvcore counts by default although it is no product of weights or tokens
+NOT_COUNTED = (
+    "adaptive_avg_pool2d",
+    "batch_norm",
+    "grid_sampler",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "upsample_bilinear2d",
+    "upsample_nearest2d",
+)
 
 
 @dataclass(frozen=True)
@@ -186,15 +204,90 @@ def _peak_bytes(
 
 @functools.cache
 def calls_of_unit(row: Row) -> Call:
-    """The call of one block or op in deployed form, traced once and remembered.
+    """The call of one block or op in deployed form, traced once and remembered, on disk as well.
 
     Raises:
+        InputError: it has more parameters or larger tensors than a network could have.
         TraceError: where it computes outside its op leaves.
     """
+    return _once("call", row, _trace_unit, _call_data, _read_call)
+
+
+def _trace_unit(row: Row) -> Call:
+    (call,) = trace(_deployed(row), *row.inputs)
+    if (size := max(inner.peak_bytes for inner in (call, *call.ops))) > MOST_BYTES:
+        raise InputError(f"{row} needs {size:,} bytes of activations, expected at most {MOST_BYTES:,}")
+    return call
+
+
+def _deployed(row: Row) -> nn.Module:
     with torch.device("meta"):
         module = row.unit.build(*row.inputs) if not isinstance(row.unit, ops.Block) else row.unit.module(*row.inputs)
-    (call,) = trace(fuse_in_place(module), *row.inputs)
-    return call
+    if (count := sum(parameter.numel() for parameter in module.parameters())) > MOST_PARAMS:
+        raise InputError(f"{row} has {count:,} parameters, expected at most {MOST_PARAMS:,}")
+    return fuse_in_place(module)
+
+
+@functools.cache
+def deployed_bytes_of_unit(row: Row) -> int:
+    """Bytes of the weights of one block or op in deployed form, fp32: what its norms hold is in its neighbours."""
+    return _once("bytes", row, _count_bytes, int, _as_read)
+
+
+def _count_bytes(row: Row) -> int:
+    return BYTES_PER_VALUE * sum(parameter.numel() for parameter in _deployed(row).parameters())
+
+
+def _call_data(call: Call) -> list[Any]:
+    inner = (f"{op.row} > {_shapes_text(op.outputs)} : {op.peak_bytes}" for op in call.ops)
+    return [_shapes_text(call.outputs), call.peak_bytes, *inner]
+
+
+def _shapes_text(shapes: tuple[Shape, ...]) -> str:
+    return " ".join(map(str, shapes))
+
+
+def _read_call(row: Row, data: list[Any]) -> Call:
+    shapes, peak, *inner = data
+    return Call(row, _read_shapes(shapes), tuple(map(_read_op, inner)), peak)
+
+
+@functools.cache
+def _read_op(text: str) -> Call:
+    row, _, rest = text.partition(" > ")
+    outputs, _, peak = rest.partition(" : ")
+    return Call(ops.parse_row(row), _read_shapes(outputs), (), int(peak))
+
+
+@functools.cache
+def _read_shapes(text: str) -> tuple[Shape, ...]:
+    return tuple(map(Shape.parse, text.split()))
+
+
+def _once(kind: str, row: Row, make: Callable[[Row], T], data: Callable[[T], Any], read: Callable[[Row, Any], T]) -> T:
+    """What `make` gives of a row, read where any process has made it with the same code."""
+    memory = remembered(_code_behind(cast(Hashable, type(row.unit))))
+    key = f"{kind} {row.unit!r} @ {_shapes_text(row.inputs)}"
+    found = memory.get(key)
+    if found is not None:
+        with contextlib.suppress(InputError):  # an op that is not loaded here
+            return read(row, found)
+    made = make(row)
+    with contextlib.suppress(ValueError):  # what does not come back as it was is not remembered
+        if read(row, written := data(made)) == made:
+            memory.put(key, written)
+    return made
+
+
+@functools.cache
+def _code_behind(unit: type) -> str | None:
+    """The code that makes what is remembered of a class; None where files do not say what it is, such as one of a
+    notebook or with a method from elsewhere.
+    """
+    modules = {cls.__module__ for cls in unit.__mro__}
+    methods = [item for cls in unit.__mro__[:-1] for item in vars(cls).values() if isinstance(item, FunctionType)]
+    is_own = getattr(sys.modules.get(unit.__module__), unit.__qualname__, None) is unit
+    return code_of(unit.__module__) if is_own and all(item.__module__ in modules for item in methods) else None
 
 
 def fuse_in_place(model: nn.Module) -> nn.Module:
@@ -212,7 +305,11 @@ def fuse_in_place(model: nn.Module) -> nn.Module:
 
 @functools.cache
 def params_of_unit(row: Row) -> int:
-    """Learned parameters of one block or op, training form."""
+    """Learned parameters of one block or op, training form; remembered on disk."""
+    return _once("params", row, _count_params, int, _as_read)
+
+
+def _count_params(row: Row) -> int:
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in row.unit.build(*row.inputs).parameters())
 
@@ -221,10 +318,19 @@ def params_of_unit(row: Row) -> int:
 def macs_of_op(row: Row) -> int:
     """Multiply-adds of one op at batch 1: convolutions, linears and matrix products, by fvcore (one MAC is one).
 
-    Norms, activations, pooling, softmax and sums are not counted, as the papers do not; training form.
+    Norms, activations, pooling, interpolation, softmax and sums are not counted, as the papers do not; training form;
+    remembered on disk.
     """
+    return _once("macs", row, _trace_macs, int, _as_read)
+
+
+def _trace_macs(row: Row) -> int:
     with torch.device("cpu"):
         return _count_macs(row.unit.build(*row.inputs), row.inputs)
+
+
+def _as_read(row: Row, count: int) -> int:
+    return count
 
 
 def macs_of_unit(row: Row) -> int:
@@ -241,8 +347,8 @@ def _count_macs(module: nn.Module, shapes: tuple[Shape, ...]) -> int:
     with torch.no_grad():
         inputs = tuple(torch.zeros(shape) for shape in shapes)
         analysis = FlopCountAnalysis(module.eval(), inputs)
-        for norm in ("aten::batch_norm", "aten::layer_norm", "aten::group_norm"):
-            analysis.set_op_handle(norm, _no_macs)
+        for name in NOT_COUNTED:
+            analysis.set_op_handle(f"aten::{name}", _no_macs)
         analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         return int(analysis.total())

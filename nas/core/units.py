@@ -10,11 +10,6 @@ def to_ms(us: float) -> float:
     return us / US_PER_MS
 
 
-def to_us(ms: float) -> float:
-    """Milliseconds as microseconds."""
-    return ms * US_PER_MS
-
-
 def show_us(us: float) -> str:
     """A latency for a person: `12.3 us`, `4.56 ms`, `1.20 s`."""
     if us < 1e3:

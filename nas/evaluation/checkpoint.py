@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nas.core.errors import InputError
+from nas.core.files import write_bytes
 
 
 def write_checkpoint(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
-    """Write a state under a temporary name, then move it into place.
+    """Write a state.
 
     Args:
         path: the file.
         identity: what must be the same for the checkpoint to fit, as two levels of plain data.
         state: tensors and plain data.
+
+    Raises:
+        RunError: it cannot be written; what was there stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")  # what a killed process left is written over
-    try:
-        torch.save({"identity": json.dumps(identity), **state}, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    _save(path, {"identity": json.dumps(identity), **state})
+
+
+def write_weights(path: Path, model: torch.nn.Module) -> None:
+    """Write the state dict of a model, on the CPU; raises as `write_checkpoint`."""
+    _save(path, {key: value.cpu() for key, value in model.state_dict().items()})
+
+
+def _save(path: Path, content: dict[str, Any]) -> None:
+    buffer = io.BytesIO()  # torch answers a full disk with an error of its own, which does not say what it is
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getbuffer())
 
 
 def read_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
@@ -38,11 +48,10 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
         InputError: the file is damaged, or belongs to another training; it is not touched.
     """
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)  # executes no code
+        content: dict[str, Any] = _read(path)
         found = json.loads(content["identity"])
-    except (OSError, EOFError, RuntimeError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path}: not a readable checkpoint ({reason}); delete it to start over") from error
+    except (InputError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: not a readable checkpoint ({error}); delete it to start over") from error
     expected = json.loads(json.dumps(identity))
     if found != expected:
         raise InputError(
@@ -70,11 +79,32 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         InputError: where the file is missing or holds anything but tensors by name.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # on files that are refused right after
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        state = _read(path)
+    except InputError as error:
         raise InputError(f"{path}: cannot be read as a file of weights: {error}") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path}: expected a state dict (tensors by name), as nas train writes it")
     return state
+
+
+def _read(path: Path) -> Any:
+    """What `torch.save` wrote, tensors and plain data; no code in it is executed.
+
+    Raises:
+        InputError: why it cannot be read. PyTorch's own text is left out: it advises to execute what the file holds.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # on files that are refused right after
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(error.strerror or str(error)) from error
+    except pickle.UnpicklingError as error:
+        if not zipfile.is_zipfile(path):
+            raise InputError("it was not written by torch.save") from error
+        raise InputError(
+            "it holds objects of Python, not only tensors, such as a whole model; where you trust it, load it and "
+            "write its weights alone: torch.save(model.state_dict(), FILE)"
+        ) from error
+    except Exception as error:  # the reader fails in many ways on what is something else
+        raise InputError("it is damaged, or was not written by torch.save") from error

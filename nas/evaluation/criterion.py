@@ -63,7 +63,7 @@ class Criterion:
                 loss = loss + recipe.distill_soft * soft_loss(heads[-1], answer.logits, recipe.temperature)
             if recipe.distill_tokens:
                 loss = loss + recipe.distill_tokens * self._tokens(streams, answer)
-        if recipe.ratio and len(self.ratios):
+        if recipe.keep == "draw" and recipe.ratio and len(self.ratios):
             loss = loss + recipe.ratio * ratio_loss(streams["kept"], self.ratios)
         return loss
 

@@ -7,7 +7,6 @@ and become floats batch by batch, on the device; folders of images are streamed.
 
 from __future__ import annotations
 
-import importlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.core.errors import InputError, suggest
+from nas.core.files import cache_folder
 from nas.evaluation import datasets
 from nas.evaluation.sampler import PlannedBatch, in_order, shuffled
 
@@ -118,6 +118,11 @@ class Split(ABC):
         """That of the C channels of a batch; None where a split does not say."""
         return None
 
+    @property
+    def class_counts(self) -> tuple[int, ...] | None:
+        """How many images each class has; None where a split does not say."""
+        return None
+
     def batches(
         self,
         batch_size: int,
@@ -209,6 +214,10 @@ class MemorySplit(Split):
             parts = [(part * part.new_tensor(LUMA)).sum().reshape(1) for part in parts]
         return Normalisation(*(tuple(part.expand(channels).tolist()) for part in parts))
 
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        return tuple(torch.bincount(self.labels, minlength=self.classes).tolist())
+
     def to(self, device: torch.device | str) -> MemorySplit:
         moved = {name: getattr(self, name).to(device) for name in ("images", "labels", "mean", "std")}
         return replace(self, **moved)
@@ -291,9 +300,9 @@ def shifted(images: Tensor, by: Tensor) -> Tensor:
     return images.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def cache_folder() -> Path:
-    """Where downloaded data sets are kept: $MILLINAS_DATA, or ~/.cache/millinas."""
-    return Path(os.environ.get("MILLINAS_DATA") or Path.home() / ".cache" / "millinas")
+def data_folder() -> Path:
+    """Where downloaded data sets are kept: `$MILLINAS_DATA`, or the folder of caches."""
+    return Path(os.environ["MILLINAS_DATA"]) if os.environ.get("MILLINAS_DATA") else cache_folder()
 
 
 def load_data(
@@ -317,4 +326,4 @@ def load_data(
         raise InputError(f"dataset {name}: limit is at least 2 images, not {limit}")
     folder = Path(path).expanduser() if path else None
     request = DataRequest(name, folder, input_shape, seed, val_fraction, limit)
-    return cast(Data, importlib.import_module(datasets.module_name(name)).load(request))
+    return cast(Data, datasets.loader(name)(request))

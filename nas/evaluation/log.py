@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from nas.core.files import write_text
 
 COLUMNS = ("train_loss", "val_loss", "val_accuracy", "lr", "images_per_second", "resolution")
 """What TensorBoard shows."""
@@ -48,9 +51,8 @@ class Log:
 def write_history(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     """The epochs of a training run as CSV, one line each; what an epoch did not measure stays empty."""
     columns = list(dict.fromkeys(key for epoch in history for key in epoch))
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(history)
-    temporary.replace(path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="")
+    writer.writeheader()
+    writer.writerows(history)
+    write_text(path, text.getvalue())

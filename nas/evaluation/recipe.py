@@ -57,7 +57,12 @@ class Recipe(BaseModel):
     temperature: float = Field(default=1.0, gt=0, description="of both answers in distill_soft")
     distill_tokens: float = Field(default=0.0, ge=0, description="weight of the distance to the teacher's kept tokens")
     ratio: float = Field(
-        default=10.0, ge=0, description="weight of keep ratios that are missed, where tokens are dropped"
+        default=10.0, ge=0, description="weight of keep ratios that are missed, where `keep` draws them"
+    )
+    keep: Literal["count", "draw"] = Field(
+        default="count",
+        description="tokens that are kept in training: as many as at inference; or drawn one by one with `ratio` as "
+        "weight of a loss, for hosts that are trained already (DynamicViT)",
     )
     ema_decay: float | None = Field(default=None, gt=0, lt=1, description="a step, of averaged weights: the result")
     clip: float | None = Field(default=None, gt=0, description="limit of gradients; 0.01 is usual with agc")

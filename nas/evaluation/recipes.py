@@ -35,6 +35,7 @@ DYNAMICVIT: dict[str, Any] = DEIT | {
     "host_lr": 0.01,
     "host_frozen": 5,
     "start": "teacher",
+    "keep": "draw",
     "ratio": 2.0,
     "distill_soft": 0.5,
     "distill_tokens": 0.5,

@@ -12,7 +12,9 @@ import torch
 
 from nas.core.arch import Arch
 from nas.core.errors import InputError
+from nas.core.files import write_text
 from nas.evaluation.checkpoint import read_weights as read_weights
+from nas.evaluation.checkpoint import write_weights
 from nas.evaluation.data import load_data
 from nas.evaluation.distributed import joined, own_process
 from nas.evaluation.log import write_history as write_history
@@ -86,10 +88,7 @@ def train_arch(
     with joined(device) as where:
         first = own_process()[0] == 0
         if first:
-            folder.mkdir(parents=True, exist_ok=True)
-            temporary = folder / ".arch.json.tmp"
-            temporary.write_text(fitted.to_json() + "\n", encoding="utf-8")
-            temporary.replace(folder / "arch.json")
+            write_text(folder / "arch.json", fitted.to_json() + "\n")
         result = train(
             model,
             data,
@@ -132,12 +131,9 @@ def _facts(result: TrainResult, arch: Arch, data: str, recipe: Recipe, seed: int
 
 
 def _save(model: torch.nn.Module, result: TrainResult, facts: dict[str, Any], folder: Path) -> None:
-    weights = folder / "weights.pt"
-    temporary = weights.with_suffix(".tmp")
-    torch.save({key: value.cpu() for key, value in model.state_dict().items()}, temporary)
-    temporary.replace(weights)
+    write_weights(folder / "weights.pt", model)
     write_history(result.history, folder / "training.csv")
-    (folder / "result.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "result.json", json.dumps(facts, indent=2) + "\n")
 
 
 def export_arch(arch: Arch, target: Path, format: str = "onnx", weights: Path | None = None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from nas.evaluation.distributed import of_first, own_process, summed
 from nas.evaluation.log import Log
 from nas.evaluation.metrics import Metrics, TrainingDiverged, evaluate, laid_out
 from nas.evaluation.network import TrainedNetwork, add_dropout
-from nas.evaluation.optimization import Schedule, averaged, clip, make_optimizer
+from nas.evaluation.optimization import Schedule, averaged, clip, make_optimizer, prediction_modules
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.sampler import PlannedBatch, Share, batch_table, multi_scale, shuffled
 from nas.evaluation.teacher import Teacher, start_from
@@ -177,6 +177,8 @@ class _Trainer:
             self.model.to(memory_format=torch.channels_last)
         self.optimizer = make_optimizer(model, recipe)
         trained = TrainedNetwork(model, [s for s in recipe.multi_scale if s != self.side])
+        for part in (part for each in trained.models for part in prediction_modules(each)):
+            cast(Any, part.body).draws = recipe.keep == "draw"
         self.network: nn.Module = trained
         if world > 1:
             self.network = DistributedDataParallel(trained, broadcast_buffers=False)

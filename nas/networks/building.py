@@ -125,7 +125,7 @@ def load_arch(name: str | os.PathLike[str]) -> Arch:
     path = Path(name)
     if path.suffix == ".json" or path.is_file():
         try:
-            return Arch.from_json(path.read_text(encoding="utf-8"), str(path))
+            return Arch.from_json(path.read_text(encoding="utf-8-sig"), str(path))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: cannot be read as an arch file: {error}") from error
     raise InputError(f"{suggest('preset', str(name), presets)} A file of an arch ends in .json.")

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import copy
 import os
-import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from nas.core.errors import InputError, MeasureError, suggest
+from nas.core.files import whole
+from nas.profiling.device.sessions import example_arrays
 
 if TYPE_CHECKING:  # a process that only runs files does without PyTorch
     import torch
@@ -48,15 +46,9 @@ def export(model: nn.Module, shapes: Sequence[Shape], path: str | os.PathLike[st
 
 def export_onnx(model: nn.Module, shapes: Sequence[Shape], path: str | os.PathLike[str]) -> Path:
     """Write an ONNX file with inputs `input0`, `input1`, ... and outputs `output0`, ...; see `export`."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
+    with whole(path) as temporary:
         write_onnx(deployed(model), shapes, temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target
+    return Path(path)
 
 
 def write_onnx(
@@ -130,12 +122,6 @@ def example_inputs(shapes: Sequence[Shape], seed: int = 0) -> tuple[Tensor, ...]
     import torch
 
     return tuple(map(torch.from_numpy, example_arrays(shapes, seed)))
-
-
-def example_arrays(shapes: Sequence[Sequence[int]], seed: int = 0) -> tuple[NDArray[np.float32], ...]:
-    """`example_inputs` as NumPy arrays, without PyTorch."""
-    rng = np.random.default_rng(seed)
-    return tuple(rng.standard_normal(tuple(shape), dtype=np.float32) for shape in shapes)
 
 
 def _outputs_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:

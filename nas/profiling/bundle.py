@@ -1,9 +1,9 @@
 """Bundles: a profile in a folder, for a device that has Python, NumPy and a runtime but neither PyTorch nor `nas`.
 
-`make` converts every graph and puts `nas.profiling.runner` beside them as run.py; run there, it writes samples, of
-which `collect` makes the table that a profile on the device would have made. Large weights are no part of a graph's
-file: they are random anyway, so all graphs read them from a few files of random numbers, one for each power of two that
-standard deviations are near to. The weights of one graph follow each other there, so copies of a block stay apart.
+`make` converts every graph and puts `nas.profiling.device` beside them; run.py there writes samples, of which `collect`
+makes the table that a profile on the device would have made. Large weights are no part of a graph's file: they are
+random anyway, so all graphs read them from a few files of random numbers, one for each power of two that standard
+deviations are near to. The weights of one graph follow each other there, so copies of a block stay apart.
 """
 
 from __future__ import annotations
@@ -18,19 +18,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nas.core.arch import Arch, calls_of
-from nas.core.errors import InputError, MeasureError, suggest
+import nas
+from nas.core.arch import Arch
+from nas.core.errors import InputError, MeasureError, NasError, suggest
+from nas.core.files import lock_of, write_text, writing
 from nas.core.ops import Row, Shape, parse_unit
 from nas.core.space import Space
 from nas.core.tracing import macs_of_unit
-from nas.profiling import runner
 from nas.profiling.bench import Bench, Progress, silent
+from nas.profiling.device import loaders, run
+from nas.profiling.device.journal import Log
+from nas.profiling.device.timing import MOST_NOISE, Settings
 from nas.profiling.job import DEFAULT, Job
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.profiler import table_name
-from nas.profiling.protocol import MOST_SLOW, Settings
-from nas.profiling.samples import Journal, Log, unwritable
+from nas.profiling.returned import read_failures, read_samples
 from nas.profiling.selection import varied
 from nas.profiling.sentinel import sentinel
 from nas.profiling.shared_weights import SharedWeights
@@ -38,7 +41,9 @@ from nas.tables.table import Header, Table, scope_of, space_of
 
 GRAPHS = "graphs"
 CONVERTED = 32  # graphs that one request converts
-SUFFIXES = {"onnxruntime": ".onnx", "openvino": ".onnx", "litert": ".tflite"}
+#: of the package, what a bundle carries; with run.py, which begins there
+CODE = ("core/__init__.py", "core/errors.py", "core/files.py", "profiling/__init__.py", "profiling/device/**/*.py")
+RUN = "from pathlib import Path\n\nfrom nas.profiling.device.run import main\n\nmain(Path(__file__).resolve().parent)\n"
 
 
 def make(
@@ -52,6 +57,7 @@ def make(
     passes: int = 2,
     rounds: int = 8,
     networks: int = DEFAULT.networks,
+    patience_seconds: float = DEFAULT.patience_seconds,
     seed: int = 0,
     rows: Iterable[Row] | None = None,
     progress: Progress = silent,
@@ -69,11 +75,11 @@ def make(
         MeasureError: where the runtime is not installed, or the reference block cannot be converted.
         RunError: where the folder cannot be written, such as on a full disk.
     """
-    if runtime not in runner.RUNTIMES:
-        raise InputError(f"bundles: {suggest('runtime', runtime, runner.RUNTIMES)}")
+    if runtime not in loaders.runtimes():
+        raise InputError(f"bundles: {suggest('runtime', runtime, loaders.runtimes())}")
     if space_of(scope_of(space)) != space:
         raise InputError(
-            f"space {space.name!r} is not the one that is known by this name; put its file into NAS_SPACES"
+            f"space {space.name!r} is not the one that is known by this name; put its file into a folder of NAS_PLUGINS"
         )
     only = None if rows is None else tuple(rows)
     job = _Bundled(
@@ -81,12 +87,12 @@ def make(
         folder / "table.csv",
         Engine(runtime, threads, precision),
         level,
-        Settings(rounds, passes, networks),
+        Settings(rounds, passes, networks, patience_seconds=patience_seconds),
         seed,
         only,
     )
     plan = _plan(job)
-    if (folder / runner.MANIFEST).exists():
+    if (folder / run.MANIFEST).exists():
         _require_same(folder, plan)
         return folder
     if folder.exists() and any(folder.iterdir()):
@@ -95,40 +101,42 @@ def make(
     begun = whole.with_name(f"{whole.name}.begun")  # what an interrupted call leaves is made anew
     shutil.rmtree(begun, ignore_errors=True)
     graphs, failures = _write_graphs(job, begun / GRAPHS, progress)
-    with _writing(whole):
-        shutil.copyfile(runner.__file__, begun / "run.py")
-    names = sorted(path.relative_to(begun).as_posix() for path in [begun / "run.py", *begun.glob(f"{GRAPHS}/*")])
+    with writing(whole):
+        _write_code(begun)
+    names = sorted(path.relative_to(begun).as_posix() for path in begun.rglob("*") if path.is_file())
     manifest = plan | {
         "header": asdict(_header(job)),
         "sentinel": graphs.pop(sentinel().key),
         "graphs": graphs,
         "unconverted": failures,
-        "files": {name: runner.fingerprint(begun / name) for name in names},
+        "files": {name: run.fingerprint(begun / name) for name in names},
     }
-    with _writing(whole):
-        (begun / runner.MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    write_text(begun / run.MANIFEST, json.dumps(manifest, indent=1))
+    with writing(whole):
         begun.replace(whole)
     return folder
 
 
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Say what to do where a file cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise unwritable(path, error) from error
+def _write_code(folder: Path) -> None:
+    """Write run.py and the part of this package that it needs."""
+    package = Path(nas.__file__).parent
+    for path in [found for pattern in CODE for found in package.glob(pattern)]:
+        target = folder / "nas" / path.relative_to(package)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    (folder / "nas" / "__init__.py").write_text('"""The part of millinas that a bundle needs."""\n', encoding="utf-8")
+    (folder / "run.py").write_text(f'"""python run.py: see nas/profiling/device/run.py."""\n\n{RUN}', encoding="utf-8")
 
 
 def _plan(job: Job) -> dict[str, Any]:
     """The part of a manifest that follows from what was asked for."""
     rows = None if job.only is None else [_row_data(row) for row in job.only]
     archs = _networks(job)
-    settings = asdict(job.settings) | {"seed": job.seed, "enough": job.settings.enough, "limit": job.settings.limit}
-    items = [list(dict.fromkeys(probe.key for probe, _ in item)) for item in job.items(archs)]
+    settings = asdict(job.settings) | {"seed": job.seed}
     asked = {"space": scope_of(job.space), "rows": rows, "level": job.level} | asdict(job.engine)
     networks = [arch.to_json() for arch in archs]
-    plan = {"format": runner.FORMAT, "asked": asked, "settings": settings, "networks": networks, "items": items}
+    items = [[(probe.key, weight) for probe, weight in item] for item in job.items(archs)]
+    plan = {"format": run.FORMAT, "asked": asked, "settings": settings, "networks": networks, "items": items}
     data: dict[str, Any] = json.loads(json.dumps(plan))
     return data
 
@@ -160,11 +168,11 @@ def _require_same(folder: Path, plan: Mapping[str, Any]) -> None:
 
 def _write_graphs(job: Job, folder: Path, progress: Progress) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Convert the sentinel and all graphs; what a manifest says of each by key, and why others failed."""
-    with _writing(folder):
+    with writing(folder):
         folder.mkdir(parents=True)
     items = job.items(_networks(job))
     probes = list(dict.fromkeys([sentinel(), *(probe for item in items for probe, _ in item)]))
-    suffix, shared = SUFFIXES[job.engine.runtime], SharedWeights()
+    suffix, shared = loaders.loader_of(job.engine.runtime).SUFFIX, SharedWeights()
     graphs = {}
     with Bench(job.engine, job.settings, Log(), job.seed, (job.space.name,)) as bench:
         for start in range(0, len(probes), CONVERTED):
@@ -175,26 +183,24 @@ def _write_graphs(job: Job, folder: Path, progress: Progress) -> tuple[dict[str,
                 if probe.key in bench.failures:
                     continue
                 path = folder / f"{number:04}{suffix}"
-                with _writing(path):
+                with writing(path):
                     if suffix == ".onnx":
                         path.write_bytes(shared.without_weights(files[probe.key]))
                     else:
                         shutil.copyfile(files[probe.key], path)
-                graphs[probe.key] = _graph_data(probe, f"{GRAPHS}/{path.name}", job.settings.least_of(probe))
-    with _writing(folder):
+                graphs[probe.key] = _graph_data(probe, f"{GRAPHS}/{path.name}")
+    with writing(folder):
         shared.write(folder)
     return graphs, bench.failures
 
 
-def _graph_data(probe: Probe, file: str, least: int) -> dict[str, Any]:
-    rows = probe.rows if probe.arch is None else [call.row for call in calls_of(probe.arch)]
-    shapes = [list(shape) for shape in probe.shapes()]
+def _graph_data(probe: Probe, file: str) -> dict[str, Any]:
     return {
         "file": file,
-        "shapes": shapes,
+        "shapes": [list(shape) for shape in probe.shapes()],
         "weight_bytes": probe.weight_bytes,
-        "macs": sum(map(macs_of_unit, rows)),
-        "least": least,
+        "macs": probe.macs,
+        "whole": probe.whole,
     }
 
 
@@ -234,65 +240,64 @@ def collect(folder: Path, *, output: Path | None = None, partial: bool = False, 
             into the table at `output`.
         MeasureError: where the device was too disturbed, or could not measure rows, naming each and why; the table
             holds the others.
-        RunError: where the table cannot be written.
+        RunError: where another process writes the table, or it cannot be written.
     """
     manifest = _read_manifest(folder)
-    if not (folder / runner.SAMPLES).exists():
-        raise InputError(f"{folder}: has no {runner.SAMPLES}; copy the folder to the device and there: python run.py")
-    failures = manifest["unconverted"] | _read_failures(folder)
-    with Journal(folder / runner.SAMPLES) as journal:
-        if journal.header is None or not journal.samples:
-            raise InputError(f"{folder / runner.SAMPLES}: holds no samples; on the device: python run.py")
-        job = _job(manifest, Header(**journal.header | {"spaces": ()}), output)
-        _require_same_run(folder, manifest, job)
-        lacking = _lacking(manifest, journal, failures)
-        if lacking and not partial:
-            raise InputError(
-                f"{folder}: {lacking} of {len(manifest['graphs'])} graphs lack samples; go on with python run.py on "
-                "the device, or take what is there with --partial"
-            )
+    if not (folder / run.SAMPLES).exists():
+        raise InputError(f"{folder}: has no {run.SAMPLES}; copy the folder to the device and there: python run.py")
+    with _as_made(folder / run.MANIFEST):
+        said, log = read_samples(folder / run.SAMPLES, manifest)
+        if not log.has_samples:
+            raise InputError(f"{folder / run.SAMPLES}: holds no samples; on the device: python run.py")
+        failures = manifest["unconverted"] | read_failures(folder / run.FAILURES, manifest["graphs"])
         archs = tuple(map(Arch.from_json, manifest["networks"]))
-        noise = job.noise(journal, archs)
-        if noise.is_too_much and not accept_noise:
-            raise MeasureError(
-                f"{folder}: the device was too disturbed to be believed: {noise}, at most {MOST_SLOW:.0%} may be. "
-                f"Close other programs there, let it cool, remove {runner.SAMPLES} and run python run.py again; "
-                "--accept-noise takes the samples as they are"
-            )
-        if noise.is_too_much:
-            facts = dataclasses.replace(
-                job.header(), protocol=f"{job.header().protocol}; noisy device accepted: {noise}"
-            )
-            job = dataclasses.replace(job, facts=facts)
-        table = job.result(journal, "default", archs)
-    if table.entries:
-        with _writing(job.path):
+        job = _job(folder, manifest, Header(**said | {"spaces": ()}), output)
+        lacking = _lacking(manifest, log, failures)
+    if lacking and not partial:
+        raise InputError(
+            f"{folder}: {lacking} of {len(manifest['graphs'])} graphs lack samples; go on with python run.py on "
+            "the device, or take what is there with --partial"
+        )
+    noise = job.noise(log, archs)
+    if noise.is_too_much and not accept_noise:
+        raise MeasureError(
+            f"{folder}: the device was too disturbed to be believed: {noise}, at most {MOST_NOISE:.0%} may be. "
+            f"Close other programs there, let it cool, remove {run.SAMPLES} and run python run.py again; "
+            "--accept-noise takes the samples as they are"
+        )
+    with lock_of(job.path):
+        job = dataclasses.replace(job)  # what others have written until now counts
+        table = job.result(log, "default", archs)
+        if table.entries:
             table.write(job.path)
     _raise_failures(folder, job, failures)
     return Table.read(job.path)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    if not (folder / runner.MANIFEST).is_file():
+    if not (folder / run.MANIFEST).is_file():
         raise InputError(f"{folder}: holds no bundle; make one with nas profile SPACE --bundle {folder}")
+    return run.read_manifest(folder)
+
+
+@contextlib.contextmanager
+def _as_made(path: Path) -> Iterator[None]:
+    """Say so where a manifest lacks what `make` has written, or holds something else."""
     try:
-        return runner.read_manifest(folder)
-    except runner.Failure as failure:
-        raise InputError(f"{folder}: {failure}") from failure
+        yield
+    except NasError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise InputError(f"{path}: is not as nas has made it ({what}); make the bundle anew and run it") from error
 
 
-def _read_failures(folder: Path) -> dict[str, str]:
-    path = folder / runner.FAILURES
-    if not path.exists():
-        return {}
-    try:
-        found: dict[str, str] = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); copy it from the device again, or remove it") from error
-    return found
+def _job(folder: Path, manifest: Mapping[str, Any], facts: Header, output: Path | None) -> _Taken:
+    """The job of a bundle, which says what its graphs are for.
 
-
-def _job(manifest: Mapping[str, Any], facts: Header, output: Path | None) -> _Taken:
+    Raises:
+        InputError: where the manifest is not as `make` writes it, or as this version would.
+    """
     asked = manifest["asked"]
     settings = {field.name: manifest["settings"][field.name] for field in dataclasses.fields(Settings)}
     space, seed = space_of(asked["space"]), manifest["settings"]["seed"]
@@ -300,29 +305,19 @@ def _job(manifest: Mapping[str, Any], facts: Header, output: Path | None) -> _Ta
     engine = Engine(asked["runtime"], asked["threads"], asked["precision"])
     name = table_name(space, engine.runtime, engine.threads, asked["level"], engine.precision)
     path = output or Path("latency_tables") / facts.device / name
-    return _Taken(space, path, engine, asked["level"], Settings(**settings), seed, only, facts=facts)
-
-
-def _require_same_run(folder: Path, manifest: Mapping[str, Any], job: _Taken) -> None:
-    mine = asdict(job.header())
-    for name in ("runtime", "precision", "threads", "level", "protocol", "form", "method"):
-        if mine[name] != manifest["header"][name]:
-            raise InputError(
-                f"{folder}: the samples have {name} {mine[name]!r}, the bundle {manifest['header'][name]!r}; they are "
-                "of another bundle"
-            )
-    known = {key for item in manifest["items"] for key in item}
+    job = _Taken(space, path, engine, asked["level"], Settings(**settings), seed, only, facts=facts)
+    known = {key for item in manifest["items"] for key, _ in item}
     if not all(probe.key in known for formula in job.formulas for probe in formula.probes):
         raise InputError(f"{folder}: the bundle is of another version of nas or its spaces; make it anew and run it")
+    return job
 
 
-def _lacking(manifest: Mapping[str, Any], journal: Journal, failures: Mapping[str, str]) -> int:
+def _lacking(manifest: Mapping[str, Any], log: Log, failures: Mapping[str, str]) -> int:
     """The number of graphs with too few samples, without those that a failed one stands in a row with."""
     settings = manifest["settings"]
-    wanted = {key for item in manifest["items"] if not any(key in failures for key in item) for key in item}
+    wanted = {key for item in manifest["items"] if not any(key in failures for key, _ in item) for key, _ in item}
     return sum(
-        any(len(journal.taken(number, key)) < settings["rounds"] for number in range(settings["passes"]))
-        for key in wanted
+        any(len(log.taken(number, key)) < settings["rounds"] for number in range(settings["passes"])) for key in wanted
     )
 
 

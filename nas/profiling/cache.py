@@ -1,7 +1,8 @@
 """Converted probes on disk, by content, so that every process and every later profile finds them.
 
 A file's name is a hash of all it depends on: the graph, the runtime and its settings, every installed package and the
-source of what builds and converts models. So a file is never wrong, and one that is no longer asked for ages away.
+source of what builds and converts models. So a file is never out of date, and one that is no longer asked for ages
+away. What is in it stands in another beside it: one that was cut off or damaged is made again.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ from typing import TYPE_CHECKING
 
 import nas
 import search_spaces
+from nas.core import plugins
 from nas.core.errors import MeasureError
+from nas.core.files import cache_folder, write_text, writing
 from nas.profiling import backends
-from nas.profiling.device import this_machine
+from nas.profiling.device.run import fingerprint
+from nas.profiling.machine import this_machine
+from nas.profiling.worker import WEIGHTS_SEED
 
 if TYPE_CHECKING:
     from nas.profiling.probes import Probe
@@ -32,18 +37,25 @@ LIMIT_BYTES = 16 * 2**30  # a profile of a thousand rows has ten, and comes back
 LIMIT_SHARE = 0.25  # of what the disk has free, files of the cache counted as free
 LEAST_FREE_BYTES = 2**26  # with less, what cannot be written fails for want of room
 YOUNG_SECONDS = 600.0  # a file used since then is left: some process may be about to load it
+SEAL = ".seal"  # ends the name of the file that says what is in the file beside it: bytes and hash
 #: of the package `nas`: what builds and converts models
 SOURCES = (
     *(f"core/{name}.py" for name in ("ops", "blocks", "tracing", "arch")),
-    *("networks/building.py", "networks/export.py", "profiling/probes.py"),
+    *("networks/building.py", "networks/export.py", "profiling/probes.py", "profiling/converter.py"),
 )
 
 
-def cache_folder() -> Path:
-    """Where converted probes are: `$NAS_CACHE`, or `millinas` in the user's cache folder."""
-    if chosen := os.environ.get("NAS_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millinas"
+def seal(path: Path) -> None:
+    """Write down what a file holds that is complete; without it, and where it holds something else, it is made again.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    write_text(_seal_of(path), json.dumps(fingerprint(path)), sync=False)
+
+
+def _seal_of(path: Path) -> Path:
+    return path.with_name(path.name + SEAL)
 
 
 class Cache:
@@ -58,16 +70,13 @@ class Cache:
     def __init__(self, engine: Engine, folder: Path | None = None, limit_bytes: int = LIMIT_BYTES) -> None:
         self.folder = (folder or cache_folder()) / "converted"
         self.limit_bytes = limit_bytes
-        try:
+        self._known: dict[Path, tuple[int, int]] = {}  # files that were whole when this process last read them
+        with writing(f"{self.folder} (the environment variable NAS_CACHE names another)"):
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MeasureError(
-                f"{self.folder}: converted models cannot be written here ({error.strerror}); name another folder in "
-                "the environment variable NAS_CACHE"
-            ) from error
         version = backends.load_backend(engine.runtime).version()
         fields = [engine.runtime, engine.threads, engine.precision, engine.variant, version]
-        self._about = json.dumps([*fields, this_machine(engine.runtime).cpu, sys.version, _installed(), _sources()])
+        fields += [WEIGHTS_SEED, this_machine(engine.runtime).cpu, sys.version]
+        self._about = json.dumps([*fields, _installed(), _sources()])
 
     def path(self, probe: Probe) -> Path:
         """Where a probe's file is, or will be."""
@@ -75,20 +84,40 @@ class Cache:
         return self.folder / hashlib.sha256(text.encode()).hexdigest()
 
     def lacking(self, probes: Iterable[Probe]) -> list[Probe]:
-        """Those without a file; the files of the others become young."""
+        """Those without a whole file; the files of the others become young."""
         found = []
         for probe in probes:
+            path = self.path(probe)
             try:
-                os.utime(self.path(probe))
+                whole = self._is_whole(path)
+                os.utime(path)
             except FileNotFoundError:
+                whole = False
+            if not whole:
                 found.append(probe)
         return found
+
+    def _is_whole(self, path: Path) -> bool:
+        """Whether a file holds what was written; all of it is read once in the life of this process."""
+        found = path.stat()
+        mark = (found.st_ino, found.st_size)
+        if self._known.get(path) != mark:
+            try:
+                sealed = json.loads(_seal_of(path).read_bytes())
+            except ValueError:
+                return False
+            if sealed != fingerprint(path):
+                return False
+            self._known[path] = mark
+        return True
 
     def shrink(self) -> None:
         """Remove the oldest files as far as there are too many, but none that is young."""
         files = []
         for path in self.folder.iterdir():
             with contextlib.suppress(FileNotFoundError):  # another process shrinks it as well
+                if path.name.endswith(SEAL) and path.with_name(path.name.removesuffix(SEAL)).exists():
+                    continue  # it goes with its file
                 files.append((path.stat().st_mtime, path.stat().st_size, path))
         size = sum(count for _, count, _ in files)
         limit = min(self.limit_bytes, LIMIT_SHARE * (shutil.disk_usage(self.folder).free + size))
@@ -96,6 +125,7 @@ class Cache:
             if size <= limit or used > time.time() - YOUNG_SECONDS:
                 return
             path.unlink(missing_ok=True)
+            _seal_of(path).unlink(missing_ok=True)
             size -= count
 
     def require_room(self) -> None:
@@ -120,8 +150,7 @@ def _installed() -> list[str]:
 def _sources() -> str:
     """A hash of the source that decides what is in a converted file."""
     package = Path(nas.__file__).parent
-    outside = filter(None, os.environ.get("NAS_SPACES", "").split(os.pathsep))
-    folders = [*search_spaces.__path__, *outside, *backends.__path__]
-    files = [package / name for name in SOURCES]
+    folders = [*search_spaces.__path__, *backends.__path__]
+    files = [package / name for name in SOURCES] + plugins.sources()
     files += [file for folder in folders for file in sorted(Path(folder).glob("*.py"))]
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,12 @@ from typing import Any
 import torch
 
 import search_spaces
+from nas.core.files import whole
 from nas.profiling.backends import FileBackend, load_backend
+from nas.profiling.cache import seal
+from nas.profiling.device.worker import answers, note, shared_number
 from nas.profiling.probes import Probe
-from nas.profiling.worker import WEIGHTS_SEED, answers, note, shared_number
+from nas.profiling.worker import WEIGHTS_SEED
 
 
 def main() -> None:
@@ -33,7 +35,7 @@ def main() -> None:
     torch.set_num_threads(1)
     backend = load_backend(job["runtime"])(job["threads"], job["precision"], job["variant"])
     assert isinstance(backend, FileBackend)
-    with shared_number(Path(job["busy"])) as busy:
+    with shared_number(job["busy"]) as busy:
         answer({"ready": True})
         for line in sys.stdin:
             answer({"failures": convert(backend, json.loads(line), busy)})
@@ -45,15 +47,13 @@ def convert(backend: FileBackend, probes: dict[str, dict[str, Any]], busy: mmap.
     for number, (key, item) in enumerate(probes.items()):
         note(busy, number)
         path = Path(item["file"])
-        begun = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
             probe = Probe.from_data(item["probe"])
-            backend.convert(probe.module(WEIGHTS_SEED), probe.shapes(), begun)
-            begun.replace(path)
+            with whole(path, sync=False) as begun:  # its seal tells one that a power cut tore
+                backend.convert(probe.module(WEIGHTS_SEED), probe.shapes(), begun)
+            seal(path)
         except Exception as error:  # whatever a converter raises belongs to this probe alone
             failures[key] = f"{type(error).__name__}: {error}"
-        finally:
-            begun.unlink(missing_ok=True)
     return failures
 
 

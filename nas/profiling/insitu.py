@@ -26,10 +26,11 @@ from nas.core.ops import Row
 from nas.core.space import Space
 from nas.core.tracing import macs_of_unit
 from nas.profiling.bench import Bench, Clock
+from nas.profiling.device.journal import Sample, Samples
+from nas.profiling.device.process import WorkerDeathError
+from nas.profiling.device.timing import GATE, good, reference_of
 from nas.profiling.probes import Probe
-from nas.profiling.process import Inspector, WorkerDeathError
-from nas.profiling.protocol import GATE, good, reference_of
-from nas.profiling.samples import Sample, Samples
+from nas.profiling.process import Inspector
 
 POOL = 8000  # sampled archs that the networks are chosen from
 NETWORK_SECONDS, MACS_PER_SECOND = 1.5, 1e9  # to convert and load a network; to run it often enough
@@ -111,16 +112,16 @@ def attribute(runs: Sequence[Sequence[tuple[str, float]]], paths: Sequence[str])
     if not runs:
         raise MeasureError("the runtime gave no node times")
     times, nodes = np.zeros((len(runs), len(paths))), np.zeros(len(paths), dtype=int)
-    total = lost = 0.0
+    lost = np.zeros(len(runs))
     for line, run in enumerate(runs):
         numbers, named = _owner_numbers(tuple(name for name, _ in run), tuple(paths))
         us = np.array([time for _, time in run])
         np.add.at(times[line], numbers, us)
         nodes = np.bincount(numbers, minlength=len(paths))
-        total, lost = total + us.sum(), lost + us[~named].sum()
-    if lost > (1 - NAMED) * total:
+        lost[line] = us[~named].sum() / us.sum() if us.any() else 0.0
+    if (share := float(np.median(lost))) > 1 - NAMED:  # one run that was disturbed says nothing
         raise MeasureError(
-            f"{lost / total:.0%} of the time belongs to nodes whose names say no block, such as {runs[0][0][0]!r}; "
+            f"{share:.0%} of the time belongs to nodes whose names say no block, such as {runs[0][0][0]!r}; "
             "this runtime cannot be profiled in situ: --method chains"
         )
     return Inside(tuple(map(float, np.median(times, 0))), tuple(map(int, nodes)))
@@ -166,19 +167,19 @@ def lacking_inside(bench: Bench, archs: Iterable[Arch]) -> list[Arch]:
 def _inspect(bench: Bench, number: int, archs: Sequence[Arch], clock: Clock) -> None:
     probes = {arch: Probe(arch=arch) for arch in archs}
     files = bench.convert(probes.values())
-    while True:  # ends: a network is lacking for so many tries, and one that takes the process down is not tried again
+    while True:  # ends: a network is lacking for so many tries, and one that takes the process down twice is given up
         left = [arch for arch in archs if _lacks(bench, number, arch)]
         left = [arch for arch in left if probes[arch].key not in bench.failures]
         if not left or clock.is_over:
             return
         try:
-            with Inspector(bench.engine, files) as inspector:
+            with Inspector(bench.engine, bench.settings, files) as inspector:
                 for arch in left:
                     clock.say(f"pass {number + 1}: inside network {arch.id}")
                     _inspect_one(bench, number, inspector, probes[arch], files[probes[arch].key])
                     clock.add(NETWORK_SECONDS)
         except WorkerDeathError as death:
-            bench.failures[death.key] = str(death)
+            bench.bury(death)
 
 
 def _inspect_one(bench: Bench, number: int, inspector: Inspector, probe: Probe, file: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.profiling.backends import FileBackend, Session, load_backend
-from nas.profiling.worker import SENTINEL_CALLS, answers, go_first, note, shared_number
+from nas.profiling.device.worker import SENTINEL_CALLS, answers, go_first, note, shared_number
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     backend = load_backend(job["runtime"])(job["threads"], job["precision"], job["variant"])
     assert isinstance(backend, FileBackend)
     sentinel = backend.load(Path(job["sentinel"]["file"]), job["sentinel"]["shapes"])
-    with shared_number(Path(job["busy"])) as busy:
+    with shared_number(job["busy"]) as busy:
         answer({"ready": True})
         for line in sys.stdin:
             note(busy, 0)

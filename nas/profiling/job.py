@@ -16,14 +16,14 @@ from nas.core.ops import Row
 from nas.core.space import Space
 from nas.profiling.backends import FileBackend, load_backend
 from nas.profiling.bench import Item
-from nas.profiling.device import this_machine
+from nas.profiling.device.journal import Journal, Log
+from nas.profiling.device.timing import MOST_DRIFT, Noise, Settings, Times, noise_of
 from nas.profiling.importance import in_order, rows_of_arch, usage
 from nas.profiling.insitu import cover, inside_key, insides, node_cost_us, row_times
+from nas.profiling.machine import this_machine
 from nas.profiling.prediction import Prediction, predict
 from nas.profiling.probes import Formula, Probe, formulas
 from nas.profiling.process import Engine
-from nas.profiling.protocol import MOST_DRIFT, Noise, Settings, Times, noise_of
-from nas.profiling.samples import Journal
 from nas.profiling.selection import typical_bytes, varied
 from nas.tables.table import LEVELS, METHODS, MIN_NETWORKS, Entry, Header, Network, Table, scope_of
 
@@ -236,18 +236,18 @@ class Job:
 
     def result(
         self,
-        journal: Journal,
+        log: Log,
         variant: str,
         networks: Sequence[Arch] = (),
         passes: int | None = None,
         predicted: Iterable[Entry] = (),
     ) -> Table:
-        """The table with everything that the journal has complete samples of, in the first `passes` or all.
+        """The table with everything that the log has complete samples of, in the first `passes` or all.
 
         Args:
-            journal: raw samples.
+            log: raw samples.
             variant: of the backend.
-            networks: those that may be in the journal.
+            networks: those that may be in the log.
             passes: how many count; None for all.
             predicted: rows that count where they are not measured.
 
@@ -255,12 +255,12 @@ class Job:
             MeasureError: where the machine is in another state than when the table was made, beyond what one factor
                 mends.
         """
-        times = Times(journal.samples)
+        times = Times(log.samples)
         header = self.table.header if self.table is not None else self.header(variant)
         if self.table is None:
             header = replace(header, sentinel_us=round(times.reference_us, 2))
         scale = header.sentinel_us / times.reference_us  # of a table that gets new rows in another state of the machine
-        if abs(self.drift(journal)) > MOST_DRIFT:
+        if abs(self.drift(log)) > MOST_DRIFT:
             raise MeasureError(
                 f"{self.path}: the reference block takes {times.reference_us:.0f} us now and took "
                 f"{header.sentinel_us:.0f} us when the table was made; over {MOST_DRIFT:.0%} apart, new rows do not go "
@@ -269,29 +269,30 @@ class Job:
             )
         entries = {entry.row: entry for entry in (*self._known_entries, *predicted)}
         measured = {} if self.table is None else {network.arch: network for network in self.table.networks}
-        entries |= {entry.row: entry for entry in self._inside_entries(journal, times, networks, passes, scale)}
+        entries |= {entry.row: entry for entry in self._inside_entries(log, times, networks, passes, scale)}
         for formula in self.formulas:
-            if self._finished(journal, formula.terms, passes):
+            if self._finished(log, formula.terms, passes):
                 timing = times.row(formula)
                 us, spread_us = timing.us * scale, timing.spread_us * scale
                 entries[formula.row] = Entry(formula.row, us, spread_us, timing.count)
         for arch in networks:
             fits = arch not in measured and entries.keys() >= set(rows_of_arch(arch, self.level))
-            if fits and self._finished(journal, network_item(arch), passes):
+            if fits and self._finished(log, network_item(arch), passes):
                 timing = times.timing(Probe(arch=arch).key)
                 measured[arch] = Network(arch, timing.us * scale, timing.spread_us * scale, timing.count)
         checks = () if self.table is None else self.table.checks
+        header = replace(header, noise=self._noise_with(self.noise(log, networks)))
         return Table(self._with_space(header, entries), entries.values(), measured.values(), self.path, checks)
 
     def _inside_entries(
-        self, journal: Journal, times: Times, networks: Sequence[Arch], passes: int | None, scale: float
+        self, log: Log, times: Times, networks: Sequence[Arch], passes: int | None, scale: float
     ) -> list[Entry]:
         """The lacking rows that stand in networks which were profiled in every process."""
         if not self.inside:
             return []
         count = self.settings.passes if passes is None else passes
         archs = dict.fromkeys((*self.inside, *self.both_ways(networks)))
-        found = {arch: said for arch, said in insides(journal.samples, archs).items() if len(said) >= count}
+        found = {arch: said for arch, said in insides(log.samples, archs).items() if len(said) >= count}
         plain = {network.arch: network.us / scale for network in self._known_networks}
         plain |= {arch: times.us(key) for arch in networks if (key := Probe(arch=arch).key) in times}
         rows = row_times({arch: found[arch] for arch in self.inside if arch in found}, node_cost_us(found, plain))
@@ -299,11 +300,11 @@ class Job:
             Entry(row, scale * rows[row][0], scale * rows[row][1], rows[row][2]) for row in self.lacking if row in rows
         ]
 
-    def drift(self, journal: Journal) -> float:
+    def drift(self, log: Log) -> float:
         """How much longer the reference block takes than when the table was made, as a fraction; 0 without a table."""
-        if self.table is None or not journal.has_samples:
+        if self.table is None or not log.has_samples:
             return 0.0
-        return Times(journal.samples).reference_us / self.table.header.sentinel_us - 1
+        return Times(log.samples).reference_us / self.table.header.sentinel_us - 1
 
     def predict(self, table: Table, without: Iterable[Row] = ()) -> Prediction | None:
         """The wanted rows that a table has not measured, predicted from those that it has; None where there are none.
@@ -320,10 +321,15 @@ class Job:
         rows = [row for row in self.wanted if row not in known]
         return predict(measured, rows) if rows else None
 
-    def noise(self, journal: Journal, networks: Sequence[Arch]) -> Noise:
+    def noise(self, log: Log, networks: Sequence[Arch]) -> Noise:
         """How disturbed the machine was while what the table lacked was measured."""
         keys = {probe.key for item in self.items(networks) for probe, _ in item}
-        return noise_of(journal.samples, keys.union(map(inside_key, (*self.inside, *self.both_ways(networks)))))
+        return noise_of(log.samples, keys.union(map(inside_key, (*self.inside, *self.both_ways(networks)))))
+
+    def _noise_with(self, new: Noise) -> float | None:
+        """What the header says of noise with what is new; of an old table that says nothing, only that it is noisy."""
+        known = 0.0 if self.table is None else self.table.header.noise
+        return None if known is None and not new.is_too_much else round(max(known or 0.0, new.slow), 3)
 
     def _with_space(self, header: Header, rows: Iterable[Row]) -> Header:
         """The header of a table with these rows."""
@@ -331,9 +337,9 @@ class Job:
             return header
         return replace(header, spaces=tuple(dict.fromkeys((*header.spaces, scope_of(self.space)))))
 
-    def _finished(self, journal: Journal, item: Item, passes: int | None) -> bool:
+    def _finished(self, log: Log, item: Item, passes: int | None) -> bool:
         return all(
-            len(journal.taken(number, probe.key)) >= self.settings.rounds
+            len(log.taken(number, probe.key)) >= self.settings.rounds
             for number in range(self.settings.passes if passes is None else passes)
             for probe, _ in item
         )

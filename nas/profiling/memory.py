@@ -1,52 +1,40 @@
-"""Peak memory of a whole network: measured in a fresh process, and predicted from the trace.
+"""Peak memory of whole networks: measured, each in a process of its own, and predicted from the trace.
 
     python -m nas.profiling.memory
 
-is the fresh process: it reads a job, one JSON line, from standard input and writes the bytes to a file. It imports
-PyTorch only where the backend does.
+is the process that measures: it speaks as `nas.profiling.worker` does, first the job, then a network a line, answered
+with its bytes. Each network is loaded in a fork of it, so that none counts what another left, and what takes long to
+import, PyTorch where the runtime loads no files, is imported once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import json
+import math
+import os
 import re
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.core.errors import InputError, MeasureError, suggest
+from nas.core.errors import MeasureError
 from nas.profiling.backends import Backend, FileBackend, Session, load_backend
+from nas.profiling.device.worker import answers, note, shared_number
+from nas.profiling.worker import WEIGHTS_SEED, import_blocks
 
 if TYPE_CHECKING:
     from nas.core.arch import Arch
-    from nas.profiling.probes import Probe
+    from nas.profiling.bench import Bench, Progress
     from nas.profiling.process import Engine
 
 RUNS = 3
-BYTES_PER_VALUE = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+MOST_PROBLEMS = 2  # networks whose memory cannot be counted, from the first on, before the others are not tried
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-def predicted_bytes(arch: Arch, precision: str = "fp32") -> int:
-    """The weights of a network, and the most activations alive at once at batch 1, from the trace.
-
-    It is what no runtime does without. Most take more: the file while they load it, packed copies of weights,
-    workspaces. Weights are counted on the training form, with the norms that deployment folds.
-
-    Raises:
-        InputError: for an unknown precision.
-    """
-    from nas.networks.building import cost_of
-
-    if precision not in BYTES_PER_VALUE:
-        raise InputError(suggest("precision", precision, BYTES_PER_VALUE))
-    cost = cost_of(arch)
-    return BYTES_PER_VALUE[precision] * (cost.params + cost.peak_bytes // BYTES_PER_VALUE["fp32"])
 
 
 def peak_bytes(engine: Engine, arch: Arch) -> int:
@@ -61,84 +49,128 @@ def peak_bytes(engine: Engine, arch: Arch) -> int:
     Raises:
         MeasureError: where the runtime fails, or nothing counts its memory here.
     """
-    from nas.profiling.probes import Probe
-    from nas.profiling.process import _environment
-    from nas.profiling.sentinel import sentinel
-
-    backend = load_backend(engine.runtime)(engine.threads, engine.precision, engine.variant)
-    _check(backend)
-    probes = {"small": sentinel(), "network": Probe(arch=arch)}
-    with tempfile.TemporaryDirectory(prefix="nas-memory-") as name:
-        folder = Path(name)
-        job = {
-            "runtime": engine.runtime,
-            "settings": [engine.threads, engine.precision, engine.variant],
-            "folder": name,
-            "files": _files(engine, probes) if isinstance(backend, FileBackend) else {},
-            "shapes": {key: [list(shape) for shape in probe.shapes()] for key, probe in probes.items()},
-            "arch": arch.to_json(),
-        }
-        command = [sys.executable, "-m", "nas.profiling.memory"]
-        environment = _environment(engine.threads)
-        done = subprocess.run(
-            command, input=json.dumps(job), capture_output=True, text=True, env=environment, check=False
-        )
-        if done.returncode != 0:
-            said = done.stderr.strip().splitlines()
-            reason = f"ended with {done.returncode}: {said[-1] if said else 'it said nothing'}"
-            raise MeasureError(f"runtime {engine.runtime!r}: the process that should load the network {reason}")
-        return int((folder / "bytes").read_text(encoding="ascii"))
-
-
-def _files(engine: Engine, probes: dict[str, Probe]) -> dict[str, str]:
-    """The converted models by name, from the cache where they are there."""
     from nas.profiling.bench import Bench
-    from nas.profiling.protocol import Settings
-    from nas.profiling.samples import Log
+    from nas.profiling.device.journal import Log
+    from nas.profiling.device.timing import Settings
 
-    network = probes["network"]
-    assert network.arch is not None
-    with Bench(engine, Settings(), Log(), spaces=(network.arch.family,)) as bench:
-        files = bench.convert([network])
-    if network.key in bench.failures:
-        raise MeasureError(f"runtime {engine.runtime!r}: {bench.failures[network.key]}")
-    return {name: str(files[probe.key]) for name, probe in probes.items()}
+    log = Log()
+    with Bench(engine, Settings(), log, spaces=(arch.family,)) as bench:
+        if problems := weigh(bench, [arch]):
+            raise MeasureError(f"runtime {engine.runtime!r}: {problems[0]}")
+    (found,) = log.peaks.values()
+    return found
+
+
+def weigh(
+    bench: Bench, archs: Sequence[Arch], progress: Progress | None = None, until: float = math.inf
+) -> tuple[str, ...]:
+    """Measure the peak memory of the networks that the bench's log lacks; what it still lacks then, and why.
+
+    Args:
+        bench: its log receives the bytes.
+        archs: networks of its spaces.
+        progress: called with work done, total work, seconds left, and what is going on.
+        until: when to stop, by `time.monotonic()`.
+    """
+    from nas.profiling.device.process import WorkerDeathError
+    from nas.profiling.probes import Probe
+
+    probes = [Probe(arch=arch) for arch in archs]
+    probes = [probe for probe in probes if probe.key not in bench.log.peaks]
+    if problem := uncounted(load_backend(bench.engine.runtime)):
+        return (problem,) if probes else ()
+    count, problems = len(probes), list[str]()
+    weigher = None
+    try:
+        while probes:
+            probe, done = probes[0], count - len(probes)
+            if progress is not None:
+                progress(done, count, None, f"memory of network {done + 1} of {count}")
+            if time.monotonic() > until:
+                return (*problems, f"memory of {len(probes)} networks not measured: the time is up")
+            try:
+                files = bench.convert([probe])
+                if probe.key in bench.failures:
+                    raise MeasureError(bench.failures[probe.key])
+                weigher = weigher or bench.weigher(files)
+                bench.log.add_peak(probe.key, weigher.weigh(probe, files))
+            except WorkerDeathError as death:
+                if weigher is not None:
+                    weigher.stop()
+                weigher = None
+                bench.bury(death)
+                if death.key not in bench.failures:
+                    continue  # once more
+                problems.append(f"memory of {probe.key} not measured: {death}")
+            except MeasureError as error:
+                problems.append(f"memory of {probe.key} not measured: {error}")
+            probes = probes[1:]
+            if done + 1 == len(problems) == MOST_PROBLEMS and probes:
+                return (*problems, f"memory of {len(probes)} further networks not tried")
+    finally:
+        if weigher is not None:
+            weigher.stop()
+    return tuple(problems)
+
+
+def uncounted(backend: type[Backend]) -> str:
+    """Why nothing counts the memory of a runtime here; "" where something does."""
+    if backend.memory is None:
+        return f"nothing counts the memory that {backend.name} takes on its device"
+    if backend.memory == "process" and not CLEAR_REFS.exists():
+        return f"peak memory is counted by Linux's {CLEAR_REFS}, which is not here"
+    return ""
 
 
 def main() -> None:
     """Serve one job; see the module."""
+    answer = answers()
     job = json.loads(sys.stdin.readline())
-    backend = load_backend(job["runtime"])(*job["settings"])
-    folder = Path(job["folder"])
-    network = _loader(backend, job) if isinstance(backend, FileBackend) else _preparer(backend, job)
-    count = _cuda_bytes if backend.memory == "torch.cuda" else _resident_bytes
-    (folder / "bytes").write_text(str(count(network)), encoding="ascii")
+    if not issubclass(load_backend(job["runtime"]), FileBackend):
+        import_blocks(job["spaces"], job["threads"])
+    with shared_number(job["busy"]) as busy:
+        answer({"ready": True})
+        for line in sys.stdin:
+            note(busy, 0)
+            answer(_in_a_fork(job, json.loads(line)))
 
 
-def _loader(backend: FileBackend, job: dict[str, Any]) -> Callable[[], Session]:
-    files, shapes = job["files"], job["shapes"]
-    backend.load(Path(files["small"]), shapes["small"]).run()
-    return lambda: backend.load(Path(files["network"]), shapes["network"])
+def _in_a_fork(job: dict[str, Any], item: dict[str, Any]) -> dict[str, Any]:
+    """Weigh a network in a copy of this process, which has imported a lot and run nothing: the next finds it as new."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writing, json.dumps(_weigh(job, item)).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        said = pipe.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    death = {"death": f"the process ended with {'signal' if code < 0 else 'exit code'} {abs(code)}"}
+    answer: dict[str, Any] = json.loads(said) if said else death
+    return answer
 
 
-def _preparer(backend: Backend, job: dict[str, Any]) -> Callable[[], Session]:
-    from nas.core.arch import Arch
+def _weigh(job: dict[str, Any], item: dict[str, Any]) -> dict[str, Any]:
+    try:
+        backend = load_backend(job["runtime"])(job["threads"], job["precision"], job["variant"])
+        count = _cuda_bytes if backend.memory == "torch.cuda" else _resident_bytes
+        _loader(backend, job["sentinel"])().run()
+        return {"bytes": count(_loader(backend, item))}
+    except Exception as error:  # whatever a runtime raises belongs to this network alone
+        return {"failure": f"{type(error).__name__}: {error}"}
+
+
+def _loader(backend: Backend, item: dict[str, Any]) -> Callable[[], Session]:
+    """What loads a graph; a module that it is made of is there before."""
+    if isinstance(backend, FileBackend):
+        return functools.partial(backend.load, Path(item["file"]), item["shapes"])
     from nas.profiling.probes import Probe
-    from nas.profiling.sentinel import sentinel
-    from nas.profiling.worker import WEIGHTS_SEED
 
-    small = sentinel()
-    backend.prepare(small.module(WEIGHTS_SEED), small.shapes()).run()
-    probe = Probe(arch=Arch.from_json(job["arch"]))
-    module = probe.module(WEIGHTS_SEED)
-    return lambda: backend.prepare(module, probe.shapes())
-
-
-def _check(backend: Backend) -> None:
-    if backend.memory is None:
-        raise MeasureError(f"runtime {backend.name!r}: nothing counts the memory it takes on its device")
-    if backend.memory == "process" and not CLEAR_REFS.exists():
-        raise MeasureError(f"peak memory is counted by Linux's {CLEAR_REFS}, which is not here")
+    probe = Probe.from_data(item["probe"])
+    return functools.partial(backend.prepare, probe.module(WEIGHTS_SEED), probe.shapes())
 
 
 def _resident_bytes(make: Callable[[], Session]) -> int:

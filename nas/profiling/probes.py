@@ -65,10 +65,23 @@ class Probe:
         return " > ".join(f"{count} x {row}" for count, row in parts) or f"idle @ {' '.join(map(str, self.idle))}"
 
     @property
+    def whole(self) -> bool:
+        """Whether it is a whole network."""
+        return self.arch is not None
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of its parameters, fp32."""
-        rows = self.rows if self.arch is None else [call.row for call in calls_of(self.arch)]
-        return BYTES_PER_VALUE * sum(map(params_of_unit, rows))
+        return BYTES_PER_VALUE * sum(map(params_of_unit, self._all_rows))
+
+    @functools.cached_property
+    def macs(self) -> int:
+        """Its multiply-adds."""
+        return sum(map(macs_of_unit, self._all_rows))
+
+    @property
+    def _all_rows(self) -> Sequence[Row]:
+        return self.rows if self.arch is None else [call.row for call in calls_of(self.arch)]
 
     def shapes(self) -> tuple[Shape, ...]:
         """Shapes of the inputs of the graph."""

@@ -1,24 +1,16 @@
-"""The profiler's side of its processes: start one, ask it for rounds or files, notice when it dies and over what."""
+"""The profiler's side of its processes: what each is asked for."""
 
 from __future__ import annotations
 
-import json
-import os
-import struct
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import nas
 from nas.core.errors import MeasureError
+from nas.profiling.device.process import Child, Worker, WorkerDeathError
+from nas.profiling.device.timing import Settings
 from nas.profiling.probes import Probe
-from nas.profiling.protocol import Settings
-from nas.profiling.samples import Sample
 from nas.profiling.sentinel import sentinel
 
 
@@ -39,89 +31,7 @@ class Engine:
     variant: str | None = None
 
 
-class WorkerDeathError(MeasureError):
-    """The worker ended by itself; never leaves this package.
-
-    Attributes:
-        key: of the probe it was busy with.
-    """
-
-    def __init__(self, reason: str, key: str) -> None:
-        super().__init__(reason)
-        self.key = key
-
-
-class _Child:
-    """A process that answers JSON lines with JSON lines; a context manager, since it has to be stopped.
-
-    Args:
-        module: what it runs.
-        threads: for libraries that ask OpenMP.
-    """
-
-    def __init__(self, module: str, threads: int) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="nas-worker-")
-        self._keys: list[str] = []  # of the probes that it may be busy with
-        self._busy = Path(self._folder.name) / "busy"
-        self._busy.write_bytes(struct.pack("q", -1))
-        self._errors = (Path(self._folder.name) / "stderr").open("w+b")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            start_new_session=True,
-            env=_environment(threads),
-        )
-
-    def _first(self, request: Any) -> dict[str, Any]:
-        try:
-            return self._ask(request)
-        except BaseException:
-            self.stop()
-            raise
-
-    def _ask(self, request: Any) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise self._death() from None
-        line = self._process.stdout.readline()
-        if not line.endswith("\n"):
-            raise self._death()
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def _death(self) -> MeasureError:
-        code = self._process.wait()
-        self._errors.seek(0)
-        said = self._errors.read().decode(errors="replace").strip().splitlines()
-        reason = f"the process ended with {'signal' if code < 0 else 'exit code'} {abs(code)}"
-        reason += f": {said[-1]}" if said else ""
-        (number,) = struct.unpack("q", self._busy.read_bytes())
-        return WorkerDeathError(reason, self._keys[number]) if number >= 0 else MeasureError(reason)
-
-    def stop(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout, self._errors):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except BrokenPipeError:  # what it had not read is lost, as meant
-                    continue
-        self._folder.cleanup()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.stop()
-
-
-class Worker(_Child):
+class ProbeWorker(Worker):
     """A fresh process with these probes loaded, which times them.
 
     Args:
@@ -136,8 +46,7 @@ class Worker(_Child):
         failures: probes that could not be loaded, by key, with the reason.
 
     Raises:
-        WorkerDeathError: where a runtime takes the process down; so does `round`.
-        MeasureError: where the process cannot even begin.
+        WorkerDeathError: where a runtime takes the process down, or hangs; so does `round`.
     """
 
     def __init__(
@@ -149,10 +58,8 @@ class Worker(_Child):
         spaces: Sequence[str],
         files: Mapping[str, Path],
     ) -> None:
-        super().__init__("nas.profiling.worker", engine.threads)
-        self._keys = [probe.key for probe in probes]
-        answer = self._first(self._job(engine, probes, settings, seed, spaces, files))
-        self.failures: dict[str, str] = answer["failures"]
+        job = self._job(engine, probes, settings, seed, spaces, files)
+        super().__init__("nas.profiling.worker", engine.threads, settings, probes, job)
 
     def _job(
         self,
@@ -165,33 +72,24 @@ class Worker(_Child):
     ) -> dict[str, Any]:
         return {
             **_engine_data(engine, spaces),
-            "probes": {probe.key: _probe_data(probe, files) | {"least": settings.least_of(probe)} for probe in probes},
+            "graphs": {probe.key: _probe_data(probe, files) | {"least": settings.least_of(probe)} for probe in probes},
             "sentinel": _probe_data(sentinel(), files),
             "seed": seed,
-            "busy": str(self._busy),
             "sample_us": settings.sample_us,
             "most": settings.most,
         }
 
-    def round(self, keys: Sequence[str]) -> dict[str, Sample]:
-        """One sample of each of these probes."""
-        samples: Mapping[str, list[float]] = self._ask(list(keys))["samples"]
-        return {key: Sample(sentinel, tuple(calls)) for key, (sentinel, *calls) in samples.items()}
 
-    def __enter__(self) -> Worker:
-        return self
-
-
-class Converter(_Child):
-    """A process that writes probes to files; see `Worker` for its arguments.
+class Converter(Child):
+    """A process that writes probes to files; see `ProbeWorker` for its arguments.
 
     Raises:
-        MeasureError: where the process cannot even begin.
+        WorkerDeathError: where the process cannot even begin.
     """
 
-    def __init__(self, engine: Engine, spaces: Sequence[str]) -> None:
-        super().__init__("nas.profiling.converter", engine.threads)
-        self._first(_engine_data(engine, spaces) | {"busy": str(self._busy)})
+    def __init__(self, engine: Engine, spaces: Sequence[str], settings: Settings) -> None:
+        super().__init__("nas.profiling.converter", engine.threads, settings)
+        self._first(_engine_data(engine, spaces) | {"busy": self._busy.fileno()})
 
     def convert(self, probes: Sequence[Probe], files: Mapping[str, Path]) -> dict[str, str]:
         """Write the files of these probes; why those without one failed, by key.
@@ -199,25 +97,26 @@ class Converter(_Child):
         Raises:
             WorkerDeathError: where a converter takes the process down.
         """
-        self._keys = [probe.key for probe in probes]
+        self._graphs = probes
         failures: dict[str, str] = self._ask({probe.key: _probe_data(probe, files) for probe in probes})["failures"]
         return failures
 
 
-class Inspector(_Child):
+class Inspector(Child):
     """A fresh process that runs networks with the runtime's node profiler.
 
     Args:
         engine: a runtime that gives times of nodes, and its settings.
+        settings: how long to wait for it.
         files: the converted sentinel, by key.
 
     Raises:
-        MeasureError: where the process cannot even begin.
+        WorkerDeathError: where the process cannot even begin.
     """
 
-    def __init__(self, engine: Engine, files: Mapping[str, Path]) -> None:
-        super().__init__("nas.profiling.inspector", engine.threads)
-        job = {"busy": str(self._busy), "sentinel": _probe_data(sentinel(), files)}
+    def __init__(self, engine: Engine, settings: Settings, files: Mapping[str, Path]) -> None:
+        super().__init__("nas.profiling.inspector", engine.threads, settings)
+        job = {"busy": self._busy.fileno(), "sentinel": _probe_data(sentinel(), files)}
         self._first(_engine_data(engine, ()) | job)
 
     def inspect(self, probe: Probe, file: Path, runs: int, warm_up: int) -> tuple[float, list[list[tuple[str, float]]]]:
@@ -227,7 +126,7 @@ class Inspector(_Child):
             WorkerDeathError: where the runtime takes the process down.
             MeasureError: where it cannot run the network.
         """
-        self._keys = [probe.key]
+        self._graphs = [probe]
         answer = self._ask(_probe_data(probe, {probe.key: file}) | {"runs": runs, "warm_up": warm_up})
         if "failure" in answer:
             raise MeasureError(answer["failure"])
@@ -235,6 +134,34 @@ class Inspector(_Child):
 
     def __enter__(self) -> Inspector:
         return self
+
+
+class Weigher(Child):
+    """A process that measures the peak memory of networks, each in a fork; see `ProbeWorker` for its arguments.
+
+    Raises:
+        WorkerDeathError: where the process cannot even begin.
+    """
+
+    def __init__(self, engine: Engine, settings: Settings, spaces: Sequence[str], files: Mapping[str, Path]) -> None:
+        super().__init__("nas.profiling.memory", engine.threads, settings)
+        job = {"busy": self._busy.fileno(), "sentinel": _probe_data(sentinel(), files)}
+        self._first(_engine_data(engine, spaces) | job)
+
+    def weigh(self, probe: Probe, files: Mapping[str, Path]) -> int:
+        """The bytes that loading and running a network adds to a process.
+
+        Raises:
+            WorkerDeathError: where the process dies or hangs.
+            MeasureError: where the runtime cannot run the network.
+        """
+        self._graphs = [probe]
+        answer = self._ask(_probe_data(probe, files))
+        if "death" in answer:
+            raise WorkerDeathError(answer["death"], probe.key)
+        if "failure" in answer:
+            raise MeasureError(answer["failure"])
+        return int(answer["bytes"])
 
 
 def _engine_data(engine: Engine, spaces: Sequence[str]) -> dict[str, Any]:
@@ -253,9 +180,3 @@ def _probe_data(probe: Probe, files: Mapping[str, Path]) -> dict[str, Any]:
     if probe.key in files:
         data |= {"file": str(files[probe.key]), "shapes": [list(shape) for shape in probe.shapes()]}
     return data
-
-
-def _environment(threads: int) -> dict[str, str]:
-    """The same code as here, and as many threads for libraries that ask OpenMP."""
-    path = [str(Path(nas.__file__).parents[1]), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": str(threads)}

@@ -16,21 +16,22 @@ from pathlib import Path
 
 from nas.core.arch import Arch, calls_of
 from nas.core.errors import MeasureError
+from nas.core.files import lock_of
 from nas.core.ops import Row
 from nas.core.space import Space
 from nas.core.units import show_seconds
 from nas.profiling import memory
 from nas.profiling.backends import load_backend
 from nas.profiling.bench import Bench, Clock, Item, Progress, silent
-from nas.profiling.device import this_machine
+from nas.profiling.device.journal import Journal, Log
+from nas.profiling.device.timing import GATE, MOST_DRIFT, MOST_NOISE, Noise, Settings, Times, noise_of, reference_of
 from nas.profiling.importance import rows_of_arch
 from nas.profiling.insitu import BATCH, NETWORK_SECONDS, lacking_inside, measure_inside
 from nas.profiling.job import AUTO, DEFAULT, Job, method_for, network_item
+from nas.profiling.machine import this_machine
 from nas.profiling.prediction import Prediction
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
-from nas.profiling.protocol import GATE, MOST_DRIFT, MOST_SLOW, Noise, Settings, Times, reference_of
-from nas.profiling.samples import Journal, Log, locked, unwritable
 from nas.tables.table import MIN_NETWORKS, Table
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "Plan",
     "job_of",
     "measure",
+    "measure_memory",
     "plan",
     "profile",
     "rows_of_arch",
@@ -51,12 +53,12 @@ __all__ = [
 
 MEASURE = Settings(rounds=10, passes=3)
 CHOOSE = Settings(rounds=5, passes=1)
+TRIES = 3  # of a measurement on a disturbed machine
 SMALL_PIXELS = 128
 NETWORKS_SHARE = 0.4  # of a time budget that networks get at most
 MEMORY_SECONDS = 2.0  # to convert a network and count its memory
 STEPS = 8  # that a time budget is spent in at least: after each it is known better how long rows take
 STEP_SECONDS = 20.0  # with shorter steps, starting processes would take most of the time
-MOST_PROBLEMS = 2  # networks whose memory cannot be counted, from the first on, before the others are not tried
 TYPICAL = 201
 
 
@@ -107,6 +109,9 @@ class Measurement:
         variant: of the backend.
         device: short name of this machine.
         sentinel_us: time of the reference block meanwhile; a table's header has it too.
+        noise: share of samples in slow spells of the machine, 0..1.
+        disturbed: whether that is too much to believe `us`, though it was measured again.
+        text: the same in words.
     """
 
     us: float
@@ -117,6 +122,9 @@ class Measurement:
     variant: str
     device: str
     sentinel_us: float
+    noise: float
+    disturbed: bool
+    text: str
 
 
 def table_name(space: Space, runtime: str, threads: int, level: str = "block", precision: str = "fp32") -> str:
@@ -140,6 +148,7 @@ def profile(
     passes: int = DEFAULT.passes,
     rounds: int = DEFAULT.rounds,
     networks: int = DEFAULT.networks,
+    patience_seconds: float = DEFAULT.patience_seconds,
     seed: int = 0,
     rows: Iterable[Row] | None = None,
     budget_minutes: float | None = None,
@@ -159,6 +168,7 @@ def profile(
         passes: fresh processes; a row takes the median of their times.
         rounds: samples of every graph in every process; rows that need it get up to four times as many.
         networks: whole networks measured with the rows, where the table then has every row of the space.
+        patience_seconds: how long one graph may take beyond what is expected of it before the runtime counts as hung.
         seed: of orders and the choice of networks.
         rows: only these; None for every row an arch of the space can need.
         budget_minutes: about how long it may take: the rows that most archs use are measured, the others predicted,
@@ -184,6 +194,7 @@ def profile(
         passes=passes,
         rounds=rounds,
         networks=networks,
+        patience_seconds=patience_seconds,
         seed=seed,
         rows=rows,
     )
@@ -202,11 +213,13 @@ def job_of(
     passes: int = DEFAULT.passes,
     rounds: int = DEFAULT.rounds,
     networks: int = DEFAULT.networks,
+    patience_seconds: float = DEFAULT.patience_seconds,
     seed: int = 0,
     rows: Iterable[Row] | None = None,
 ) -> Job:
     """What `profile` has to do; the same arguments, for `plan` and `run`. Raises as `profile`."""
-    engine, settings = Engine(runtime, threads, precision), Settings(rounds, passes, networks)
+    engine = Engine(runtime, threads, precision)
+    settings = Settings(rounds, passes, networks, patience_seconds=patience_seconds)
     if method == AUTO:
         method = Table.read(path).header.method if Path(path).is_file() else method_for(space, runtime, level)
     return Job(space, Path(path), engine, level, settings, seed, None if rows is None else tuple(rows), method)
@@ -234,7 +247,7 @@ def run(
     job: Job, *, budget_minutes: float | None = None, accept_noise: bool = False, progress: Progress = silent
 ) -> Outcome:
     """Do a job; see `profile`."""
-    with locked(job.path):  # what others have written until now counts, and none writes meanwhile
+    with lock_of(job.path):  # what others have written until now counts, and none writes meanwhile
         return _run(replace(job), budget_minutes, accept_noise, progress)
 
 
@@ -242,8 +255,15 @@ def _run(job: Job, budget_minutes: float | None, accept_noise: bool, progress: P
     until = math.inf if budget_minutes is None else time.monotonic() + 60 * budget_minutes
     if job.complete:
         assert job.table is not None
-        progress(1, 1, 0.0, "complete, nothing to measure")
-        return Outcome(*_with_memory(job, job.table, until, progress))
+        lacking, problem = _lacking_memory(job, job.table), memory.uncounted(load_backend(job.engine.runtime))
+        if not lacking or problem:
+            progress(1, 1, 0.0, "complete, nothing to measure")
+            return Outcome(job.table, (problem,) if lacking else ())
+        with Journal(job.journal_path) as journal:
+            job.check(journal)
+            if journal.header is None:
+                job.begin(journal, job.table.header.variant)
+            return Outcome(*_with_memory(job, job.table, journal, until, progress))
     with Journal(job.journal_path) as journal:
         job.check(journal)
         _forget_disturbed(job, journal, accept_noise)
@@ -258,21 +278,17 @@ def _run(job: Job, budget_minutes: float | None, accept_noise: bool, progress: P
         noise = job.noise(journal, archs)
         if noise.is_too_much and not accept_noise:
             raise MeasureError(
-                f"{job.path}: not written, this machine is too noisy to be believed: {noise}, at most {MOST_SLOW:.0%} "
+                f"{job.path}: not written, this machine is too noisy to be believed: {noise}, at most {MOST_NOISE:.0%} "
                 "may be. The samples are on disk. Close other programs and run the same command again: it measures "
                 "anew what was disturbed; --accept-noise writes the table as it is"
             )
         table = job.result(journal, variant, archs, predicted=prediction.entries if prediction is not None else ())
-        if noise.is_too_much:
-            protocol = f"{table.header.protocol}; noisy machine accepted: {noise}"
-            header = replace(table.header, protocol=protocol)
-            table = Table(header, table.entries, table.networks, table.path, table.checks)
         if table.entries:
-            _write(table, job.path)
-    _raise_failures(job, archs, bench.failures)
-    if shortage is not None:
-        raise shortage
-    return Outcome(*_with_memory(job, table, until, progress), noise, prediction)
+            table.write(job.path)
+        _raise_failures(job, archs, bench.failures)
+        if shortage is not None:
+            raise shortage
+        return Outcome(*_with_memory(job, table, journal, until, progress), noise, prediction)
 
 
 def run_each(
@@ -363,45 +379,29 @@ def _forget_disturbed(job: Job, journal: Journal, accept_noise: bool) -> None:
         journal.forget(GATE * reference_of(journal.samples))
 
 
-def _with_memory(job: Job, table: Table, until: float, progress: Progress) -> tuple[Table, tuple[str, ...]]:
-    """The table, written, with the peak memory of the networks of the space; and why it lacks that of any.
+def _with_memory(
+    job: Job, table: Table, journal: Journal, until: float, progress: Progress
+) -> tuple[Table, tuple[str, ...]]:
+    """The table, written, with the peak memory of the networks of the space; and why it lacks that of any."""
+    lacking = _lacking_memory(job, table)
+    engine = replace(job.engine, variant=table.header.variant)
+    with Bench(engine, job.settings, journal, job.seed, (job.space.name,)) as bench:
+        problems = memory.weigh(bench, lacking, progress, until)
+    found = {arch: journal.peaks[key] for arch in lacking if (key := Probe(arch=arch).key) in journal.peaks}
+    if found:
+        networks = [replace(each, peak_bytes=found.get(each.arch, each.peak_bytes)) for each in table.networks]
+        Table(table.header, table.entries, networks, table.path, table.checks).write(job.path)
+    return Table.read(job.path), problems
+
+
+def _lacking_memory(job: Job, table: Table) -> list[Arch]:
+    """The networks of the space whose peak memory is to be measured.
 
     A few rows more are no reason to measure the memory of networks that were there before.
     """
-    if job.only is not None:
-        return Table.read(job.path), ()
     here = (job.space.name, job.space.input_shape)
-    engine = replace(job.engine, variant=table.header.variant)
-    networks, problems = list(table.networks), list[str]()
-    lacking = [
-        number
-        for number, network in enumerate(networks)
-        if network.peak_bytes is None and (network.arch.family, network.arch.input_shape) == here
-    ]
-    for done, number in enumerate(lacking):
-        arch = networks[number].arch
-        progress(done, len(lacking), None, f"memory of network {done + 1} of {len(lacking)}")
-        if time.monotonic() > until:
-            problems.append(f"memory of {len(lacking) - done} networks not measured: the time is up")
-            break
-        try:
-            networks[number] = replace(networks[number], peak_bytes=memory.peak_bytes(engine, arch))
-        except MeasureError as error:
-            problems.append(f"memory of network {arch.id} not measured: {error}")
-            if done + 1 == len(problems) == MOST_PROBLEMS:
-                problems.append(f"memory of {len(lacking) - done - 1} further networks not tried")
-                break
-    if networks != list(table.networks):
-        table = Table(table.header, table.entries, networks, table.path, table.checks)
-        _write(table, job.path)
-    return Table.read(job.path), tuple(problems)
-
-
-def _write(table: Table, path: Path) -> None:
-    try:
-        table.write(path)
-    except OSError as error:
-        raise unwritable(path, error) from error
+    archs = [each.arch for each in table.networks if each.peak_bytes is None and job.only is None]
+    return [arch for arch in archs if (arch.family, arch.input_shape) == here]
 
 
 def unmeasured_percent(table: Table, space: Space, seed: int = 0) -> float:
@@ -420,11 +420,15 @@ def measure(
     threads: int = 1,
     precision: str = "fp32",
     variant: str | None = None,
+    sentinel_us: float | None = None,
     settings: Settings = MEASURE,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Measurement:
-    """Time one whole network in fresh processes, as a table's networks are.
+    """Time one whole network in fresh processes, as a table's networks are; again where the machine is disturbed.
+
+    What was measured outside slow spells is kept, the rest measured anew, up to three times in all. The result says
+    whether that helped.
 
     Args:
         arch: the network; its weights are random.
@@ -432,6 +436,8 @@ def measure(
         threads: threads inside one inference.
         precision: of weights and activations.
         variant: of the backend, such as a table's; None for the one that runs this network fastest.
+        sentinel_us: time of the reference block when this machine is quiet, such as the header of a table of this
+            machine and runtime has it. Without it only spells during the measurement are noticed.
         settings: how long to measure.
         seed: of orders.
         progress: called with work done, total work, seconds left, and what is going on.
@@ -443,12 +449,54 @@ def measure(
     engine = Engine(runtime, threads, precision, variant)
     if variant is None:
         engine = replace(engine, variant=fastest_variant([arch], engine, seed, progress))
-    times = time_networks([arch], engine, settings, seed, progress)
+    quiet_us = sentinel_us if sentinel_us and math.isfinite(sentinel_us) else math.inf
+    log = Log()
+    for number in range(1, TRIES + 1):
+        times = time_networks([arch], engine, settings, seed, progress, log)
+        noise = noise_of(log.samples, quiet_us=quiet_us)
+        if not noise.is_too_much or number == TRIES:
+            break
+        log.forget(GATE * min(times.reference_us, quiet_us))
     timing = times.timing(Probe(arch=arch).key)
-    version, device = load_backend(runtime).version(), this_machine(runtime).slug
-    name = engine.variant or load_backend(runtime).variants[0]
-    us, spread, count = timing.us, timing.spread_us, timing.count
-    return Measurement(us, spread, count, runtime, version, name, device, times.reference_us)
+    again = "" if number == 1 else f", measured {number} times"
+    advice = "; close other programs and measure again"
+    return Measurement(
+        us=timing.us,
+        spread_us=timing.spread_us,
+        count=timing.count,
+        runtime=runtime,
+        runtime_version=load_backend(runtime).version(),
+        variant=engine.variant or load_backend(runtime).variants[0],
+        device=this_machine(runtime).slug,
+        sentinel_us=times.reference_us,
+        noise=noise.slow,
+        disturbed=noise.is_too_much,
+        text=f"disturbed machine: {noise}{again}{advice}" if noise.is_too_much else f"quiet machine: {noise}{again}",
+    )
+
+
+def measure_memory(
+    arch: Arch,
+    *,
+    runtime: str = "onnxruntime",
+    threads: int = 1,
+    precision: str = "fp32",
+    variant: str | None = None,
+) -> int:
+    """The peak memory of one whole network, measured in a fresh process, in bytes; see `nas.profiling.memory`.
+
+    Args:
+        arch: the network; its weights are random.
+        runtime: name of a backend.
+        threads: threads inside one inference.
+        precision: of weights and activations.
+        variant: of the backend, such as a table's; None for its first.
+
+    Raises:
+        InputError: for an unknown runtime.
+        MeasureError: where it cannot be run, or nothing counts its memory here, with the reason.
+    """
+    return memory.peak_bytes(Engine(runtime, threads, precision, variant), arch)
 
 
 def time_networks(

@@ -15,8 +15,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nas.core.errors import InputError, MeasureError
-from nas.profiling import runner
-from nas.profiling.bench import Progress, silent
+from nas.core.files import whole
+from nas.profiling.device import run
+from nas.profiling.device.schedule import Progress, silent
 
 CONNECTION_FAILED = 255  # exit code of ssh for its own failures
 COPIED = 100  # files in one call of scp
@@ -57,8 +58,8 @@ class Remote:
         Raises:
             MeasureError: where the connection fails, with what to do, or where the bundle cannot be run there.
         """
-        manifest = runner.read_manifest(bundle)
-        name = runner.fingerprint(bundle / runner.MANIFEST)
+        manifest = run.read_manifest(bundle)
+        name = run.fingerprint(bundle / run.MANIFEST)
         assert name is not None  # it was just read
         there = str(PurePosixPath(self.folder) / f"bundle-{name[1][:16]}")
         self._copy(bundle, manifest, there, progress)
@@ -69,8 +70,8 @@ class Remote:
         """Copy the files that the device lacks, by size and hash."""
         progress(0, 1, None, f"{self.host}: connecting")
         self._ssh(f"mkdir -p {shlex.quote(there)}/graphs")
-        self._scp([bundle / "run.py", bundle / runner.MANIFEST], there)
-        lacking = self._damaged(there)
+        self._scp([bundle / "run.py", bundle / run.MANIFEST, bundle / "nas"], there)
+        lacking = self._damaged(manifest, there)
         sizes = {name: manifest["files"][name][0] for name in lacking}
         done, total = 0, sum(sizes.values())
         for parent in sorted({PurePosixPath(name).parent for name in lacking}):
@@ -81,12 +82,12 @@ class Remote:
                 self._scp([bundle / name for name in part], str(PurePosixPath(there) / parent))
                 done += sum(sizes[name] for name in part)
 
-    def _damaged(self, there: str) -> list[str]:
+    def _damaged(self, manifest: dict[str, Any], there: str) -> list[str]:
         """The files that are missing or damaged there."""
         said = self._ssh(self._python(there, "--check"))
         for line in said.splitlines():
             if (facts := _object(line)) is not None and "damaged" in facts:
-                return list(facts["damaged"])
+                return [name for name in manifest["files"] if name in facts["damaged"]]
         raise MeasureError(
             f"{self.host}: run.py --check answered {said.strip()[-SHOWN:]!r}, not with a list of files; see what "
             f"this prints there: {self._python(there, '--check')}"
@@ -104,7 +105,7 @@ class Remote:
             assert process.stdout is not None
             try:
                 for line in process.stdout:
-                    if (facts := _object(line)) is None:
+                    if not (facts := _object(line) or {}).keys() >= {"done", "total", "seconds_left", "text"}:
                         continue  # what a login shell prints
                     progress(facts["done"], facts["total"], facts["seconds_left"], f"{self.host}: {facts['text']}")
             except BaseException:
@@ -116,10 +117,9 @@ class Remote:
                 raise self._error(code, errors.read())
 
     def _fetch(self, bundle: Path, there: str) -> None:
-        for name in (runner.SAMPLES, runner.FAILURES):
-            fetched = bundle / f"{name}.tmp"
-            self._call([*self._command("scp"), "-q", "--", f"{self.host}:{there}/{name}", str(fetched)])
-            fetched.replace(bundle / name)
+        for name in (run.SAMPLES, run.FAILURES):
+            with whole(bundle / name) as fetched:
+                self._call([*self._command("scp"), "-q", "--", f"{self.host}:{there}/{name}", str(fetched)])
 
     def _python(self, there: str, option: str) -> str:
         return f"{self.python} {shlex.quote(there)}/run.py {option}"
@@ -128,7 +128,7 @@ class Remote:
         return self._call([*self._command("ssh"), "--", self.host, command])
 
     def _scp(self, files: Sequence[Path], there: str) -> None:
-        self._call([*self._command("scp"), "-q", "--", *map(str, files), f"{self.host}:{there}/"])
+        self._call([*self._command("scp"), "-q", "-r", "--", *map(str, files), f"{self.host}:{there}/"])
 
     def _command(self, program: str) -> list[str]:
         command = [program, *(f"-o{option}" for option in SAFE)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import random
@@ -11,16 +12,17 @@ from typing import Any
 
 from nas.core.arch import Arch
 from nas.core.errors import InputError, MeasureError
+from nas.core.files import lock_of
 from nas.core.space import Space
 from nas.profiling.backends import load_backend
 from nas.profiling.bench import Bench, Clock, Progress, silent
-from nas.profiling.device import this_machine
+from nas.profiling.device.journal import Journal
+from nas.profiling.device.timing import Settings, Times
 from nas.profiling.job import SAME, network_item
+from nas.profiling.machine import this_machine
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.profiler import MEASURE, fastest_variant
-from nas.profiling.protocol import Settings, Times
-from nas.profiling.samples import Journal, unwritable
 from nas.profiling.selection import spread
 from nas.tables.table import Header, Network, Table
 from nas.tables.transfer import LEAST, choose, common_spaces, fit, parts_of
@@ -64,17 +66,21 @@ def transfer_table(
         TableError: where the sources have no space in common.
         MissingLatency: where a source lacks rows of it.
         MeasureError: where a network cannot be run.
-        RunError: where another process measures for this path, or the disk is full.
+        RunError: where another process writes this path, or the disk is full.
     """
     if measure < LEAST:
         raise InputError(f"measure: expected at least {LEAST} networks, got {measure}")
     spaces = common_spaces(sources)
-    known = Table.read(path) if path.exists() else None
-    if known is not None and known.header.method != "transfer":
-        raise InputError(f"{path}: holds a table that was measured, not transferred; write to another path with --to")
     engine = Engine(runtime, threads, precision)
     names = tuple(dict.fromkeys(space.name for space in spaces.values()))
-    with Journal(path.with_name(f"{path.name}.transfer.samples.jsonl")) as journal:
+    with contextlib.ExitStack() as held:
+        held.enter_context(lock_of(path))
+        known = Table.read(path) if path.exists() else None
+        if known is not None and known.header.method != "transfer":
+            raise InputError(
+                f"{path}: holds a table that was measured, not transferred; write to another path with --to"
+            )
+        journal = held.enter_context(Journal(path.with_name(f"{path.name}.transfer.samples.jsonl")))
         header = _header(sources, engine, settings, measure)
         if journal.header is not None:
             _check(journal.header, header, f"{journal.path}: holds samples", "remove the file to measure again")
@@ -95,17 +101,14 @@ def transfer_table(
             raise MeasureError("\n".join(f"{key}: {reason}" for key, reason in bench.failures.items()))
         times = Times(journal.samples)
         date, sentinel = str(journal.header["date"]), round(times.reference_us, 2)
-    header = dataclasses.replace(header, variant=variant, date=date, sentinel_us=sentinel)
-    networks = [_network(arch, times) for arch in archs]
-    fitted, _ = parts_of(len(networks))
-    made = fit(sources, header, networks[:fitted], networks[fitted:])
-    if known is not None and known.hash == made.hash:
-        return known  # with its card
-    try:
+        header = dataclasses.replace(header, variant=variant, date=date, sentinel_us=sentinel)
+        networks = [_network(arch, times) for arch in archs]
+        fitted, _ = parts_of(len(networks))
+        made = fit(sources, header, networks[:fitted], networks[fitted:])
+        if known is not None and known.hash == made.hash:
+            return known  # with its card
         made.write(path)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    return Table.read(path)
+        return Table.read(path)
 
 
 def _header(sources: Sequence[Table], engine: Engine, settings: Settings, measure: int) -> Header:

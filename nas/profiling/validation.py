@@ -5,13 +5,13 @@ A validation can be killed at any moment: raw samples stand in a journal beside 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import math
 import os
 import random
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,19 @@ from typing import Any
 import numpy as np
 
 from nas.core.arch import Arch, calls_of
-from nas.core.errors import InputError, MeasureError
+from nas.core.errors import InputError
+from nas.core.files import lock_of
 from nas.core.space import Space
 from nas.core.units import show_us
 from nas.profiling import memory
 from nas.profiling.backends import load_backend
-from nas.profiling.bench import Progress, silent
-from nas.profiling.device import this_machine
+from nas.profiling.bench import Bench, Progress, silent
+from nas.profiling.device.journal import Journal, Log
+from nas.profiling.device.timing import QUIET, Noise, Settings, Times
+from nas.profiling.machine import this_machine
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.profiler import MEASURE, time_networks
-from nas.profiling.protocol import QUIET, Noise, Settings, Times
-from nas.profiling.samples import Journal, locked, unwritable
 from nas.profiling.selection import varied
 from nas.tables.card import Card, Errors
 from nas.tables.table import Header, Network, Table
@@ -106,7 +107,7 @@ class Validation:
         lines += _describe(card.errors, f"as predicted{'' if self.table.calibrations else ', uncalibrated'}")
         if len(card.families) > 1:
             lines += [
-                f"  {name}: MAPE {mape:.1f} %, bias {bias:+.1f} % ({count} networks)"
+                f"  {name}: MAPE {mape:.1f} %, bias {bias:+.1f} % ({card.inside(name)}{count} networks)"
                 for name, count, mape, bias in card.families
             ]
         if self.memory_problem:
@@ -199,7 +200,7 @@ def validate(
     anchors = _anchors(table) if here else ()
     others = [item.arch for item in anchors] or _draw(table, ANCHORS, rng, seen.union(unseen))
     unwritten = _unwritable(table)
-    with nullcontext() if unwritten or table.path is None else locked(table.path):
+    with contextlib.nullcontext() if unwritten or table.path is None else lock_of(table.path):
         if not unwritten and table.path is not None and Table.read(table.path).hash != table.hash:
             raise InputError(f"{table.path} has changed since it was read; run the same command again")
         return _validate(table, unseen, others, anchors, settings, seed, progress, unwritten)
@@ -215,8 +216,12 @@ def _validate(
     progress: Progress,
     unwritten: str,
 ) -> Validation:
-    times = _time(table, (*unseen, *others), settings, seed, progress)
-    peaks, problem = _peaks(table, unseen, progress)
+    with _log(table, (*unseen, *others), settings, seed) as log:
+        times = time_networks((*unseen, *others), _engine(table.header), settings, seed, progress, log)
+        spaces = tuple(sorted({arch.family for arch in unseen}))
+        with Bench(_engine(table.header), settings, log, seed, spaces) as bench:
+            problem = next(iter(memory.weigh(bench, unseen, progress)), "")
+    peaks = {arch: log.peaks.get(Probe(arch=arch).key) for arch in unseen}
     header = table.header
     drift = None if math.isnan(header.sentinel_us) else times.reference_us / header.sentinel_us - 1
     state = "not known" if drift is None else f"{drift:+.1%}"
@@ -245,8 +250,8 @@ def _validate(
         unwritten=unwritten,
         memory_problem=problem,
     )
-    if not unwritten:
-        _write(carded)
+    if not unwritten and table.path is not None:
+        carded.write(table.path)
     if table.path is not None:
         _journal_path(table.path, seed).unlink(missing_ok=True)
     if scale is None:
@@ -274,12 +279,15 @@ def _draw(table: Table, count: int, rng: random.Random, seen: set[Arch]) -> list
     return drawn
 
 
-def _time(table: Table, archs: Sequence[Arch], settings: Settings, seed: int, progress: Progress) -> Times:
-    """Measure networks; samples that an interrupted validation left beside the table count."""
+@contextlib.contextmanager
+def _log(table: Table, archs: Sequence[Arch], settings: Settings, seed: int) -> Iterator[Log]:
+    """What keeps the measurements of networks: a journal beside the table, where an interrupted validation left its
+    own, as far as there is a place for it.
+    """
     header = table.header
-    engine = _engine(header)
     if table.path is None or not os.access(table.path.parent, os.W_OK):
-        return time_networks(archs, engine, settings, seed, progress)
+        yield Log()
+        return
     machine = this_machine(header.runtime)
     about = {
         "table": table.hash,
@@ -300,7 +308,7 @@ def _time(table: Table, archs: Sequence[Arch], settings: Settings, seed: int, pr
                 f"{path} holds samples of another validation, its {', '.join(wrong)} differ: give that one's arguments "
                 "to go on with it, another --seed, or remove the file"
             )
-        return time_networks(archs, engine, settings, seed, progress, journal)
+        yield journal
 
 
 def _engine(header: Header) -> Engine:
@@ -326,28 +334,6 @@ def _unwritable(table: Table) -> str:
     if not (os.access(table.path, os.W_OK) and os.access(table.path.parent, os.W_OK)):
         return f"{table.where} cannot be written here; copy it and validate the copy"
     return ""
-
-
-def _write(table: Table) -> None:
-    assert table.path is not None
-    try:
-        table.write(table.path)
-    except OSError as error:
-        raise unwritable(table.path, error) from error
-
-
-def _peaks(table: Table, archs: Sequence[Arch], progress: Progress) -> tuple[dict[Arch, int], str]:
-    """Peak memory of networks in bytes, and why the others have none."""
-    header = table.header
-    engine = _engine(header)
-    found: dict[Arch, int] = {}
-    for number, arch in enumerate(archs):
-        progress(number, len(archs), None, f"memory of network {number + 1} of {len(archs)}")
-        try:
-            found[arch] = memory.peak_bytes(engine, arch)
-        except MeasureError as error:
-            return found, str(error)
-    return found, ""
 
 
 def _network(arch: Arch, times: Times, peak: int | None) -> Network:

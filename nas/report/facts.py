@@ -6,20 +6,17 @@ Latencies are in milliseconds here, since these are figures for people; each say
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+from collections import Counter
 from typing import Any
 
-import latency_tables
-import search_spaces
-from nas.core.arch import Arch, calls_of, stage_runs
-from nas.core.errors import NasError
+from nas.core.arch import Arch, calls_of, stage_runs, steps_of
+from nas.core.ops import Shape
 from nas.core.space import Space
 from nas.core.tracing import macs_of_unit, params_of_unit
 from nas.core.units import to_ms
 from nas.networks.building import cost_of
-from nas.profiling import backends
-from nas.profiling.backends import load_backend
-from nas.profiling.device import this_machine
+from nas.profiling.machine import this_machine
+from nas.tables.kinds import line_of
 from nas.tables.table import Table
 
 ROW_SECONDS, ROW_SECONDS_224 = 0.7, 1.1  # of a block row: fixed, and in proportion to pixels; from the shipped tables
@@ -57,13 +54,37 @@ def architecture(arch: Arch) -> list[dict[str, str]]:
     return [{"stage": arch.stage_name(index), "blocks": ", ".join(stage_runs(stage))} for index, stage in stages]
 
 
+def in_short(arch: Arch) -> dict[str, Any]:
+    """An arch in a few figures, to lay several side by side: cost, and of every stage but the head how many blocks it
+    has, of which kinds, and how many channels its map has at its end.
+    """
+    cost, steps = cost_of(arch), iter(steps_of(arch))
+    widths, depths, channels = [], [], arch.input_shape[0]
+    kinds: Counter[str] = Counter()
+    for stage in arch.stages[:-1]:
+        for block, step in zip(stage, steps, strict=False):
+            channels = dict(zip(block.gives, step.outputs, strict=True)).get("x", Shape(channels)).channels
+            kinds[type(block).__name__] += 1
+        widths.append(channels)
+        depths.append(len(stage))
+    return {
+        "input": arch.input_shape[1],
+        "parameters": f"{cost.params:,}",
+        "MACs": f"{cost.macs:,}",
+        "peak activation bytes": f"{cost.peak_bytes:,}",
+        "widths": widths,
+        "depths": depths,
+        "blocks": ", ".join(f"{name} x{count}" for name, count in kinds.items()),
+    }
+
+
 def estimate(arch: Arch, table: Table) -> dict[str, Any]:
     """The predicted latency of an arch with each block's share, and its peak memory where the table knows it.
 
     Raises:
         MissingLatency: naming every row the table lacks.
     """
-    latency, fit = table.price(calls_of(arch)), table.memory_fit if table.knows_memory else None
+    latency, fit = table.price(calls_of(arch), line_of(arch)), table.memory_fit if table.knows_memory else None
     blocks = [
         {
             "stage": call.stage,
@@ -91,6 +112,8 @@ def estimate(arch: Arch, table: Table) -> dict[str, Any]:
         "device": table.header.device,
         "cpu": table.header.cpu,
         "this_machine": this_machine(table.header.runtime).measured(table.header),
+        "noise": table.header.noise,
+        "noisy": table.header.noisy,
         "blocks": blocks,
     }
 
@@ -119,11 +142,6 @@ def profiling_seconds(space: Space) -> float:
     return len(space.rows()) * (ROW_SECONDS + ROW_SECONDS_224 * pixels / 224**2)
 
 
-def spaces() -> list[dict[str, Any]]:
-    """`space_facts` of every known space."""
-    return [space_facts(space) for _, space in sorted(search_spaces.spaces().items())]
-
-
 def table_facts(table: Table) -> dict[str, Any]:
     """What a table was measured on, what it holds and how far it can be trusted."""
     header, card = table.header, table.card
@@ -140,6 +158,8 @@ def table_facts(table: Table) -> dict[str, Any]:
         "method": header.method,
         "variant": header.variant,
         "date": header.date,
+        "noise": header.noise,
+        "noisy": header.noisy,
         "rows": len(table.entries),
         "networks": len(table.networks),
         "unmeasured_rows": sum(entry.source != "measured" for entry in table.entries),
@@ -150,28 +170,3 @@ def table_facts(table: Table) -> dict[str, Any]:
         "card": None if card is None else card.facts(),
         "table_hash": table.hash,
     }
-
-
-def tables(*paths: Path) -> list[dict[str, Any]]:
-    """`table_facts` of the shipped tables and of those named, with the name that finds them; one that cannot be read
-    says why.
-    """
-    found = []
-    for name in (*latency_tables.names(), *map(str, paths)):
-        path = latency_tables.find(name)
-        try:
-            found.append({"name": name, **table_facts(Table.read(path))})
-        except NasError as error:
-            found.append({"name": name, "table": str(path), "error": str(error)})
-    return found
-
-
-def runtimes() -> dict[str, list[str]]:
-    """All runtimes, with the precisions that each can have."""
-    return {name: list(load_backend(name).precisions) for name in backends.runtimes()}
-
-
-def untested() -> dict[str, str]:
-    """The runtimes that we could not run on the hardware they are for, and that hardware."""
-    known = map(load_backend, backends.runtimes())
-    return {backend.name: backend.untested for backend in known if backend.untested is not None}

@@ -7,7 +7,6 @@ and shares are fractions.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,12 @@ from plotly.offline import get_plotlyjs
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
-from nas.core.errors import RunError
+from nas.core.errors import RunError, without_passwords
+from nas.core.files import write_text
 from nas.core.units import show_count, show_seconds, to_ms
+from nas.metrics import load_metric
 from nas.report import plots
-from nas.report.front import evaluated_trials, read_trials
+from nas.report.front import evaluated_trials, front_data, read_trials
 
 NEEDED_FILES = ("request.yaml", "trials.csv", "training.csv", "result.json")
 PLOT_OPTIONS = {"responsive": True, "displaylogo": False, "displayModeBar": False}
@@ -36,7 +37,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Budget(TypedDict):
     """A resolved upper bound, and what was asked for."""
 
-    metric: Literal["latency_ms", "memory_mb", "params", "macs"]
+    metric: str
     limit: PositiveFloat
     asked: str
     table: str | None
@@ -62,6 +63,9 @@ class Candidate(TypedDict):
     number: NonNegativeInt
     predicted_ms: PositiveFloat
     measured_spread_ms: NotRequired[FiniteFloat | None]
+    measured_noise: NotRequired[str | None]
+    measured_disturbed: NotRequired[bool | None]
+    measured_memory_mb: NotRequired[FiniteFloat | None]
     unmeasured_percent: NotRequired[FiniteFloat]
     memory_mb: NotRequired[PositiveFloat | None]
     params: NonNegativeInt
@@ -77,13 +81,23 @@ class Finalist(Candidate):
     measured_ms: PositiveFloat | None
 
 
+class Chance(TypedDict):
+    """The winner's accuracy on the test images beside what guessing reaches."""
+
+    accuracy: Fraction
+    images: NonNegativeInt
+    level: Fraction
+    beyond: bool
+
+
 class Training(TypedDict):
-    """The winner's longer training."""
+    """The winner's longer training; `chance` is absent from results of earlier versions."""
 
     epochs: NonNegativeInt
     val_accuracy: Fraction
     test_accuracy: NotRequired[Fraction | None]
     seconds: NotRequired[FiniteFloat | None]
+    chance: NotRequired[Chance | None]
 
 
 class Block(TypedDict):
@@ -150,6 +164,7 @@ class Provenance(TypedDict):
     table_mape_percent: NotRequired[FiniteFloat | None]
     card: NotRequired[str | None]
     not_this_machine: bool
+    dataset: NotRequired[str]
     seed: int
     versions: dict[str, str]
     started: str
@@ -163,6 +178,7 @@ class Result(TypedDict):
     name: str
     space: str
     objective: Literal["accuracy", "front"]
+    warnings: NotRequired[list[str]]
     budgets: list[Budget]
     counts: Counts
     finalists: Annotated[list[Finalist], Field(min_length=1)]
@@ -206,7 +222,7 @@ def read_run(run_dir: Path | str) -> Run:
         raise RunError(f"the run in {path} is not finished: no {', '.join(lacking)}. Finish it: nas search {request}")
     run = Run(
         path=path,
-        request=(path / "request.yaml").read_text(encoding="utf-8", errors="backslashreplace"),  # only shown
+        request=without_passwords((path / "request.yaml").read_text(encoding="utf-8", errors="backslashreplace")),
         result=_read_result(path / "result.json"),
         trials=read_trials(path / "trials.csv"),
         training=_read_training(path / "training.csv"),
@@ -282,16 +298,11 @@ def write_report(run_dir: Path | str) -> Path:
     """Write `report.html` into a finished run's directory, at once or not at all, and return its path.
 
     Raises:
-        RunError: as `read_run` does.
+        RunError: as `read_run` does, or the report cannot be written.
     """
     run = read_run(run_dir)
     target = run.path / "report.html"
-    temporary = run.path / f".report.html.{os.getpid()}"
-    try:
-        temporary.write_text(render(run), encoding="utf-8")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(target, render(run))
     return target
 
 
@@ -308,6 +319,7 @@ def render(run: Run) -> str:
         ms=lambda ms: "not measured" if ms is None else plots.show_ms(ms),
         us=lambda us: plots.show_ms(to_ms(us)),
         count=show_count,
+        metric=lambda name: load_metric(name).title,
         seconds=show_seconds,
         percent=_percent,
         mean=_mean,
@@ -318,6 +330,7 @@ def render(run: Run) -> str:
         plots={name: _plot_html(name, figure) for name, figure in figures(run).items()},
         plotly=Markup(get_plotlyjs()),
         budget_ms=run.latency_budget_ms,
+        front=front_data(run.trials).to_dict("records"),
         agreement=agreement(run).to_dict("records"),
         interval=_interval(run),
         binding=_binding(run),

@@ -16,8 +16,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from nas.core.errors import InputError, suggest
+from nas.core.errors import InputError
 from nas.core.units import US_PER_MS, show_count, to_ms
+from nas.metrics import load_metric, names
 from nas.report.front import STATES, evaluated_trials, front_data
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -57,7 +58,6 @@ AXIS_TITLES = {
     "val_loss": "validation loss",
     "val_accuracy": "validation accuracy (fraction)",
 }
-METRICS = {"latency_ms": "latency", "memory_mb": "memory", "params": "parameters", "macs": "MACs"}
 BAND_PERCENT = 5.0
 
 
@@ -230,8 +230,7 @@ def budgets_data(
     """
     rows: list[dict[str, object]] = []
     for position, budget in enumerate(budgets):
-        if budget["metric"] not in METRICS:
-            raise InputError(suggest("metric of a budget", budget["metric"], METRICS))
+        load_metric(budget["metric"])
         for kind, used in _uses(budget, winner, table, f"budgets[{position}]"):
             rows.append({"kind": kind, "used": used, **{name: budget[name] for name in ("metric", "limit", "table")}})
     data = pd.DataFrame(rows, columns=["metric", "table", "limit", "kind", "used"])
@@ -376,7 +375,8 @@ def _uses(
     budget: Mapping[str, Any], winner: Mapping[str, Any], table: str | None, where: str
 ) -> list[tuple[str, float]]:
     """The winner's figures that a budget limits, each with how it is known."""
-    if budget["metric"] not in ("latency_ms", "memory_mb"):
+    counted = not load_metric(budget["metric"]).of_table
+    if counted and budget["metric"] in winner:
         return [("counted", winner[budget["metric"]])]
     if budget["metric"] == "latency_ms" and budget["table"] in (None, table):
         measured = [] if winner["measured_ms"] is None else [("measured", winner["measured_ms"])]
@@ -385,7 +385,7 @@ def _uses(
         raise InputError(
             f"{where}.used: a budget on {budget['table']}, not on the latency by {table}, needs what the winner takes"
         )
-    return [("predicted", budget["used"])]
+    return [("counted" if counted else "predicted", budget["used"])]
 
 
 def _budget_labels(data: pd.DataFrame) -> list[str]:
@@ -394,7 +394,7 @@ def _budget_labels(data: pd.DataFrame) -> list[str]:
     labels = []
     for row in data.to_dict("records"):
         used, limit = _amount(row["metric"], row["used"]), _amount(row["metric"], row["limit"])
-        lines = [f"{METRICS[row['metric']]}, {row['kind']}", f"{used} of {limit}"]
+        lines = [f"{load_metric(row['metric']).title}, {row['kind']}", f"{used} of {limit}"]
         if several and isinstance(row["table"], str):  # a missing one is NaN here
             lines += map(escape, Path(row["table"]).with_suffix("").parts[-2:])  # device, runtime
         labels.append("<br>".join(lines))
@@ -408,9 +408,9 @@ def show_ms(ms: float) -> str:
 
 
 def _amount(metric: str, value: float) -> str:
-    if metric == "memory_mb":
-        return f"{value:.4g} MB"
-    return show_ms(value) if metric == "latency_ms" else show_count(value)
+    if metric == "latency_ms":
+        return show_ms(value)  # in the unit and digits of the axes
+    return load_metric(metric).show(value) if metric in names() else show_count(value)
 
 
 def _spread(figure: go.Figure, values: pd.Series) -> None:

@@ -1,4 +1,4 @@
-"""Budgets as they are written: hard upper bounds on latency, memory, parameters and multiply-adds.
+"""Budgets as they are written: hard upper bounds on a metric (`nas.metrics`).
 
 A budget is `latency_ms<=5`, `latency_ms<=p40` (the 40 % quantile of the space), `memory_mb<=50`, `params<=3e6`,
 `macs<=1e9`, or `latency_ms[path/table.csv]<=5` for a table other than the request's. `latency_ms<=5 @ 0.95` is kept by
@@ -11,16 +11,15 @@ import math
 import re
 from dataclasses import dataclass
 
-from nas.core.errors import BudgetError, suggest
+from nas.core.errors import BudgetError
+from nas.metrics import load_metric
 
-METRICS = ("latency_ms", "memory_mb", "params", "macs")
-OF_TABLES = ("latency_ms", "memory_mb")  # the others are the same on every device
 _FORM = re.compile(
     r"\s*(?P<metric>\w+)\s*(?:\[(?P<table>[^\[\]]+)\])?\s*<=\s*(?P<bound>[^\s@]+)\s*(?:@\s*(?P<confidence>\S+)\s*)?"
 )
 _EXPECTED = (
-    "expected a bound such as latency_ms<=5, latency_ms<=p40, latency_ms<=5 @ 0.95, memory_mb<=50, params<=3e6 or "
-    "macs<=1e9"
+    "expected a bound such as latency_ms<=5, latency_ms<=p40, latency_ms<=5 @ 0.95, memory_mb<=50, size_mb<=8, "
+    "params<=3e6 or macs<=1e9"
 )
 
 
@@ -30,7 +29,7 @@ class Budget:
 
     Attributes:
         asked: its text in the usual spelling.
-        metric: in `METRICS`; a megabyte is 1e6 bytes.
+        metric: of a file in `nas.metrics`; a megabyte is 1e6 bytes.
         limit: the bound in the unit of the metric, None for a quantile.
         quantile: share of the space that may fit, in 0..1, None for a number.
         table: path of the table that predicts latency or memory, None for the request's.
@@ -55,9 +54,8 @@ class Budget:
         if found is None:
             raise BudgetError(f"{_EXPECTED}, got {text!r}")
         metric, table, bound = found["metric"], found["table"], found["bound"]
-        if metric not in METRICS:
-            raise BudgetError(suggest("metric", metric, METRICS))
-        if table is not None and metric not in OF_TABLES:
+        known = load_metric(metric)
+        if table is not None and not known.of_table:
             raise BudgetError(f"{metric} does not depend on a table, got {text!r}")
         percent = bound.startswith("p")
         number = _number(bound.removeprefix("p"))
@@ -66,8 +64,8 @@ class Budget:
         if not 0 < number < math.inf:
             raise BudgetError(f"{_EXPECTED}, got {text!r}")
         confidence = None if found["confidence"] is None else _number(found["confidence"])
-        if confidence is not None and metric != "latency_ms":
-            raise BudgetError(f"only a latency has a confidence, got {text!r}")
+        if confidence is not None and not known.has_confidence:
+            raise BudgetError(f"{known.title} has no confidence, got {text!r}")
         if confidence is not None and not 0.5 <= confidence < 1:
             raise BudgetError(f"expected a confidence of at least 0.5 and below 1, got {found['confidence']!r}")
         asked = f"{metric}[{table}]<={bound}" if table else f"{metric}<={bound}"

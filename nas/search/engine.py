@@ -79,6 +79,7 @@ class Engine:
         trials: evaluated candidates to reach, those of earlier processes included.
         seed: of the training of every candidate.
         on_trial: called after each trial.
+        is_over: whether the time is up: then nothing more is proposed, once something is evaluated.
     """
 
     def __init__(
@@ -91,9 +92,10 @@ class Engine:
         trials: int,
         seed: int,
         on_trial: Callable[[Progress], None] | None = None,
+        is_over: Callable[[], bool] = lambda: False,
     ) -> None:
         self._ledger, self._space, self._estimator, self._workers = ledger, space, estimator, workers
-        self._trials, self._seed, self._on_trial = trials, seed, on_trial
+        self._trials, self._seed, self._on_trial, self._is_over = trials, seed, on_trial, is_over
         self._counts = dict.fromkeys(("evaluated", "infeasible", "duplicate", "failed"), 0)
         self._scores: dict[str, tuple[int, Record]] = {}  # by arch
         self._failures: dict[str, tuple[int, str]] = {}  # by arch
@@ -121,7 +123,7 @@ class Engine:
         """Search.
 
         Returns:
-            "", or why fewer candidates than asked for were evaluated: proposals ran dry.
+            "", or why fewer candidates than asked for were evaluated: the time is up, or proposals ran dry.
 
         Raises:
             RunError: evaluations fail one after the other; it carries the last reason.
@@ -134,7 +136,7 @@ class Engine:
             self._receive(self._workers.wait())
 
     def _takes_more(self) -> bool:
-        if not self._workers.idle:
+        if not self._workers.idle or ((self._counts["evaluated"] or self._in_flight) and self._is_over()):
             return False
         if self._ledger.left_over:
             return True
@@ -256,6 +258,9 @@ class Engine:
                 f"every network that fits was proposed, so the search stops with {counts or 'nothing'}: raise a budget "
                 "to have more of them"
             )
+        if self._since_new < DRY_AFTER and self._counts["evaluated"]:
+            done = f"{self._counts['evaluated']} of {self._trials} candidates"
+            return f"the search of candidates ends after {done}: the time is needed for what comes now"
         return (
             f"the last {self._since_new} proposals gave no new candidate that fits, so the search stops with {counts}: "
             "raise the budget, or try another sampler"

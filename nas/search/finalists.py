@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,17 +15,21 @@ import optuna
 from nas.core.arch import Arch
 from nas.core.errors import RunError
 from nas.core.units import to_ms
+from nas.metrics import MB
 from nas.search.limits import Estimator, Limit
 from nas.search.study import remembered
 from nas.search.trials import Record
 from nas.search.workers import Outcome, Pool, Task
 from nas.tables.table import Table
 
+TRIES = 2  # of a measurement in one command; each of them is taken anew where the machine was disturbed
 SURE = 2.0  # standard errors of their difference that two mean losses must lie apart
 
 
 class Measured(Protocol):
-    """The latency of a whole network, and how far repeated measurements of it lie apart, in microseconds."""
+    """The latency of a whole network, how far repeated measurements of it lie apart, and how disturbed the machine was;
+    see `nas.profiling.profiler.Measurement`.
+    """
 
     @property
     def us(self) -> float: ...
@@ -33,8 +37,38 @@ class Measured(Protocol):
     @property
     def spread_us(self) -> float: ...
 
+    @property
+    def noise(self) -> float: ...
+
+    @property
+    def disturbed(self) -> bool: ...
+
+    @property
+    def text(self) -> str: ...
+
 
 Measure = Callable[[Arch, Table], Measured]
+Weigh = Callable[[Arch, Table], int]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A measurement as a study keeps it; see `Measured`."""
+
+    us: float
+    spread_us: float
+    noise: float
+    disturbed: bool
+    text: str
+
+    @classmethod
+    def of(cls, known: Any) -> Timing | None:
+        """What a study keeps, None where it has nothing; earlier versions kept a time and its spread, unchecked."""
+        if known is None:
+            return None
+        if isinstance(known, list):
+            return cls(known[0], known[1], math.inf, True, "not checked for noise, by an earlier version")
+        return cls(**known)
 
 
 @dataclass(frozen=True)
@@ -47,7 +81,8 @@ class Finalist:
         record: what the search found.
         used: of each limit, in its unit: measured where it could be, else predicted.
         fits: whether that keeps every limit.
-        measured_us, spread_us: with the request's table's runtime; None where this is not the table's machine.
+        timing: latency with the request's table's runtime; None where this is not the table's machine.
+        memory_bytes: measured likewise where there is a budget on memory, else None.
         losses, accuracies: of its trainings, that of the search first.
     """
 
@@ -56,8 +91,8 @@ class Finalist:
     record: Record
     used: tuple[float, ...] = ()
     fits: bool = True
-    measured_us: float | None = None
-    spread_us: float | None = None
+    timing: Timing | None = None
+    memory_bytes: int | None = None
     losses: tuple[float, ...] = ()
     accuracies: tuple[float, ...] = ()
 
@@ -68,15 +103,24 @@ class Finalist:
 
     def __str__(self) -> str:
         times = [f"{to_ms(self.record.predicted_us or 0):.4g} ms predicted"]
-        if self.measured_us is not None:
-            times.insert(0, f"{to_ms(self.measured_us):.4g} ms measured")
+        if self.timing is not None:
+            doubt = f" ({self.timing.text})" if self.timing.disturbed else ""
+            times.insert(0, f"{to_ms(self.timing.us):.4g} ms measured{doubt}")
         return f"trial {self.number} (arch {self.arch.id}), {', '.join(times)}"
 
 
 def with_measurements(
-    finalist: Finalist, study: optuna.Study, estimator: Estimator, here: Sequence[str | None], measure: Measure
+    finalist: Finalist,
+    study: optuna.Study,
+    estimator: Estimator,
+    here: Sequence[str | None],
+    measure: Measure,
+    weigh: Weigh,
 ) -> Finalist:
-    """Measure a finalist on every table's runtime that is here; each measurement is taken once in the life of a study.
+    """Measure a finalist on every table's runtime that is here.
+
+    A measurement is taken once in the life of a study, and again where the machine was disturbed: twice at most in a
+    command; the less disturbed one is kept.
 
     Args:
         finalist: as it comes from the search.
@@ -84,26 +128,40 @@ def with_measurements(
         estimator: the tables and the limits.
         here: the tables that were measured on this machine, by the name that limits have for them.
         measure: times an arch the way a table was measured.
+        weigh: measures its peak memory in bytes likewise; only asked where a limit is on memory.
     """
-    times: dict[str | None, tuple[float, float]] = {}
+    times: dict[str | None, Timing] = {}
+    memory: dict[str | None, int] = {}
+    weighed = {limit.table for limit in estimator.limits if limit.metric == "memory_mb"}
     for name in here:
         table = estimator.table if name is None else estimator.tables[name]
-        key = f"measured {finalist.arch.id} {table.hash[:12]}"
-        us, spread_us = remembered(study, key, functools.partial(_time, measure, finalist.arch, table))
-        times[name] = us, spread_us
-    predicted = estimator.estimate(finalist.arch).used
-    used = tuple(
-        to_ms(times[limit.table][0]) if limit.metric == "latency_ms" and limit.table in times else value
-        for limit, value in zip(estimator.limits, predicted, strict=True)
-    )
+        key = f"{finalist.arch.id} {table.hash[:12]}"
+        times[name] = _timed(study, f"measured {key}", finalist.arch, table, measure)
+        if name in weighed:
+            memory[name] = remembered(study, f"memory {key}", functools.partial(weigh, finalist.arch, table))
+    used = []
+    for limit, predicted in zip(estimator.limits, estimator.estimate(finalist.arch).used, strict=True):
+        if limit.metric == "latency_ms" and limit.table in times:
+            used.append(to_ms(times[limit.table].us))
+        elif limit.metric == "memory_mb" and limit.table in memory:
+            used.append(memory[limit.table] / MB)
+        else:
+            used.append(predicted)
     fits = all(limit.excess(value) <= 0 for limit, value in zip(estimator.limits, used, strict=True))
-    measured_us, spread_us = times.get(None, (None, None))
-    return replace(finalist, used=used, fits=fits, measured_us=measured_us, spread_us=spread_us)
+    return replace(finalist, used=tuple(used), fits=fits, timing=times.get(None), memory_bytes=memory.get(None))
 
 
-def _time(measure: Measure, arch: Arch, table: Table) -> list[float]:
-    result = measure(arch, table)
-    return [result.us, result.spread_us]
+def _timed(study: optuna.Study, key: str, arch: Arch, table: Table, measure: Measure) -> Timing:
+    best = Timing.of(study.user_attrs.get(key))
+    for _ in range(TRIES):
+        if best is not None and not best.disturbed:
+            break
+        found = measure(arch, table)
+        if best is None or found.noise <= best.noise:
+            best = Timing(found.us, found.spread_us, found.noise, found.disturbed, found.text)
+            study.set_user_attr(key, asdict(best))
+    assert best is not None
+    return best
 
 
 def require_fit(finalists: Sequence[Finalist], limits: Sequence[Limit]) -> None:

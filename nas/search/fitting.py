@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
 
 import numpy as np
-
 
 from nas.core.errors import BudgetError
 from nas.core.space import Space
 from nas.core.tracing import macs_of_unit, params_of_unit
 from nas.core.units import to_ms
+from nas.metrics import load_metric
 from nas.search.feasible import FeasibleSet, Sum
 from nas.search.lattice import ArchLattice, Path, sums
-from nas.search.limits import MB, ROUNDING, Estimator, Limit, rounded_up
+from nas.search.limits import ROUNDING, Estimator, Limit, rounded_up
 from nas.search.samplers._context import Context
-from nas.tables.table import Table
 
 
 @functools.lru_cache(maxsize=4)
@@ -46,10 +45,15 @@ def feasible_set(space: Space, estimator: Estimator, folder: FilePath | None = N
     checked: list[int] = []
     for place, limit in enumerate(estimator.limits):
         item, whole = _sum_of(limit, lattice, estimator)
-        found.append(item)
+        if item is not None:
+            found.append(item)
         if not whole:
             checked.append(place)
-    mine = [limit for limit in estimator.limits if limit.metric == "latency_ms" and limit.table is None]
+    mine = [
+        limit
+        for limit in estimator.limits
+        if limit.metric == "latency_ms" and limit.table is None and limit.confidence is None
+    ]
     if not mine:
         found.insert(0, Sum("", lattice.costs(estimator.table.cost_of_row(space)), math.inf))
     else:
@@ -64,21 +68,35 @@ def feasible_set(space: Space, estimator: Estimator, folder: FilePath | None = N
     return fits
 
 
-def _sum_of(limit: Limit, lattice: ArchLattice, estimator: Estimator) -> tuple[Sum, bool]:
-    """A limit as a sum that nothing within the limit exceeds, and whether the sum says all."""
-    most = limit.limit * (1 + ROUNDING / 2)
-    if limit.metric in ("params", "macs"):
-        cost = params_of_unit if limit.metric == "params" else macs_of_unit
-        return Sum(limit.title, lattice.costs(cost), most), True
+def _sum_of(limit: Limit, lattice: ArchLattice, estimator: Estimator) -> tuple[Sum | None, bool]:
+    """A limit as a sum that nothing within the limit exceeds, None for no such sum; and whether the sum says all."""
+    metric = load_metric(limit.metric)
     table = estimator.table if limit.table is None else estimator.tables[limit.table]
-    if limit.metric == "memory_mb":
-        return Sum(limit.title, lattice.costs(params_of_unit), table.memory_fit.most_params(MB * most)), False
-    table.require(lattice.space)
-    costs = lattice.costs(table.cost_of_row(lattice.space))
-    if limit.confidence is None:
-        return Sum(limit.title, costs, table.sum_for(lattice.space, 1000 * most)), True
-    bound = table.bound(lattice.space.input_shape, limit.confidence)
-    return Sum(limit.title, costs, table.sum_for(lattice.space, 1000 * most / bound)), not table.has_unmeasured
+    if metric.of_table:
+        table.require(lattice.space)
+    floor = metric.floor(lattice.space, table)
+    if floor is None:
+        return None, False
+    cost, of_sum = floor
+    costs = lattice.costs(cost)
+    most = limit.limit * (1 + ROUNDING / 2)
+    whole = metric.per_row(lattice.space, table) is not None and limit.confidence is None
+    if limit.confidence is not None:  # of families and rows in doubt it is more: that is checked
+        most /= table.bound(lattice.space.input_shape, limit.confidence)
+    return Sum(limit.title, costs, _inverse(of_sum, most, lattice.most(costs))), whole
+
+
+def _inverse(of_sum: Callable[[np.ndarray], np.ndarray], value: float, high: float) -> float:
+    """The largest sum whose `of_sum`, which grows, is no larger than a value; by bisection."""
+    low = 0.0
+    if float(of_sum(np.array([high]))[0]) <= value:
+        return math.inf
+    for _ in range(200):
+        middle = (low + high) / 2
+        if middle in (low, high):
+            break
+        low, high = (middle, high) if float(of_sum(np.array([middle]))[0]) <= value else (low, middle)
+    return low
 
 
 def _require_some(fits: FeasibleSet, estimator: Estimator) -> None:
@@ -108,14 +126,9 @@ def shares(fits: FeasibleSet, limits: Sequence[Limit]) -> dict[str, float]:
     return {item.name: fits.share_of(place) for place, item in enumerate(fits.sums) if item.name in names}
 
 
-def latency_of(fits: FeasibleSet, table: Table, path: Path) -> float:
-    """The predicted latency of a candidate, in ms, from the first sum."""
-    import numpy as np
-
-    return to_ms(table.total_us(fits.lattice.space, float(sums(fits.sums[0].costs, np.array([path]))[0])))
-
-
-def context_of(space: Space, estimator: Estimator, fits: FeasibleSet, objectives: int = 1, starts: bool = True) -> Context:
+def context_of(
+    space: Space, estimator: Estimator, fits: FeasibleSet, objectives: int = 1, starts: bool = True
+) -> Context:
     """What samplers are told: the set, and the multiply-adds, parameters and latency of its candidates.
 
     Args:
@@ -138,4 +151,3 @@ def context_of(space: Space, estimator: Estimator, fits: FeasibleSet, objectives
 
     begin = tuple(path for path in lattice.presets().values() if fits.fits(path)) if starts else ()
     return Context(fits, objectives, scalars, latency, begin)
-

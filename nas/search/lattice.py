@@ -18,7 +18,6 @@ import numpy as np
 from scipy import sparse
 
 import search_spaces
-
 from nas.core.arch import Arch, Blocks
 from nas.core.errors import InputError
 from nas.core.ops import Row
@@ -224,7 +223,10 @@ class ArchLattice:
                     blocks.append((step.blocks, step.head))
                 way.append(ways[key])
             same: dict[tuple[Blocks, int], int] = {}
-            merged = [same.setdefault((item[0], pick["tail"]), n) for n, (item, pick) in enumerate(zip(blocks, picks, strict=True))]
+            merged = [
+                same.setdefault((item[0], pick["tail"]), n)
+                for n, (item, pick) in enumerate(zip(blocks, picks, strict=True))
+            ]
             dense = {n: number for number, n in enumerate(dict.fromkeys(merged))}
             order = [dense[merged[n]] for n in range(len(merged))]
             kept = list(dense)
@@ -262,6 +264,13 @@ class ArchLattice:
         """What every step adds to a sum over rows."""
         per_row = np.array([cost(row) for row in self.rows])
         return [counts @ per_row for counts in self._counts]
+
+    def most(self, costs: Costs) -> float:
+        """The largest sum of costs over a path."""
+        behind = np.zeros(1)
+        for layer, cost in zip(reversed(self.layers), reversed(costs), strict=True):
+            behind = np.maximum.reduceat(cost + behind[layer.target], layer.first[:-1])
+        return float(behind[0])
 
     @functools.cached_property
     def _groups(self) -> tuple[dict[str, list[sparse.csr_matrix]], dict[str, list[str]]]:

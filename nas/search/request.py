@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
-from nas.core.errors import InputError, RunError, suggest
+from nas.core.errors import HIDDEN, InputError, RunError, brief, suggest, without_passwords
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Count = Annotated[int, Field(ge=0, le=2**32 - 1)]  # seeds of NumPy end there
+Positive = Annotated[int, Field(ge=1, le=1_000_000)]
 
 #: what may differ when a run is continued; other fields decide what its scores mean (a table is compared by content)
 MAY_CHANGE = (
@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "repeats",
     "final_epochs",
     "final_threads",
+    "minutes",
     "allow_uncalibrated",
 )
 
@@ -66,10 +67,27 @@ class Request(BaseModel):
         default="accuracy", description="The most accurate network within the budgets, or the accuracy-latency front."
     )
     dataset: str = Field(default="digits", description="Images to train on: digits, cifar10, imagefolder:PATH, ...")
+    limit: int | None = Field(
+        default=None, ge=2, description="Most images that each training learns from and is validated on; default: all."
+    )
     evaluator: str = Field(default="short", description="How candidates are scored: short (a short training).")
     epochs: Positive = Field(default=4, description="Epochs of the evaluator, for each candidate.")
-    sampler: str = Field(default="tpe", description="How candidates are proposed: tpe, nsga2 or random.")
+    sampler: str = Field(
+        default="guided",
+        description="How candidates are proposed: guided (a model of what was trained), tpe, nsga2, evolution, local "
+        "or random.",
+    )
+    start: Literal["presets", "none"] = Field(
+        default="presets", description="What guided begins with: presets (published networks that fit) or none."
+    )
     trials: Positive = Field(default=60, description="Candidates to evaluate; those over a budget do not count.")
+    minutes: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="End about so long after this command's start, with measured and trained finalists: fewer "
+        "candidates, repeats and final epochs where they take longer. By default no limit.",
+    )
     workers: Positive = Field(default_factory=_cpus, description="Candidates evaluated at once, one thread each.")
     seed: Count = Field(default=0, description="Seed of everything random.")
     storage: str | None = Field(
@@ -138,27 +156,33 @@ class Request(BaseModel):
         Raises:
             InputError: naming file, field, value and what was expected, for all fields at once.
         """
-        import yaml
+        from nas.core.plain import read_yaml
 
         try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: cannot be read as YAML: {error}") from error
+        data = read_yaml(text, str(path))
         if data is None:
             data = {}
         if not isinstance(data, Mapping):
-            raise InputError(f"{path}: expected fields such as `trials: 60`, got {data!r}")
+            raise InputError(f"{path}: expected fields such as `trials: 60`, got {brief(data)}")
         try:
             return cls(**{str(key): value for key, value in data.items()} | changes)
         except InputError as error:
             raise InputError(f"{path}:\n{error}") from error
 
     def to_yaml(self, notes: Sequence[str] = ()) -> str:
-        """The request as YAML, which `read` takes back; `notes` become comments above it."""
+        """The request as YAML, which `read` takes back; `notes` become comments above it. Passwords are hidden."""
         import yaml
 
         comments = "".join(f"# {note}\n" for note in notes)
-        return comments + yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return comments + yaml.safe_dump(self._shown(), sort_keys=False)
+
+    def _shown(self) -> dict[str, Any]:
+        """All fields as plain data, without a password in the storage's URL."""
+        shown = self.model_dump(mode="json")
+        return shown if self.storage is None else shown | {"storage": without_passwords(self.storage)}
 
     def with_(self, **changes: Any) -> Request:
         """A copy with some fields replaced, checked again."""
@@ -170,11 +194,11 @@ class Request(BaseModel):
         Raises:
             RunError: naming every field that contradicts, with both values.
         """
-        mine, theirs = self.model_dump(), stored.model_dump()
+        mine, theirs = self._shown(), stored._shown()
         differing = [
             f"  {name}: {theirs[name]!r} there, {value!r} now"
             for name, value in mine.items()
-            if value != theirs[name] and name not in MAY_CHANGE
+            if _compared(value) != _compared(theirs[name]) and name not in MAY_CHANGE
         ]
         if self.trials < stored.trials:
             differing.append(f"  trials: {stored.trials} there, {self.trials} now; it can only be raised")
@@ -185,11 +209,19 @@ class Request(BaseModel):
             )
 
 
+def _compared(value: Any) -> Any:
+    """A field's value as it has to be the same; a password may come from the URL or from where its driver looks."""
+    return value.replace(f":{HIDDEN}@", "@") if isinstance(value, str) else value
+
+
 _EXPECTED = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
     "string_type": "text",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "tuple_type": "a list",
@@ -208,8 +240,14 @@ def _problem(item: ErrorDetails) -> str:
         return "\n".join(where + (line if line.startswith("[") else f": {line}") for line in lines)
     if kind == "greater_than_equal":
         expected = f"at least {context['ge']}"
+    elif kind == "greater_than":
+        expected = f"more than {context['gt']}"
+    elif kind == "less_than_equal":
+        expected = f"at most {context['le']}"
+    elif kind == "string_too_long":
+        expected = f"at most {context['max_length']} characters"
     elif kind == "literal_error":
         expected = str(context["expected"])
     else:
         expected = _EXPECTED.get(kind, item["msg"])
-    return f"{where}: expected {expected}, got {item['input']!r}"
+    return f"{where}: expected {expected}, got {brief(item['input'])}"

@@ -5,21 +5,27 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import latency_tables
 import search_spaces
 from nas.core.arch import Arch
 from nas.core.errors import InputError, RunError, TableError
 from nas.core.space import Space
+from nas.core.units import show_count
 from nas.evaluation.data import load_data
 from nas.evaluation.devices import pick_device
+from nas.metrics import load_metric
 from nas.profiling import profiler
 from nas.profiling.backends import load_backend
-from nas.profiling.device import this_machine
 from nas.profiling.job import CHAINS, IN_SITU
+from nas.profiling.machine import this_machine
 from nas.search.budgets import Budget
-from nas.search.limits import Estimator, Limit, Survey, resolve, smallest
+from nas.search.doubts import noisy
+from nas.search.fitting import feasible_set
+from nas.search.limits import Estimator, Limit, Survey, resolve
 from nas.search.request import Request
+from nas.search.timing import PROFILE_SHARE
 from nas.tables.calibration import networks_for
 from nas.tables.table import Table
 
@@ -96,7 +102,7 @@ def resolve_request(request: Request, log: Log, progress: Progress) -> Resolved:
         runtime=table.header.runtime,
         threads=table.header.threads,
     )
-    least = smallest(space, "latency_ms", table)
+    least = load_metric("latency_ms").smallest(space, table)
     here = _measured_here([(None, table), *tables.items()])
     found = Resolved(filled, space, Estimator(table, limits, tables), survey, least, here)
     _tell(found, log)
@@ -145,7 +151,7 @@ def _space(request: Request, table: Table | None, log: Log) -> Space:
             raise InputError(f"space: {table.where} holds the rows of several spaces, name one of them: {names}")
     else:
         raise InputError("space: neither a space nor a table is named; name one of them (nas spaces, nas tables)")
-    classes = load_data(request.dataset, space.input_shape, seed=request.seed).classes
+    classes = load_data(request.dataset, space.input_shape, seed=request.seed, limit=request.limit).classes
     if classes == space.classes:
         return space
     log(f"{request.dataset} has {classes} classes, space {space.name} has {space.classes}: searching it with {classes}")
@@ -165,17 +171,16 @@ def _completed(table: Table | None, space: Space, request: Request, networks: in
     """
     path = request.run_dir / "table.csv"
     if table is None:
-        return profiler.profile(
-            space,
-            path=path,
-            runtime=request.runtime,
-            threads=request.threads,
-            level=request.level or "block",
-            networks=networks,
-            seed=request.seed,
-            accept_noise=True,  # the table says so, and finalists are measured anyway
-            progress=progress,
-        )
+        settings: dict[str, Any] = {"path": path, "runtime": request.runtime, "threads": request.threads}
+        settings |= {"level": request.level or "block", "networks": networks, "seed": request.seed}
+        if request.minutes is not None:
+            if path.is_file() and (request.run_dir / "request.yaml").is_file():
+                return Table.read(path)  # a run goes on with what it rests on, also with rows that are predicted
+            minutes = PROFILE_SHARE * request.minutes
+            if profiler.plan(profiler.job_of(space, **settings)).seconds > 60 * minutes:
+                settings["budget_minutes"] = minutes
+        # a noisy machine is accepted: the table and the result say so, and finalists are measured anyway
+        return profiler.profile(space, **settings, accept_noise=True, progress=progress)
     header = table.header
     lacking = table.missing(space.rows() if header.level == "block" else space.op_rows())
     if (
@@ -230,12 +235,14 @@ def _tell(found: Resolved, log: Log) -> None:
             f"{table.where} was measured with {table.header.runtime} {table.header.runtime_version}, finalists will be "
             f"with {version}"
         )
+    for warning in noisy(table, found.space):
+        log(f"WARNING: {warning}")
     for limit in limits:
         log(f"budget {limit.asked}: {limit.title}")
-    share = found.survey.share_that_fits(found.estimator)
+    fits = feasible_set(found.space, found.estimator)
     log(
-        f"the smallest architecture takes {found.smallest[0]:.4g} ms; {share:.1%} of {found.survey} fit"
-        + ("; the sampler may not find any" if share == 0 else "")
+        f"the smallest architecture takes {found.smallest[0]:.4g} ms; {show_count(fits.about)} of "
+        f"{show_count(fits.size_of_all())} architectures fit ({fits.about / fits.size_of_all():.2%})"
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
+import json
+import math
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -16,10 +16,11 @@ from nas import __version__
 from nas.core.arch import Arch, calls_of
 from nas.core.units import to_ms
 from nas.evaluation.training import TrainResult
+from nas.metrics import MB
 from nas.networks.building import cost_of
 from nas.report import facts
+from nas.search.doubts import disturbed, doubts, noisy, shortened, winners_chance
 from nas.search.finalists import Finalist, Ranking
-from nas.search.limits import MB
 from nas.search.resolved import Resolved
 
 SCHEMA = 1
@@ -36,12 +37,21 @@ def result_data(
 ) -> dict[str, Any]:
     """The content of `result.json`; latencies in ms, times of blocks in microseconds, accuracies as fractions."""
     counts = trials["state"].value_counts().to_dict()
+    request, size = found.request, found.space.input_shape
+    chance = winners_chance(request, size, training)
+    evaluated = trials[trials["state"] == "evaluated"]
+    losses, accuracies = evaluated["val_loss"].tolist(), evaluated["val_accuracy"].tolist()
+    warnings = doubts(request, size, losses, accuracies, ranking, training)
+    warnings += [*disturbed(finalists), *noisy(found.estimator.table, found.space)]
+    if request.minutes is not None:
+        warnings += shortened(request, len(losses), finalists, training)
     states = ("evaluated", "infeasible", "duplicate", "failed")
     return {
         "schema": SCHEMA,
-        "name": found.request.name,
+        "name": request.name,
         "space": found.space.name,
-        "objective": found.request.objective,
+        "objective": request.objective,
+        "warnings": warnings,
         "budgets": [
             limit.as_data() | {"used": used} for limit, used in zip(found.estimator.limits, winner.used, strict=True)
         ],
@@ -55,6 +65,7 @@ def result_data(
                 "val_loss": training.val_loss,
                 "test_accuracy": training.test_accuracy,
                 "seconds": training.seconds,
+                "chance": None if chance is None else chance.as_data(),
             },
             "blocks": facts.estimate(winner.arch, found.estimator.table)["blocks"],
             "architecture": facts.architecture(winner.arch),
@@ -66,10 +77,24 @@ def result_data(
     }
 
 
+def trained_before(found: Resolved, study: optuna.Study, winner: Finalist, epochs: int) -> TrainResult | None:
+    """The training of a finished run that has this winner, such as one whose finalists were measured again."""
+    path = found.request.run_dir / "result.json"
+    if "finished" not in study.user_attrs or not path.is_file():
+        return None
+    before = json.loads(path.read_text(encoding="utf-8"))["winner"]
+    known = before["training"]
+    if (before["arch"], before["number"], known["epochs"]) != (winner.arch.id, winner.number, epochs):
+        return None
+    figures = {name: known[name] for name in ("val_loss", "val_accuracy", "test_accuracy", "seconds", "epochs")}
+    unknown: dict[str, Any] = {"test_loss": None, "images_per_second": math.nan, "history": ()}
+    return TrainResult(**figures, **unknown, device=found.request.device, precision="")
+
+
 def finalist_data(finalist: Finalist, found: Resolved) -> dict[str, Any]:
     """A finalist as `result.json` holds it."""
     record, estimate = finalist.record, found.estimator.estimate(finalist.arch)
-    latency = estimate.latency
+    latency, timing = estimate.latency, finalist.timing
 
     def ms(us: float | None) -> float | None:
         return None if us is None else to_ms(us)
@@ -78,10 +103,13 @@ def finalist_data(finalist: Finalist, found: Resolved) -> dict[str, Any]:
         "arch": finalist.arch.id,
         "number": finalist.number,
         "predicted_ms": ms(record.predicted_us),
-        "measured_ms": ms(finalist.measured_us),
-        "measured_spread_ms": ms(finalist.spread_us),
+        "measured_ms": None if timing is None else ms(timing.us),
+        "measured_spread_ms": None if timing is None else ms(timing.spread_us),
+        "measured_noise": None if timing is None else timing.text,
+        "measured_disturbed": None if timing is None else timing.disturbed,
         "unmeasured_percent": 100 * latency.unmeasured_us / latency.total_us,
         "memory_mb": None if estimate.memory_bytes is None else estimate.memory_bytes / MB,
+        "measured_memory_mb": None if finalist.memory_bytes is None else finalist.memory_bytes / MB,
         "params": record.params,
         "macs": record.macs,
         "val_losses": list(finalist.losses),
@@ -115,18 +143,9 @@ def _provenance(found: Resolved, study: optuna.Study) -> dict[str, Any]:
         "table_mape_percent": table.mape_percent,
         "card": None if table.card is None else str(table.card),
         "not_this_machine": found.not_this_machine,
+        "dataset": found.request.dataset,
         "seed": found.request.seed,
         "versions": {"nas": __version__} | {name: importlib.metadata.version(name) for name in packages},
         "started": started.isoformat(timespec="seconds"),
         "seconds": time.time() - started.timestamp(),  # from the first trial on, interruptions included
     }
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file at once: whoever reads it sees the old content or the new, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from nas.core.errors import InputError, RunError
+from nas.core.errors import HIDDEN, InputError, RunError, without_passwords
 
 if TYPE_CHECKING:
     from nas.core.ops import Choice
@@ -35,13 +35,15 @@ def _distribution(values: Sequence[Any]) -> BaseDistribution:
     return CategoricalDistribution(tuple(values))
 
 
-def open_study(name: str, storage: str | Path | BaseStorage, sampler: BaseSampler, objectives: int) -> optuna.Study:
+def open_study(
+    name: str, storage: str | Path | BaseStorage, sampler: BaseSampler | None, objectives: int
+) -> optuna.Study:
     """The study of a run, made where it does not exist; every objective is minimized.
 
     Args:
         name: of the study in its storage.
         storage: path of a journal file, URL of a database that Optuna knows, or a storage.
-        sampler: proposes the candidates.
+        sampler: proposes the candidates; None where it is set later, before the first.
         objectives: 1 (loss), or 2 (loss and latency).
 
     Raises:
@@ -65,10 +67,14 @@ def _storage(storage: str | Path | BaseStorage) -> BaseStorage:
     if isinstance(storage, BaseStorage):
         return storage
     if isinstance(storage, str) and "://" in storage:
+        shown = without_passwords(storage, storage)
+        if HIDDEN in storage:
+            raise InputError(f"storage: the password of {shown} is not kept; give the whole URL again with --storage")
         try:
             return optuna.storages.get_storage(storage)
         except Exception as error:  # of any database driver
-            raise InputError(f"storage: Optuna cannot use {storage!r}: {error}") from error
+            reason = without_passwords(str(error), storage)
+            raise InputError(f"storage: Optuna cannot use {shown!r}: {reason}") from None  # it would show the URL
     path = Path(storage)
     path.parent.mkdir(parents=True, exist_ok=True)
     mend_journal(path)

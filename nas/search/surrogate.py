@@ -76,12 +76,14 @@ class Encoder:
     def _logs(self, paths: np.ndarray) -> np.ndarray:
         if "numbers" not in self.steps:
             return np.zeros((len(paths), 0))
-        return np.log(np.maximum(gathered(self.steps["numbers"], paths), 1e-12))
+        logs: np.ndarray = np.log(np.maximum(gathered(self.steps["numbers"], paths), 1e-12))
+        return logs
 
     def __call__(self, paths: np.ndarray) -> Encoded:
         """Features of candidates. Shape: (n, layers) -> n lines"""
         groups = {
-            name: (gathered(found, paths) - self.middles[name]) / self.scales[name] for name, found in self.steps.items()
+            name: (gathered(found, paths) - self.middles[name]) / self.scales[name]
+            for name, found in self.steps.items()
         }
         return Encoded(groups, (self._logs(paths) - self._log_middle) / self._log_scale)
 
@@ -140,8 +142,14 @@ class Surrogate:
     def _tuned(self) -> tuple[dict[str, float], float]:
         """Variances and noise of the highest leave-one-out likelihood, one after the other."""
         count = len(self.y)
-        places = np.arange(count) if count <= MOST_TUNED else np.sort(
-            np.unique(np.concatenate([np.argsort(self.y)[: MOST_TUNED // 3], np.arange(count)[-2 * MOST_TUNED // 3 :]]))
+        places = (
+            np.arange(count)
+            if count <= MOST_TUNED
+            else np.sort(
+                np.unique(
+                    np.concatenate([np.argsort(self.y)[: MOST_TUNED // 3], np.arange(count)[-2 * MOST_TUNED // 3 :]])
+                )
+            )
         )
         parts = {name: found[np.ix_(places, places)] for name, found in self._kernels.items()}
         y, eye = self.y[places], np.eye(len(places))
@@ -228,4 +236,3 @@ def _root(cover: np.ndarray) -> np.ndarray:
         except np.linalg.LinAlgError:
             continue
     return np.diag(np.sqrt(np.maximum(np.diag(cover), 0.0)))
-

@@ -15,8 +15,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
@@ -31,8 +32,12 @@ _EXIT_SECONDS = 10.0
 class Scorer(Protocol):
     """Gives an arch its score; pickled into every worker, so it holds plain data and loads the rest on first use."""
 
-    def __call__(self, arch: str, seed: int) -> Score:
-        """Score an arch, given as JSON, with everything random drawn from `seed`."""
+    def __call__(self, arch: str, seed: int, on_epoch: OnEpoch) -> Score:
+        """Score an arch, given as JSON, with everything random drawn from `seed`; tells epochs as they are done."""
+
+
+OnEpoch = Callable[[int, int], None]
+"""Called with the epochs done and those in all."""
 
 
 @dataclass(frozen=True)
@@ -59,36 +64,72 @@ class Outcome:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class Stage:
+    """How far a task is: epochs done (one or more), epochs in all, seconds since it began."""
+
+    key: int
+    epoch: int
+    epochs: int
+    seconds: float
+
+
 class _Worker:
     """One process, its pipe, and the task it works on."""
 
     def __init__(self, scorer: Scorer) -> None:
         self.pipe, theirs = _SPAWN.Pipe()
         self.process = _SPAWN.Process(target=_serve, args=(theirs, scorer, os.getpid()), daemon=True)
-        self.process.start()
+        with _without_interrupts():
+            self.process.start()
         theirs.close()  # so that the pipe ends when the process does
         self.task: Task | None = None
+        self.stage: Stage | None = None
 
     def start(self, task: Task) -> None:
-        self.task = task
+        self.task, self.stage = task, None
         with contextlib.suppress(OSError):  # a dead process is noticed when its outcome is awaited
             self.pipe.send(task)
 
-    def outcome(self) -> Outcome:
-        """The outcome of its task, once the pipe has something; a dead process is one too."""
+    def outcome(self) -> Outcome | None:
+        """The outcome of its task, once the pipe has something; a dead process is one too; None where it is at work."""
         assert self.task is not None
-        task, self.task = self.task, None
         try:
-            outcome: Outcome = self.pipe.recv()
+            found: Outcome | Stage = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join(_EXIT_SECONDS)
-            return Outcome(task.key, None, _cause_of_death(self.process.exitcode))
-        return outcome
+            found = Outcome(self.task.key, None, _cause_of_death(self.process.exitcode))
+        if isinstance(found, Stage):
+            self.stage = found
+            return None
+        self.task = self.stage = None
+        return found
 
     def stop(self) -> None:
         self.pipe.close()
         self.process.kill()
         self.process.join(_EXIT_SECONDS)
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes started meanwhile never see Ctrl-C, which reaches the whole group; here it waits until they have begun.
+
+    Blocking the signal does for them, not for this process, where another thread would take it.
+    """
+    resource_tracker.ensure_running()  # otherwise it starts meanwhile, and lets the signal through when it has
+    came: list[int] = []
+    here = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, lambda number, frame: came.append(number)) if here else None
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if here:
+            signal.signal(signal.SIGINT, handler or signal.SIG_DFL)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _cause_of_death(exitcode: int | None) -> str:
@@ -105,11 +146,14 @@ class Pool:
     Args:
         scorer: what each of them runs.
         workers: how many; they start when there is work for them.
+        on_stages: called with how far the tasks at work are, whenever one has done an epoch or is finished.
     """
 
-    def __init__(self, scorer: Scorer, workers: int) -> None:
+    def __init__(
+        self, scorer: Scorer, workers: int, on_stages: Callable[[tuple[Stage, ...]], None] | None = None
+    ) -> None:
         self.size = workers
-        self._scorer = scorer
+        self._scorer, self._on_stages = scorer, on_stages
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> Pool:
@@ -124,7 +168,10 @@ class Pool:
         return self.size - sum(worker.task is not None for worker in self._workers)
 
     def submit(self, task: Task) -> None:
-        """Start a task; there must be an idle worker."""
+        """Start a task; there must be an idle worker. One that ended while it was idle is replaced first."""
+        for dead in [each for each in self._workers if each.task is None and not each.process.is_alive()]:
+            self._workers.remove(dead)
+            dead.stop()
         worker = next((worker for worker in self._workers if worker.task is None), None)
         if worker is None:
             assert len(self._workers) < self.size, "no idle worker"
@@ -136,9 +183,13 @@ class Pool:
         """The next outcome, of whichever task is done first; a worker that died is replaced by a fresh one."""
         busy = {worker.pipe: worker for worker in self._workers if worker.task is not None}
         assert busy, "nothing to wait for"
-        ready = wait(list(busy))
-        worker = next(worker for pipe, worker in busy.items() if pipe in ready)
-        outcome = worker.outcome()
+        outcome = None
+        while outcome is None:
+            ready = wait(list(busy))
+            worker = next(worker for pipe, worker in busy.items() if pipe in ready)
+            outcome = worker.outcome()
+            if self._on_stages is not None:
+                self._on_stages(tuple(each.stage for each in self._workers if each.stage is not None))
         if not worker.process.is_alive():
             self._workers.remove(worker)
             worker.stop()
@@ -162,16 +213,20 @@ class Pool:
 def _serve(pipe: Connection, scorer: Scorer, parent: int) -> None:
     """The life of a worker: score what comes until the pipe ends or the parent dies."""
     _die_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the coordinator decides
     with contextlib.suppress(EOFError, OSError):
         while True:
             task: Task = pipe.recv()
-            pipe.send(_outcome(scorer, task))
+            pipe.send(_outcome(scorer, task, pipe.send))
 
 
-def _outcome(scorer: Scorer, task: Task) -> Outcome:
+def _outcome(scorer: Scorer, task: Task, tell: Callable[[Stage], None]) -> Outcome:
+    begun = time.monotonic()
+
+    def on_epoch(epoch: int, epochs: int) -> None:
+        tell(Stage(task.key, epoch, epochs, time.monotonic() - begun))
+
     try:
-        score = scorer(task.arch, task.seed)
+        score = scorer(task.arch, task.seed, on_epoch)
     except MemoryError as error:
         return Outcome(task.key, None, f"out of memory: {error}".rstrip(": "))
     except Exception as error:

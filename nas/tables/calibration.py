@@ -3,6 +3,11 @@
 The form is the one of the lowest held-out error, each network predicted by a fit on the others. The held-out ratios of
 measured to predicted give intervals and one-sided bounds by split conformal prediction (arXiv:2107.07511, sec. 1): a
 new network of the same kind exceeds the k-th smallest of n ratios with probability (n + 1 - k) / (n + 1).
+
+Networks of one family may be far off where all together are not. So intervals and bounds of a family are those of its
+own ratios as well (group-balanced conformal prediction, sec. 4.1 there), and where it has too few for a rank, those of
+a normal error of its own size, by Student's t. Never below those of all networks: a machine drifts by some percent
+between calibration and use, which ratios of one hour do not hold. A family without networks has the widest of all.
 """
 
 from __future__ import annotations
@@ -43,6 +48,7 @@ class Calibration:
         networks: how many measured networks it was fitted on.
         mape_percent: mean absolute error on each network of a fit on the others.
         ratios: measured over predicted of each network, by a fit on the others; sorted.
+        by_family: the same ratios for each family of networks (`nas.tables.kinds.line_of`).
         power: exponent of the sum; 1 where another form predicts better.
         factors: of kinds of rows (`kind_of`); empty where another form predicts better.
     """
@@ -54,15 +60,12 @@ class Calibration:
     ratios: tuple[float, ...] = field(repr=False)
     power: float = 1.0
     factors: tuple[tuple[str, float], ...] = ()
+    by_family: tuple[tuple[str, tuple[float, ...]], ...] = field(default=(), repr=False)
 
     def us(self, total: T) -> T:
         """The latency for a sum of rows with their factors, both in microseconds; numbers or arrays."""
         latency: T = self.scale * total**self.power + self.offset_us
         return latency
-
-    def sum_for(self, latency: float) -> float:
-        """The sum of rows, with their factors, that a latency is predicted from; the inverse of `us`, never below 0."""
-        return float(max((latency - self.offset_us) / self.scale, 0.0) ** (1 / self.power))
 
     def weights(self) -> Callable[[Row], float]:
         """The factor of a row."""
@@ -77,8 +80,24 @@ class Calibration:
         off = sorted(abs(ratio - 1) for ratio in self.ratios)
         return off[_rank(INTERVAL, len(off)) - 1]
 
-    def bound(self, confidence: float) -> float:
-        """Measured over predicted stays below this with this confidence, in 0..1.
+    def interval_of(self, family: str | None) -> float | None:
+        """The same for networks of a family; None for all together."""
+        if family is None or self.interval is None:
+            return self.interval
+        return self.intervals[family] if family in self.intervals else max([self.interval, *self.intervals.values()])
+
+    @functools.cached_property
+    def intervals(self) -> dict[str, float]:
+        """By family; empty with fewer than 40 networks."""
+        if self.interval is None:
+            return {}
+        offs = {family: sorted(abs(ratio - 1) for ratio in ratios) for family, ratios in self.by_family}
+        return {family: max(self.interval, _upper(off, INTERVAL, (1 + INTERVAL) / 2)) for family, off in offs.items()}
+
+    def bound(self, confidence: float, family: str | None = None) -> float:
+        """Measured over predicted of networks of a family, or of all, stays below this with this confidence, in 0..1.
+
+        No family's is below that of all.
 
         Raises:
             BudgetError: where there are too few networks for it.
@@ -87,7 +106,12 @@ class Calibration:
             raise BudgetError(
                 f"a confidence of {confidence:g} needs {needed} calibration networks, got {self.networks}"
             )
-        return self.ratios[_rank(confidence, self.networks) - 1]
+        least = self.ratios[_rank(confidence, self.networks) - 1]
+        if family is None:
+            return least
+        known = dict(self.by_family)
+        likely = [known[family]] if family in known else known.values()
+        return max([least, *(1 + _upper([ratio - 1 for ratio in ratios], confidence, confidence) for ratios in likely)])
 
     def __str__(self) -> str:
         power = f" ^ {self.power:.4f}" if self.power != 1 else ""
@@ -108,11 +132,26 @@ def kind_of(row: Row) -> str:
     return f"{name}-grouped" if getattr(row.unit, "groups", 1) != 1 and name == "Conv" else name
 
 
+def _upper(off: Sequence[float], confidence: float, normal: float) -> float:
+    """What a further error stays below with this confidence.
+
+    Args:
+        off: errors, sorted.
+        confidence: of the rank among them, where they are enough for one.
+        normal: of a normal error of their size around zero, where they are too few.
+    """
+    if (len(off) + 1) * confidence <= len(off) + 1e-9:
+        return off[_rank(confidence, len(off)) - 1]
+    from scipy.special import stdtrit  # Student's t; takes a while to import
+
+    return float(stdtrit(len(off), normal)) * math.sqrt(sum(error**2 for error in off) / len(off))
+
+
 def _rank(confidence: float, count: int) -> int:
     return min(math.ceil(confidence * (count + 1) - 1e-9), count)
 
 
-def calibrate(kinds: Sequence[Mapping[str, float]], measured: np.ndarray) -> Calibration:
+def calibrate(kinds: Sequence[Mapping[str, float]], measured: np.ndarray, families: Sequence[str] = ()) -> Calibration:
     """Fit measured latencies by sums of rows, in relative error, in the form of the lowest held-out error.
 
     The forms: a scale; a scale and an offset; a scale and a power; a scale and a factor for each kind of row, shrunk
@@ -121,6 +160,7 @@ def calibrate(kinds: Sequence[Mapping[str, float]], measured: np.ndarray) -> Cal
     Args:
         kinds: for each network the sum of its rows by kind, in microseconds.
         measured: (networks,) truths, in microseconds.
+        families: of each network its family.
     """
     names = sorted({name for sums in kinds for name in sums})
     parts = np.array([[sums.get(name, 0.0) for name in names] for sums in kinds])
@@ -135,14 +175,19 @@ def calibrate(kinds: Sequence[Mapping[str, float]], measured: np.ndarray) -> Cal
         if (error := _mape(guess, measured)) < min(gain * plain, least):
             best, predicted, least = fit, guess, error
     line = best(parts, measured)
+    ratios = [float(ratio) for ratio in measured / predicted]
+    by_family: dict[str, list[float]] = {}
+    for ratio, family in sorted(zip(ratios, families, strict=False)):
+        by_family.setdefault(family, []).append(ratio)
     return Calibration(
         scale=line.scale,
         offset_us=line.offset,
         networks=len(measured),
         mape_percent=100 * least,
-        ratios=tuple(sorted(float(ratio) for ratio in measured / predicted)),
+        ratios=tuple(sorted(ratios)),
         power=line.power,
         factors=() if line.factors is None else tuple(zip(names, map(float, line.factors), strict=True)),
+        by_family=tuple((family, tuple(found)) for family, found in sorted(by_family.items())),
     )
 
 

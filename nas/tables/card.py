@@ -176,6 +176,20 @@ class Card:
         biases = [bias for _, _, _, bias in self.families]
         return max(biases) - min(biases)
 
+    def covered(self, family: str) -> int | None:
+        """How many networks of a family lie in their 90 % intervals; None where the table gives none."""
+        ends = [
+            item.low_us <= item.measured_us <= item.high_us
+            for item in self.networks
+            if item.family == family and item.low_us is not None and item.high_us is not None
+        ]
+        return sum(ends) if ends else None
+
+    def inside(self, family: str) -> str:
+        """`90 % interval covers 2 of `, to stand before the number of its networks; "" without intervals."""
+        covered = self.covered(family)
+        return "" if covered is None else f"90 % interval covers {covered} of "
+
     def facts(self) -> dict[str, Any]:
         """Plain data; latencies in milliseconds."""
         band = self.coverage_band
@@ -187,7 +201,13 @@ class Card:
             "worst": _facts(self.worst),
             "family_bias_percent": self.family_bias_percent,
             "families": [
-                {"family": name, "networks": count, "mape_percent": mape, "bias_percent": bias}
+                {
+                    "family": name,
+                    "networks": count,
+                    "mape_percent": mape,
+                    "bias_percent": bias,
+                    "covered": self.covered(name),
+                }
                 for name, count, mape, bias in self.families
             ],
             "memory_mape_percent": self.memory_mape_percent,

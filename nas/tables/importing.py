@@ -22,14 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import yaml
-
 import search_spaces
 from nas.core.blocks import InvertedResidual
-from nas.core.errors import InputError, RunError, TableError, suggest
+from nas.core.errors import InputError, TableError, brief, suggest
+from nas.core.files import lock_of
 from nas.core.ops import Block, Row, Shape, parse_unit
+from nas.core.plain import read_yaml
 from nas.core.tracing import calls_of_unit
+from nas.tables.records import MOST_US
 from nas.tables.table import Entry, Header, Table
 
 FACTORS = {"us": 1.0, "ms": 1000.0}
@@ -81,20 +81,15 @@ class Imported:
 
         Raises:
             InputError: where the path holds a table that was not imported.
-            RunError: where the path cannot be written, such as on a full disk.
+            RunError: where another process writes the path, or it cannot be written, such as on a full disk.
         """
-        if path.exists() and (method := Table.read(path).header.method) != "imported":
-            raise InputError(
-                f"{path}: holds a table that was not imported (its method is {method}), importing would overwrite it; "
-                "name another file"
-            )
-        try:
+        with lock_of(path):
+            if path.exists() and (method := Table.read(path).header.method) != "imported":
+                raise InputError(
+                    f"{path}: holds a table that was not imported (its method is {method}), importing would overwrite "
+                    "it; name another file"
+                )
             self.table.write(path)
-        except OSError as error:
-            raise RunError(
-                f"{path}: cannot be written ({error.strerror or error}); make room, see to its permissions, or name "
-                "another file"
-            ) from error
 
 
 Found = tuple[list[Entry], list[tuple[str, str]]]
@@ -122,7 +117,7 @@ def import_table(
     for family in search_spaces.families():
         search_spaces.family(family)  # its blocks become known
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise TableError(f"{path}: cannot be read: {error}") from error
     entries, skipped = FORMATS[format](text, path, unit)
@@ -219,8 +214,8 @@ def _number(text: Any, where: str) -> float:
         value = float(text)
     except (TypeError, ValueError) as error:
         raise TableError(f"{where}: expected a number, got {text!r}") from error
-    if not np.isfinite(value) or value < 0:
-        raise TableError(f"{where}: expected a finite number >= 0, got {text!r}")
+    if not 0 <= value <= MOST_US / 1000:  # milliseconds may be meant
+        raise TableError(f"{where}: expected a finite number >= 0, at most {MOST_US / 1000:g}; got {brief(text)}")
     return value
 
 
@@ -230,9 +225,9 @@ def _read_ofa(text: str, path: Path, unit: str | None) -> Found:
     if unit not in FACTORS:
         raise InputError(suggest("unit", unit, FACTORS))
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise TableError(f"{path}: cannot be read as YAML: {error}") from error
+        content = read_yaml(text, str(path))
+    except InputError as error:
+        raise TableError(str(error)) from error
     if not isinstance(content, dict):
         raise TableError(f"{path}: expected a mapping from layers to their latencies, got {type(content).__name__}")
     entries: dict[Row, Entry] = {}

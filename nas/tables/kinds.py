@@ -26,6 +26,13 @@ def family_of(arch: Arch) -> str:
     return f"{arch.family}:{last}" if all(kind == _nearest(stage, last) for stage, kind in chosen) else arch.family
 
 
+def line_of(arch: Arch) -> str:
+    """What intervals hold for: the kind alone where `family_of` names one, since a line of models is off alike in every
+    space that offers it.
+    """
+    return family_of(arch).rpartition(":")[2]
+
+
 def kinds(space: Space) -> tuple[str, ...]:
     """The kinds that the last choosing stage of a space offers; none where no stage chooses."""
     offering = [stage for stage in space.stages if isinstance(stage, Either)]

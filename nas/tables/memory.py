@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,12 +38,6 @@ class MemoryFit:
     def least_bytes(self, params: float) -> float:
         """What no network with so many parameters or more stays below."""
         return self.weights * BYTES_PER_VALUE * params + self.base_bytes
-
-    def most_params(self, peak_bytes: float) -> float:
-        """More parameters than this need more bytes; the inverse of `least_bytes`, and without end where weights cost
-        nothing.
-        """
-        return (peak_bytes - self.base_bytes) / (self.weights * BYTES_PER_VALUE) if self.weights > 0 else math.inf
 
 
 def fit_memory(archs: Sequence[Arch], measured: Sequence[int]) -> MemoryFit:

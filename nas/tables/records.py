@@ -10,7 +10,7 @@ import csv
 import dataclasses
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,20 @@ import numpy as np
 
 import search_spaces
 from nas.core.arch import Arch
-from nas.core.errors import InputError, TableError
+from nas.core.errors import InputError, TableError, brief
 from nas.core.ops import Row, Shape, is_known, parse_unit
 from nas.core.space import Space
+from nas.profiling.device.timing import MOST_NOISE
 
 FORMAT = 2
 COMPUTED = "# computed "
 COLUMNS = ("kind", "name", "fields", "inputs", "us", "spread_us", "count", "source", "peak_bytes")
 LEVELS = ("block", "op")
 SOURCES = ("measured", "predicted", "imported")
+MOST_US = 1e9  # of a row or network: a quarter of an hour
+MOST_BYTES = 10**15
+#: the legal values of whole numbers in the header and the columns
+COUNTS = {"cores": (0, 1 << 16), "threads": (1, 1 << 16), "count": (0, 10**9)}
 METHODS = ("chains", "in-situ", "transfer", "imported")
 
 
@@ -53,6 +58,7 @@ class Header:
         form: of the models; always "deployed" (norms folded).
         units: of all times; always "us".
         checked: when and how the networks of the card were measured; "" without a card.
+        noise: share of samples that fell into slow spells of the machine, 0..1; None where it is not known.
     """
 
     device: str
@@ -72,6 +78,12 @@ class Header:
     form: str = "deployed"
     units: str = "us"
     checked: str = ""
+    noise: float | None = None
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the machine was too disturbed for its times to be believed."""
+        return self.noise is not None and self.noise > MOST_NOISE
 
 
 @dataclass(frozen=True)
@@ -144,9 +156,11 @@ def space_of(scope: str) -> Space:
     space = search_spaces.load(name)
     if not rest:
         return space
-    size, _, classes = rest.partition("/")
-    channels, height, width = Shape.parse(size)
-    return dataclasses.replace(space, input_shape=(channels, height, width), classes=int(classes))
+    found = re.fullmatch(r"(\d+x\d+x\d+)/([1-9]\d{0,5})", rest, re.ASCII)
+    if found is None:
+        raise InputError(f"expected a space such as {name}@3x32x32/10, got {brief(scope)}")
+    channels, height, width = Shape.parse(found[1])
+    return dataclasses.replace(space, input_shape=(channels, height, width), classes=int(found[2]))
 
 
 def to_text(content: Content, computed: Iterable[str] = ()) -> str:
@@ -157,6 +171,8 @@ def to_text(content: Content, computed: Iterable[str] = ()) -> str:
         computed: lines for the reader only.
     """
     head = dataclasses.asdict(content.header) | {"spaces": " ".join(content.header.spaces)}
+    if content.header.noise is None:
+        del head["noise"]
     lines = [f"# millinas latency table, format {FORMAT}"]
     lines += [f"# {key}: {value}".rstrip() for key, value in head.items()]
     lines += [f"{COMPUTED}{line}" for line in computed]
@@ -192,7 +208,7 @@ def read_text(text: str, source: Path) -> Content:
     header, body, first = _read_header(text, source)
     entries: dict[Row, Entry] = {}
     networks: dict[str, dict[Arch, Network]] = {"network": {}, "check": {}}
-    for number, cells in enumerate(csv.reader(body), first + 1):
+    for number, cells in _cells(body, source, first + 1):
         where = f"{source}:{number}"
         if number == first + 1:
             if tuple(cells) != COLUMNS:
@@ -201,7 +217,7 @@ def read_text(text: str, source: Path) -> Content:
         if len(cells) != len(COLUMNS):
             raise TableError(f"{where}: expected {len(COLUMNS)} columns, got {len(cells)}")
         line = dict(zip(COLUMNS, cells, strict=True))
-        values = _read_numbers(line, where)
+        values = _read_numbers(line, where, header.method)
         if line["source"] not in SOURCES:
             raise TableError(f"{where}, column source: expected {' or '.join(SOURCES)}, got {line['source']!r}")
         if line["kind"] == "row":
@@ -219,6 +235,17 @@ def read_text(text: str, source: Path) -> Content:
     return Content(header, tuple(entries.values()), *(tuple(found.values()) for found in networks.values()))
 
 
+def _cells(body: list[str], source: Path, first: int) -> Iterator[tuple[int, list[str]]]:
+    """The lines of a file as columns, numbered."""
+    reader = csv.reader(body)
+    try:
+        yield from enumerate(reader, first)
+    except csv.Error as error:
+        raise TableError(
+            f"{source}:{first + reader.line_num - 1}: cannot be read as a table's line: {error}"
+        ) from error
+
+
 def _numbers(item: Entry | Network) -> list[str]:
     return [f"{item.us:.3f}", f"{item.spread_us:.3f}", str(item.count)]
 
@@ -234,11 +261,17 @@ def _read_header(text: str, source: Path) -> tuple[Header, list[str], int]:
         raise TableError(f"{source}:1: this is no millinas latency table; a header with its format comes first")
     if lines[0].rpartition(" ")[2] != str(FORMAT):
         raise TableError(f"{source}:1: format {lines[0].rpartition(' ')[2]}; this version of nas reads {FORMAT}")
-    pairs = ((line.removeprefix("# ") + " ").partition(": ") for line in lines[1:count])
-    found = {key: (number, value.strip()) for number, (key, _, value) in enumerate(pairs, 2)}
+    found: dict[str, tuple[int, str]] = {}
+    for number, line in enumerate(lines[1:count], 2):
+        key, _, value = (line.removeprefix("# ") + " ").partition(": ")
+        if key in found and not line.startswith(COMPUTED):
+            raise TableError(f"{source}:{number}: {brief(key)} stands there twice, first in line {found[key][0]}")
+        found[key] = (number, value.strip())
     values: dict[str, Any] = {}
     for field in dataclasses.fields(Header):
         if field.name not in found:
+            if field.name == "noise":  # tables did not always have it
+                continue
             raise TableError(f"{source}: the header lacks {field.name!r}")
         number, value = found[field.name]
         values[field.name] = _read_value(field.name, str(field.type), value, f"{source}:{number}")
@@ -254,32 +287,54 @@ def _read_value(name: str, kind: str, text: str, where: str) -> Any:
             for scope in text.split():
                 space_of(scope)  # its blocks become known
             return tuple(text.split())
-        return {"int": int, "float": float, "str": str}[kind](text)
+        if name == "noise" and not 0 <= float(text) <= 1:
+            raise TableError(f"{where}: {name}: expected a share from 0 to 1, got {text!r}")
+        value = {"int": int, "float": float, "str": str, "float | None": float}[kind](text)
     except InputError as error:
         raise TableError(f"{where}: {name}: {error}") from error
     except ValueError as error:
-        raise TableError(f"{where}: {name}: expected {kind}, got {text!r}") from error
+        raise TableError(f"{where}: {name}: expected {kind}, got {brief(text)}") from error
+    if name in COUNTS:
+        _check_count(value, name, f"{where}: {name}")
+    if name == "sentinel_us" and not (np.isnan(value) or 0 < value <= MOST_US):
+        raise TableError(f"{where}: {name}: expected nan or more than 0, at most {MOST_US:g}; got {text!r}")
+    return value
 
 
-def _read_numbers(line: dict[str, str], where: str) -> tuple[float, float, int]:
+def _check_count(value: float, name: str, where: str) -> None:
+    low, high = COUNTS[name]
+    if not low <= value <= high or value != int(value):
+        raise TableError(f"{where}: expected a whole number from {low} to {high}, got {brief(value)}")
+
+
+def _read_numbers(line: dict[str, str], where: str, method: str) -> tuple[float, float, int]:
     values = []
     for name in ("us", "spread_us", "count"):
         try:
             value = float(line[name])
         except ValueError as error:
-            raise TableError(f"{where}, column {name}: expected a number, got {line[name]!r}") from error
-        if not np.isfinite(value) or value < 0 or (name == "us" and value == 0 and line["kind"] != "row"):
-            raise TableError(f"{where}, column {name}: expected a finite number >= 0, got {line[name]!r}")
+            raise TableError(f"{where}, column {name}: expected a number, got {brief(line[name])}") from error
+        if not 0 <= value <= MOST_US or (name == "us" and value == 0 and line["kind"] != "row"):
+            raise TableError(
+                f"{where}, column {name}: expected a finite number >= 0, at most {MOST_US:g}; got {brief(line[name])}"
+            )
         values.append(value)
+    _check_count(values[2], "count", f"{where}, column count")
+    fused = method == "in-situ" and values[2] > 0  # into its neighbours; alone, what noise hides has a spread
+    if values[0] == values[1] == 0 and not fused:
+        raise TableError(f"{where}, column us: a time of 0 with a spread of 0 was never measured")
     return values[0], values[1], int(values[2])
 
 
 def _read_bytes(line: dict[str, str], where: str) -> int | None:
-    if not line["peak_bytes"]:
+    text = line["peak_bytes"]
+    if not text:
         return None
-    if not line["peak_bytes"].isdecimal():
-        raise TableError(f"{where}, column peak_bytes: expected a whole number, got {line['peak_bytes']!r}")
-    return int(line["peak_bytes"])
+    if not re.fullmatch(r"[0-9]{1,16}", text) or not 0 < int(text) <= MOST_BYTES:
+        raise TableError(
+            f"{where}, column peak_bytes: expected a whole number from 1 to {MOST_BYTES}, got {brief(text)}"
+        )
+    return int(text)
 
 
 def _read_row(line: dict[str, str], where: str) -> Row:
@@ -303,6 +358,8 @@ def _read_network(line: dict[str, str], where: str) -> Arch:
     try:
         search_spaces.load(line["name"])
         _, channels, height, width = Shape.parse(line["inputs"])
+        if not channels * height * width:
+            raise InputError(f"expected images, got {line['inputs']}")
         return Arch.from_text(line["fields"], line["name"], (channels, height, width), int(found[-1]))
     except (InputError, ValueError) as error:
         raise TableError(f"{where}, column name, fields or inputs: {error}") from error

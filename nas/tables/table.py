@@ -21,6 +21,7 @@ import numpy as np
 
 from nas.core.arch import Arch, calls_of
 from nas.core.errors import BudgetError, InputError, MissingLatency, TableError
+from nas.core.files import write_text
 from nas.core.ops import Row
 from nas.core.space import Space
 from nas.core.tracing import Call, calls_of_unit
@@ -35,7 +36,7 @@ from nas.tables.calibration import (
     networks_for,
 )
 from nas.tables.card import Card, Checked, card_of
-from nas.tables.kinds import family_of
+from nas.tables.kinds import family_of, line_of
 from nas.tables.memory import MIN_NETWORKS as MEMORY_NETWORKS
 from nas.tables.memory import MemoryFit, fit_memory
 from nas.tables.records import (
@@ -155,7 +156,11 @@ class Table:
         for network in self.networks:
             groups[network.arch.input_shape].append(network)
         return {
-            size: calibrate([self._by_kind(item.arch) for item in group], np.array([item.us for item in group]))
+            size: calibrate(
+                [self._by_kind(item.arch) for item in group],
+                np.array([item.us for item in group]),
+                [line_of(item.arch) for item in group],
+            )
             for size, group in sorted(groups.items())
             if len(group) >= MIN_NETWORKS
         }
@@ -167,7 +172,7 @@ class Table:
             return None
         checked = []
         for item in self.checks:
-            latency = self.price(calls_of(item.arch))
+            latency = self.price(calls_of(item.arch), line_of(item.arch))
             ends = (latency.low_us, latency.high_us)
             checked.append(Checked(item.arch, family_of(item.arch), latency.total_us, *ends, item.us, item.spread_us))
         behind = [fit.networks for fit in self.calibrations.values() if fit.interval is not None]
@@ -215,11 +220,12 @@ class Table:
         except KeyError:
             raise self._missing(rows) from None
 
-    def price(self, calls: Sequence[Call]) -> Latency:
+    def price(self, calls: Sequence[Call], family: str | None = None) -> Latency:
         """Predict the latency of one inference at batch 1: the sum of its rows, calibrated.
 
         Args:
             calls: of the whole network, from `calls_of(arch)`.
+            family: from `line_of(arch)`, for the interval; None for that of all networks together.
 
         Raises:
             MissingLatency: naming every row the table lacks, and the command that measures them.
@@ -241,9 +247,10 @@ class Table:
         shares = tuple([(call, share * us) for call, us in blocks])
         unmeasured = share * self._unmeasured_us(calls, known)
         doubt = self._doubt_us(calls, known, fit.power * share)
-        if fit.interval is None:
+        interval = fit.interval_of(family)
+        if interval is None:
             return Latency(total, None, None, fit.offset_us, shares, True, unmeasured, doubt)
-        off = total * fit.interval + _sigmas((1 + INTERVAL) / 2) * doubt
+        off = total * interval + _sigmas((1 + INTERVAL) / 2) * doubt
         return Latency(total, max(total - off, 0.0), total + off, fit.offset_us, shares, True, unmeasured, doubt)
 
     def _unmeasured_us(self, calls: Sequence[Call], known: dict[Row, float]) -> float:
@@ -264,18 +271,19 @@ class Table:
                 errors[row] += slope * self._unmeasured[row] * (known[row] / self._us[row] if self._us[row] else 1.0)
         return math.sqrt(sum(error**2 for error in errors.values()))
 
-    def bound_us(self, calls: Sequence[Call], confidence: float) -> float:
-        """What one inference of a network stays below with this confidence, in microseconds.
+    def bound_us(self, calls: Sequence[Call], confidence: float, family: str | None = None) -> float:
+        """What one inference of a network stays below with this confidence, in microseconds; see `price`.
 
         Raises:
             BudgetError: where too few networks were measured for it, or none.
             MissingLatency: as `price` does.
         """
-        bound, latency = self.bound(_size_of(calls), confidence), self.price(calls)
+        bound, latency = self.bound(_size_of(calls), confidence, family), self.price(calls)
         return bound * latency.total_us + max(_sigmas(confidence), 0.0) * latency.doubt_us
 
-    def bound(self, size: Size, confidence: float) -> float:
-        """Measured over predicted latency of images of a size stays below this with this confidence.
+    def bound(self, size: Size, confidence: float, family: str | None = None) -> float:
+        """Measured over predicted latency of images of a size stays below this with this confidence; without a family
+        that of all networks, which no family's is below.
 
         Raises:
             BudgetError: where too few networks were measured for it, or none, naming the command that measures more.
@@ -288,7 +296,7 @@ class Table:
                 f"a confidence of {confidence:g} needs {needed} calibration networks for input {_shown(size)}, "
                 f"{self.where} has {count}; measure more: nas profile SPACE --table {self.where} --networks {needed}"
             )
-        return fit.bound(confidence)
+        return fit.bound(confidence, family)
 
     @property
     def knows_memory(self) -> bool:
@@ -338,16 +346,6 @@ class Table:
         """The prediction for a sum of `cost_of_row`, or for many; it grows with the sum, so extremes stay extremes."""
         fit = self.calibrations.get(space.input_shape)
         return total if fit is None else fit.us(total)
-
-    def sum_for(self, space: Space, total_us: float) -> float:
-        """The sum of `cost_of_row` that a prediction comes from; the inverse of `total_us`."""
-        fit = self.calibrations.get(space.input_shape)
-        return total_us if fit is None else fit.sum_for(total_us)
-
-    @property
-    def has_unmeasured(self) -> bool:
-        """Whether any row was predicted or imported, so that predictions carry doubt."""
-        return bool(self._unmeasured)
 
     def extremes(self, space: Space) -> tuple[tuple[float, Arch], tuple[float, Arch]]:
         """The smallest and the largest predicted latency of a space in microseconds, each with its arch; exact.
@@ -449,10 +447,17 @@ class Table:
     def to_text(self) -> str:
         """The file's content."""
         lines = [f"calibration at {_shown(size)}: {fit}" for size, fit in self.calibrations.items()]
-        lines += [f"card: {self.card}"] if self.card is not None else []
-        if self.card is not None:
+        for size, fit in self.calibrations.items():
             lines += [
-                f"card of {name}: MAPE {mape:.1f} %, bias {bias:+.1f} %, {count} networks"
+                f"90 % interval of {name} at {_shown(size)}: {100 * fit.intervals[name]:.1f} % either way, by "
+                f"{len(ratios)} networks"
+                for name, ratios in fit.by_family
+                if name in fit.intervals
+            ]
+        if self.card is not None:
+            lines.append(f"card: {self.card}")
+            lines += [
+                f"card of {name}: MAPE {mape:.1f} %, bias {bias:+.1f} %, {self.card.inside(name)}{count} networks"
                 for name, count, mape, bias in self.card.families
             ]
         return self._text(lines)
@@ -461,16 +466,13 @@ class Table:
         return to_text(Content(self.header, self.entries, self.networks, self.checks), computed)
 
     def write(self, path: str | os.PathLike[str]) -> Path:
-        """Write the table; whoever reads the path at that moment sees the old file or the new one, never half."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(target.name + ".tmp")
-        try:
-            temporary.write_text(self.to_text(), encoding="utf-8")
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return target
+        """Write the table whole; several processes that write one table take turns by `nas.core.files.lock_of`.
+
+        Raises:
+            RunError: it cannot be written, such as on a full disk; what was there stays.
+        """
+        write_text(path, self.to_text())
+        return Path(path)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Table:
@@ -481,7 +483,7 @@ class Table:
         """
         source = Path(path)
         try:
-            text = source.read_text(encoding="utf-8")
+            text = source.read_text(encoding="utf-8-sig")  # spreadsheets put a mark in front
         except (OSError, UnicodeDecodeError) as error:
             raise TableError(f"{source}: cannot be read as a latency table: {error}") from error
         content = read_text(text, source)

@@ -229,15 +229,22 @@ class _Prior:
         """
         parts = self.parts(counts, us) if parts is None else parts
         base, features = parts.sum(1), self.features(parts)
+        # A Gaussian prior on the logarithm of each row's error keeps rows positive and makes errors relative. The
+        # logarithm of a sum of rows is not linear in those, so each step takes its slope where the last one ended
+        # (Gauss-Newton; the slopes are the rows' shares of the sum) and solves that linear problem exactly.
         change = np.zeros(len(base))  # of the logarithm of each row
         for _ in range(STEPS):
             terms = counts * (base * np.exp(change))
             sums = terms.sum(1)
             shares = terms / sums[:, None]
+            # rows vary with their features and each by itself: the covariance features @ features.T + ROW_VARIANCE,
+            # never built whole; it says how far a row that no sum holds follows those that some do
             gain = features @ (shares @ features).T + ROW_VARIANCE * shares.T  # (rows, n)
             noisy = shares @ gain + ridge * np.eye(len(us))
-            left = np.log(us / sums) + shares @ change
+            left = np.log(us / sums) + shares @ change  # from the prior's mean, not from the last step
             change = gain @ np.linalg.solve(noisy, left)
+        # the scale of the variances is estimated from what the fit leaves, with some networks' worth of belief, so
+        # that a few measurements that happen to agree do not claim rows to be known
         free = max(len(us) - int(parts.any(0).sum()), 1)  # the weights of columns took the others
         variance = (left @ np.linalg.solve(noisy, left) + BELIEF * KIND_VARIANCE) / (free + BELIEF)  # of kinds
         prior = (features**2).sum(1) + ROW_VARIANCE

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import random
 import re
@@ -10,6 +11,9 @@ import pytest
 
 from nas import commands
 from nas.core.arch import calls_of
+from nas.core.remembered import remembered
+from nas.core.source import code_of_package
+from nas.report import answers
 from search_spaces import efficientformer as ef
 from tests.small import fake_table
 
@@ -79,6 +83,39 @@ def test_spaces_counts_archs_and_rows(nas):
     assert facts["efficientformer"]["archs"] == ef.SPACE.count()
 
 
+def test_what_was_asked_before_is_answered_without_pytorch(nas, table_path, arch_path):
+    known = sorted(name for presets in answers.spaces()["presets"].values() for name in presets)
+    questions = [["spaces"], ["tables", table_path], ["describe", arch_path], ["estimate", arch_path, "-t", table_path]]
+    first = [nas(*question, "--json") for question in questions]
+    remembered(code_of_package()).flush()
+    heavy = {"torch", "pandas", "scipy", "optuna", "plotly", "sklearn", "onnxruntime"}
+    ask = "import sys; from nas.commands import app; app(sys.argv[1:], standalone_mode=False)"
+    code = f"{ask}; print(sorted({heavy} & sys.modules.keys()), file=sys.stderr)"
+    for question, (_, out, _) in zip(questions, first, strict=True):
+        command = [sys.executable, "-c", code, *map(str, question), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert (done.stdout, done.stderr.strip()) == (out, "[]")
+    assert json.loads(first[0][1])["presets"] == known
+
+
+def test_an_answer_follows_the_files_that_it_is_about(nas, table_path, arch_path, tmp_path):
+    question = ("estimate", arch_path, "--table", table_path, "--json")
+    first = json.loads(nas(*question)[1])
+    other = ef.SMALL.sample(random.Random(7))
+    arch_path.write_text(other.to_json())
+    assert json.loads(nas(*question)[1])["arch"] == other.id != first["arch"]
+    assert json.loads(nas("describe", arch_path, "--json")[1])["arch"] == other.id
+    fake_table(ef.SMALL, networks=60, error=0.01, seed=1).write(table_path)
+    changed = json.loads(nas(*question)[1])
+    assert changed["table_hash"] != first["table_hash"]
+    moved = table_path.rename(tmp_path / "moved.csv")
+    assert nas(*question)[0] == 2
+    again = json.loads(nas(*question[:3], moved, "--json")[1])
+    assert again == changed | {"table": str(moved)}
+    moved.write_text("hello")
+    assert nas(*question[:3], moved)[0] == 2
+
+
 def test_tables_lists_shipped_and_named_ones_and_says_what_cannot_be_read(nas, table_path, tmp_path):
     bad = tmp_path / "bad.csv"
     bad.write_text("hello")
@@ -89,7 +126,7 @@ def test_tables_lists_shipped_and_named_ones_and_says_what_cannot_be_read(nas, t
     assert "no millinas latency table" in found[str(bad)]["error"]
 
 
-def test_tables_fit_a_terminal_and_show_cards_and_untested_runtimes(nas, monkeypatch, tmp_path):
+def test_tables_have_a_line_and_a_verdict_each_in_a_terminal_of_80_columns(nas, monkeypatch, tmp_path):
     from dataclasses import replace
 
     import latency_tables
@@ -109,21 +146,28 @@ def test_tables_fit_a_terminal_and_show_cards_and_untested_runtimes(nas, monkeyp
     Table(table.header, entries, table.networks, None, checks).write(folder / "fake-fp32-1t.csv")
     table.write(folder / "fake-fp32-1t-op.csv")
     monkeypatch.setattr(latency_tables, "ROOT", tmp_path)
-    code, out, _ = nas("tables", columns=120)
+    code, out, _ = nas("tables", columns=80)
     assert code == 0
-    assert all(len(line.rstrip()) <= 120 for line in out.splitlines())
+    assert all(len(line.rstrip()) <= 80 for line in out.splitlines())
     lines = {line.split()[0]: line for line in out.splitlines() if line}
-    assert re.search(r"fake fp32 1t, block .*efficientformer-32", lines["fake-fp32-1t"])
-    assert re.search(r"\+4\.0 % +100 % +1\.000 +0 %", lines["fake-fp32-1t"])
-    assert "not measured" in out
-    assert "no card" in lines["fake-fp32-1t-op"]
-    assert "untested" in out
-    assert re.search(r"coreml +fp32, fp16 +untested: an Apple computer", out)
-    assert re.search(r"openvino +fp32, bf16, int8 *$", out, re.MULTILINE)
+    assert lines["a-device,"] == "a-device, not this machine"
+    assert lines["fake-fp32-1t"].split(None, 1)[1] == "fair: 4.0 % off, intervals fail"
+    assert lines["fake-fp32-1t-op"].split(None, 1)[1] == "no card: run nas validate"
+    text = " ".join(out.split())
+    assert "coreml* (fp32, fp16)" in text
+    assert "openvino (fp32, bf16, int8)" in text
+    assert (
+        "want of an Apple computer with macOS (coreml), an NVIDIA GPU (onnxruntime_cuda, tensorrt, torch_cuda)" in text
+    )
+    more = nas("tables", "--verbose", columns=80)[1]
+    assert all(len(line.rstrip()) <= 80 for line in more.splitlines())
+    assert re.search(r"block rows, 1 of them not measured", " ".join(more.split()))
+    assert re.search(r"bias \+4\.0 %, 100 % of them off by at most 5 %, Kendall 1\.000, 0 % in", " ".join(more.split()))
     found = json.loads(nas("tables", "--json")[1])
     first = next(item for item in found["tables"] if item["name"] == "a-device/fake-fp32-1t")
     assert first["card"]["bias_percent"] == pytest.approx(4, abs=0.01)
     assert first["unmeasured_rows"] == 1
+    assert first["this_machine"] is False
     assert found["untested_runtimes"]["tensorrt"] == "an NVIDIA GPU"
     assert found["runtimes"].keys() == set(runtimes())
     assert found["runtimes"]["ncnn"] == ["fp32", "fp16"]
@@ -281,3 +325,28 @@ def test_the_version_is_that_of_the_package(nas):
     import nas as package
 
     assert nas("--version")[1].strip() == f"millinas {package.__version__}"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left", "runs/x"), "runs/x: cannot be written (No space left); make room"),
+        (
+            OSError(errno.ENOSPC, "No space left"),
+            "a file of this command: cannot be written (No space left); make room",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "x.csv"),
+            "x.csv: Permission denied; see to its permissions",
+        ),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_and_no_traceback(nas, monkeypatch, error, said):
+    def refuse():
+        raise error
+
+    monkeypatch.setattr("nas.report.facts.spaces", refuse)
+    code, _, err = nas("spaces")
+    assert code == 1
+    assert said in err
+    assert len(err.splitlines()) == 1

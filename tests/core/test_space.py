@@ -187,7 +187,7 @@ GOOD = json.loads(TINY.arch({name: choice.values[0] for name, choice in TINY.cho
         (lambda data: data.update(family="nextvt"), r"unknown space 'nextvt'"),
         (
             lambda data: data.update(input=[3, 32]),
-            r"a\.json\.input: expected \[channels, height, width\], got \[3, 32\]",
+            r"a\.json\.input: expected \[channels, height, width\], 1 to 65536 each, got \[3, 32\]",
         ),
         (lambda data: data.update(classes="ten"), r"a\.json\.classes: expected int, got 'ten'"),
         (lambda data: data["stages"][1][1].update(ratio="x"), r"a\.json\.stages\[1\]\[1\]: MB4D.ratio: expected int"),

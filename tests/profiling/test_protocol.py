@@ -5,13 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from nas.profiling.probes import Formula, Probe
-from nas.profiling.protocol import (
+from nas.profiling.device.journal import Sample
+from nas.profiling.device.timing import (
     GATE,
     Noise,
     Settings,
     Times,
-    error_of,
     errors_of,
     good,
     kept,
@@ -20,7 +19,7 @@ from nas.profiling.protocol import (
     reference_of,
     time_of,
 )
-from nas.profiling.samples import Sample
+from nas.profiling.probes import Formula, Probe
 from tests.profiling import FEW
 from tests.small import TINY
 
@@ -92,15 +91,15 @@ def test_a_row_with_a_partner_is_what_it_adds():
 def test_the_error_of_a_difference_is_that_of_its_parts_over_what_is_left():
     long, short = [steady(us) for us in (100.0, 104.0, 108.0)], [steady(us) for us in (90.0, 90.0, 90.0)]
     quartiles = 106.0 - 102.0
-    assert error_of([(long, 0.5), (short, -0.5)], 100.0) == pytest.approx(quartiles / math.sqrt(3) / (102 - 90))
-    assert error_of([(short, 1.0)], 100.0) == 0
-    assert error_of([(short, 1.0), (long, -1.0)], 100.0) == math.inf  # below zero: lost in noise
+    assert errors_of([(long, 0.5), (short, -0.5)], 100.0)[0] == pytest.approx(quartiles / math.sqrt(3) / (102 - 90))
+    assert errors_of([(short, 1.0)], 100.0)[0] == 0
+    assert errors_of([(short, 1.0), (long, -1.0)], 100.0)[0] == math.inf  # below zero: lost in noise
 
 
 def test_the_doubt_of_a_difference_comes_from_its_terms():
     long, short = [steady(us) for us in (100.0, 104.0, 108.0)], [steady(us) for us in (90.0, 91.0, 92.0)]
     error, shares = errors_of([(long, 0.5), (short, -0.5)], 100.0)
-    assert error == pytest.approx(error_of([(long, 0.5), (short, -0.5)], 100.0))
+    assert error == pytest.approx(math.sqrt((4**2 + 1**2) / 3) / (102 - 90.5))
     assert shares == pytest.approx((4**2 / (4**2 + 1**2), 1**2 / (4**2 + 1**2)))
     assert errors_of([(long[:1], 1.0)], 100.0) == (0.0, (0.0,))
 
@@ -112,7 +111,9 @@ def test_noise_is_the_share_of_samples_in_slow_spells():
     assert not noise_of(samples).is_too_much
     assert noise_of(samples, {"b"}) == Noise(1.0, 1.3)
     assert noise_of(samples, {"b"}).is_too_much
-    assert str(noise_of(samples)) == "30% of samples in slow spells, sentinel's median 1.00 times its p10"
+    assert str(noise_of(samples)) == "30% of samples in slow spells, reference block 1.00 times its quiet time"
+    assert noise_of(samples, quiet_us=50.0) == Noise(1.0, 2.0)  # slow all the time, against an earlier measurement
+    assert noise_of(samples, quiet_us=900.0) == Noise(0.3, 1.0)  # quicker than then
     assert noise_of({}) == Noise(0.0, 1.0)
 
 

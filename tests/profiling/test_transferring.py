@@ -4,6 +4,7 @@ import errno
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,8 +12,9 @@ import search_spaces
 from nas import commands
 from nas.core.arch import calls_of
 from nas.core.errors import InputError, RunError
+from nas.core.files import lock_of
 from nas.profiling.backends.fake import CALL_US, row_us
-from nas.profiling.protocol import Settings
+from nas.profiling.device.timing import Settings
 from nas.profiling.transferring import transfer_table
 from nas.tables.table import Entry, Network, Table
 from tests.profiling import whole_lines
@@ -108,11 +110,17 @@ def test_the_same_transfer_keeps_the_card_and_another_is_refused(local, path, so
     assert Table.read(path).header.checked == "20 networks"
 
 
+def test_a_table_that_another_process_writes_is_left_alone(local, path, source):
+    with lock_of(path), pytest.raises(RunError, match=r"table\.csv is in use by process"):
+        transfer_table([source], path=path, measure=5, runtime="fake", settings=QUICK)
+    assert [entry.name for entry in path.parent.iterdir()] == ["table.csv.lock"]
+
+
 def test_a_full_disk_is_said_with_what_to_do(local, path, source, monkeypatch):
-    def full(table: Table, path: object) -> None:
+    def full(temporary: Path, content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Table, "write", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(RunError, match=r"table\.csv: cannot be written \(No space left on device\); make room"):
         transfer_table([source], path=path, measure=5, runtime="fake", settings=QUICK)
 

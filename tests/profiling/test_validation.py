@@ -12,18 +12,19 @@ from scipy import stats
 
 import search_spaces
 from nas.core.arch import Arch, calls_of
-from nas.core.errors import InputError, MeasureError, MissingLatency, RunError
-from nas.profiling import memory, validation
-from nas.profiling.backends.fake import row_us
-from nas.profiling.device import this_machine
+from nas.core.errors import InputError, MissingLatency, RunError
+from nas.core.files import lock_of
+from nas.profiling import validation
+from nas.profiling.backends.fake import Fake, row_us
+from nas.profiling.device.journal import Journal
+from nas.profiling.device.timing import Noise, Settings
 from nas.profiling.job import Job
+from nas.profiling.machine import this_machine
 from nas.profiling.process import Engine
 from nas.profiling.profiler import measure, time_networks
-from nas.profiling.protocol import Noise, Settings
-from nas.profiling.samples import Journal, locked
 from nas.profiling.validation import LEAST, validate
 from nas.tables.table import Entry, Network, Table
-from tests.profiling import LocalWorker, true_us
+from tests.profiling import LocalWeigher, LocalWorker, true_us
 from tests.small import TINY, fake_table
 
 SPACE = search_spaces.load("efficientformer-32")
@@ -42,21 +43,16 @@ def table_off_by(error: float, networks: int = 6, **header: object) -> Table:
     return Table(fake_table(SPACE, **values).header, rows, measured)
 
 
-def weight_bytes(engine: object, arch: Arch) -> int:
-    """Stands for the memory of a network, which takes a process to measure."""
-    return 1000 * len(calls_of(arch))
-
-
 @pytest.fixture(autouse=True)
 def no_process_for_memory(monkeypatch):
-    monkeypatch.setattr(memory, "peak_bytes", weight_bytes)
+    monkeypatch.setattr("nas.profiling.bench.Weigher", LocalWeigher)
 
 
 @pytest.fixture(scope="module")
 def sentinel_us() -> float:
     """The reference block on the fake runtime."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nas.profiling.bench.Worker", LocalWorker)
+        patch.setattr("nas.profiling.bench.ProbeWorker", LocalWorker)
         return measure(SPACE.sample(random.Random(0)), runtime="fake", settings=QUICK).sentinel_us
 
 
@@ -65,8 +61,8 @@ def checked(sentinel_us):
     """A table with errors and its validation."""
     table = table_off_by(0.3, sentinel_us=sentinel_us)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nas.profiling.bench.Worker", LocalWorker)
-        patch.setattr(memory, "peak_bytes", weight_bytes)
+        patch.setattr("nas.profiling.bench.ProbeWorker", LocalWorker)
+        patch.setattr("nas.profiling.bench.Weigher", LocalWeigher)
         return table, validate(table, archs=LEAST, settings=QUICK)
 
 
@@ -79,9 +75,7 @@ def test_the_networks_are_unseen_distinct_and_measured(checked):
         assert item.arch in SPACE
         assert item.predicted_us == pytest.approx(table.price(calls_of(item.arch)).total_us)
         assert item.measured_us == pytest.approx(sum(true_us(call.row) for call in calls_of(item.arch)), rel=0.01)
-    assert {item.arch: item.peak_bytes for item in found.table.checks} == {
-        arch: weight_bytes(None, arch) for arch in archs
-    }
+    assert all(item.peak_bytes == 10**6 + len(item.arch.to_text()) for item in found.table.checks)
 
 
 def test_the_networks_are_even_in_log_latency(checked):
@@ -189,7 +183,7 @@ def test_an_interrupted_validation_goes_on_where_it_was(sentinel_us, tmp_path, m
             rounds.append(len(keys))
             return super().round(keys)
 
-    monkeypatch.setattr("nas.profiling.bench.Worker", Counting)
+    monkeypatch.setattr("nas.profiling.bench.ProbeWorker", Counting)
     settings = Settings(rounds=5, passes=1)
     with pytest.raises(KeyboardInterrupt):
         validate(table, archs=LEAST, settings=settings)
@@ -293,7 +287,7 @@ def test_the_state_of_the_machine_is_told_by_networks_of_the_table(local, sentin
 
 def test_a_noisy_machine_stands_in_the_card(local, sentinel_us, monkeypatch):
     noisy = Noise(0.7, 1.2)
-    monkeypatch.setattr("nas.profiling.protocol.noise_of", lambda samples: noisy)
+    monkeypatch.setattr("nas.profiling.device.timing.noise_of", lambda samples: noisy)
     found = validate(table_off_by(0.0, sentinel_us=sentinel_us), archs=LEAST, settings=QUICK)
     assert "THIS MACHINE IS NOISY" in found.text()
     assert found.table.header.checked.endswith(f"; noisy machine: {noisy}")
@@ -304,7 +298,7 @@ def test_a_table_that_another_process_writes_is_left_alone(local, sentinel_us, t
     made = table_off_by(0.0, sentinel_us=sentinel_us)
     made.write(path)
     table = Table.read(path)
-    with locked(path), pytest.raises(RunError, match="another process is profiling into this table"):
+    with lock_of(path), pytest.raises(RunError, match="is in use by process"):
         validate(table, archs=LEAST, settings=QUICK)
     Table(made.header, made.entries, made.networks[1:]).write(path)
     with pytest.raises(InputError, match="has changed since it was read"):
@@ -312,12 +306,9 @@ def test_a_table_that_another_process_writes_is_left_alone(local, sentinel_us, t
 
 
 def test_memory_that_nobody_counts_is_told_and_left_out(local, sentinel_us, monkeypatch):
-    def refuse(engine, arch):
-        raise MeasureError("nothing counts the memory here")
-
-    monkeypatch.setattr(memory, "peak_bytes", refuse)
+    monkeypatch.setattr(Fake, "memory", None)
     found = validate(table_off_by(0.0, sentinel_us=sentinel_us), archs=LEAST, settings=QUICK)
-    assert "peak memory was not measured: nothing counts the memory here" in found.text()
+    assert "peak memory was not measured: nothing counts the memory that fake takes" in found.text()
     assert {item.peak_bytes for item in found.table.checks} == {None}
 
 

@@ -212,7 +212,7 @@ def test_the_latency_on_another_table_is_never_guessed():
 
 
 def test_an_unknown_metric_of_a_budget_names_the_legal_ones():
-    with pytest.raises(InputError, match=r"unknown metric of a budget 'latency'.*latency_ms"):
+    with pytest.raises(InputError, match=r"unknown metric 'latency'.*latency_ms"):
         plots.budgets_data([{"metric": "latency", "limit": 5.0, "table": None}], {}, None)
 
 

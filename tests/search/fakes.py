@@ -48,7 +48,9 @@ class FakeScorer:
     fail: str = ""
     failing: float = 0.0
 
-    def __call__(self, arch: str, seed: int) -> Score:
+    def __call__(self, arch: str, seed: int, on_epoch: Any = None) -> Score:
+        if on_epoch is not None:
+            on_epoch(1, 2)
         if self.calls:
             with open(self.calls, "a", encoding="utf-8") as file:
                 file.write(f"{hashlib.sha256(arch.encode()).hexdigest()[:12]} {os.getpid()}\n")
@@ -176,13 +178,47 @@ def estimator_at(space: Space, table: Table, *budgets: str) -> Estimator:
 
 
 def make_study(
-    storage: Any, space: Any, sampler: str = "random", *, seed: int = 0, objectives: int = 1
+    storage: Any, space: Any, sampler: str = "random", *, seed: int = 0, objectives: int = 1, context: Any = None
 ) -> optuna.Study:
-    """A study of a space with a seeded sampler."""
+    """A study of a space with a seeded sampler, which takes everything for fitting where it is not told otherwise."""
     from nas.search.samplers import load_sampler
     from nas.search.study import distributions_of, open_study
 
-    return open_study("test", storage, load_sampler(sampler, seed, distributions_of(space.choices)), objectives)
+    made = load_sampler(sampler, seed, distributions_of(space.choices), context or any_of(space, objectives))
+    return open_study("test", storage, made, objectives)
+
+
+def any_of(space: Any, objectives: int = 1) -> Any:
+    """A sampler's context in which every combination of the choices of a space fits, each as another candidate."""
+    import functools
+    import itertools
+
+    import numpy as np
+
+    from nas.core.space import Space
+    from nas.core.tracing import macs_of_unit
+    from nas.search.feasible import FeasibleSet, Sum
+    from nas.search.fitting import lattice_of
+    from nas.search.lattice import ListLattice, sums
+    from nas.search.samplers._context import Context
+
+    if isinstance(space, Space):
+        lattice = lattice_of(space)
+        costs = lattice.costs(macs_of_unit)
+        everything = FeasibleSet(lattice, [Sum("", costs, float("inf"))])
+        return Context(everything, objectives, {"macs": costs}, functools.partial(sums, costs))
+    names = list(space.choices)
+    params = [
+        dict(zip(names, values, strict=True))
+        for values in itertools.product(*(space.choices[name].values for name in names))
+    ]
+    sizes = [np.array([float(sum(v for v in item.values() if not isinstance(v, str))) for item in params])]
+    return Context(
+        FeasibleSet(ListLattice(params), [Sum("", sizes, float("inf"))]),
+        objectives,
+        {"size": sizes},
+        lambda paths: sizes[0][paths[:, 0]] / 1000,
+    )
 
 
 def make_engine(study: optuna.Study, space: Any, estimator: Any, workers: Any, trials: int, **more: Any) -> Engine:
@@ -198,8 +234,8 @@ def make_engine(study: optuna.Study, space: Any, estimator: Any, workers: Any, t
 class HereWorkers:
     """Workers that score in this process, when waited for; the last submitted task first, to mix the order up."""
 
-    def __init__(self, scorer: Any, size: int = 1) -> None:
-        self.scorer, self.size = scorer, size
+    def __init__(self, scorer: Any, size: int = 1, on_stages: Any = None) -> None:
+        self.scorer, self.size, self.on_stages = scorer, size, on_stages
         self.tasks: list[Any] = []
         self.scored: list[str] = []
 
@@ -216,7 +252,7 @@ class HereWorkers:
 
         task = self.tasks.pop()
         self.scored.append(task.arch)
-        return _outcome(self.scorer, task)
+        return _outcome(self.scorer, task, lambda stage: self.on_stages and self.on_stages((stage,)))
 
     def run(self, tasks: Any) -> Any:
         for task in tasks:
@@ -237,10 +273,10 @@ def without_times(frame: Any) -> list[tuple[str, ...]]:
 
 def main(run_dir: str, sampler: str = "random", trials: int = 20, workers: int = 1, scorer: Any = None) -> None:
     """Search the toy space until done; a test kills this process at any moment."""
-    from nas.search.lock import RunLock
+    from nas.core.files import lock
     from nas.search.workers import Pool
 
-    with RunLock(Path(run_dir)), Pool(FakeScorer(**(scorer or {})), workers) as pool:
+    with lock(Path(run_dir) / "lock", run_dir), Pool(FakeScorer(**(scorer or {})), workers) as pool:
         study = make_study(Path(run_dir) / "study.journal", ToySpace(), sampler)
         print("searching", flush=True)
         make_engine(study, ToySpace(), ToyEstimator(), pool, trials).run()

@@ -7,9 +7,10 @@ import pytest
 
 from nas.core.arch import calls_of
 from nas.core.errors import BudgetError, MissingLatency, TableError
+from nas.metrics import load_metric
 from nas.networks.building import cost_of
 from nas.search.budgets import Budget
-from nas.search.limits import Estimator, Limit, Survey, resolve, smallest
+from nas.search.limits import Estimator, Limit, Survey, resolve
 from nas.tables.table import Network, Table
 from tests.search.fakes import estimator_at, fake_table, tiny_space
 
@@ -73,7 +74,7 @@ def test_what_is_no_budget_is_refused(text, says):
 
 @pytest.mark.parametrize("metric", ["latency_ms", "params", "macs"])
 def test_the_smallest_cost_is_that_of_brute_force(metric, archs, table):
-    least, arch = smallest(SPACE, metric, table)
+    least, arch = load_metric(metric).smallest(SPACE, table)
     assert least == pytest.approx(min(costs(metric, archs, table)))
     assert costs(metric, [arch], table) == [pytest.approx(least)]
 
@@ -90,7 +91,8 @@ def test_a_quantile_lets_its_share_of_the_space_through(metric, table):
     (limit,) = resolve([Budget.parse(f"{metric}<=p40")], survey, table, {})
     assert np.mean(np.array(costs(metric, survey.archs, table)) <= limit.limit) == pytest.approx(0.4, abs=0.03)
     assert limit.quantile_of == "4000 random archs of efficientformer-32, seed 0"
-    assert survey.share_that_fits(Estimator(table, (limit,))) == pytest.approx(0.4, abs=0.03)
+    fits = feasible_set(SPACE, Estimator(table, (limit,)))
+    assert fits.about / fits.size_of_all() == pytest.approx(exact_share(metric, limit, table), abs=1e-3)
 
 
 def test_a_quantile_is_the_same_every_time(table):
@@ -101,14 +103,14 @@ def test_a_quantile_is_the_same_every_time(table):
 
 
 def test_a_budget_of_the_smallest_arch_is_met_by_it(table):
-    least, arch = smallest(SPACE, "latency_ms", table)
+    least, arch = load_metric("latency_ms").smallest(SPACE, table)
     estimator = estimator_at(SPACE, table, f"latency_ms<={least!r}")
     assert estimator.misfit(estimator.estimate(arch)) == ""
 
 
 @pytest.mark.parametrize("metric", ["latency_ms", "params", "macs"])
 def test_an_unreachable_budget_names_the_smallest_arch_and_a_budget_that_works(metric, table):
-    least, arch = smallest(SPACE, metric, table)
+    least, arch = load_metric(metric).smallest(SPACE, table)
     with pytest.raises(BudgetError) as caught:
         estimator_at(SPACE, table, f"{metric}<={0.99 * least}")
     text = str(caught.value)
@@ -187,8 +189,8 @@ def test_a_confidence_is_read_and_kept():
         ("latency_ms<=5 @ 95", "expected a confidence"),
         ("latency_ms<=5 @ high", "expected a confidence"),
         ("latency_ms<=5 @", "expected a bound"),
-        ("params<=5 @ 0.95", "only a latency has a confidence"),
-        ("memory_mb<=5 @ 0.95", "only a latency has a confidence"),
+        ("params<=5 @ 0.95", "has no confidence"),
+        ("memory_mb<=5 @ 0.95", "has no confidence"),
     ],
 )
 def test_what_is_no_confidence_is_refused(text, says):
@@ -250,7 +252,7 @@ def test_too_few_calibration_networks_for_a_confidence_are_an_error_with_the_com
 
 def test_an_unreachable_budget_with_confidence_offers_one_that_works():
     table = noisy_table(48)
-    least, arch = smallest(SPACE, "latency_ms", table)
+    least, arch = load_metric("latency_ms").smallest(SPACE, table)
     with pytest.raises(BudgetError, match="with 95 % confidence") as caught:
         estimator_at(SPACE, table, f"latency_ms<={least * 1.001} @ 0.95")
     offered = str(caught.value).rpartition("Ask for ")[2].removesuffix(" or more.")

@@ -113,3 +113,29 @@ def test_a_request_loads_neither_torch_nor_optuna():
         "print([name for name in ('torch', 'optuna', 'pandas') if name in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+SECRET = "s3cr:t%40/x"
+URL = f"postgresql+psycopg2://user:{SECRET}@host:5432/studies?sslmode=require&sslpassword=hush"
+
+
+def test_a_password_is_neither_written_nor_shown_and_the_run_goes_on_with_it(tmp_path):
+    request = Request(name="mine", storage=URL)
+    text = request.to_yaml()
+    assert SECRET not in text
+    assert "hush" not in text
+    assert "postgresql+psycopg2://user:***@host:5432/studies?sslmode=require&sslpassword=***" in text
+    (tmp_path / "request.yaml").write_text(text)
+    stored = Request.read(tmp_path / "request.yaml")
+    request.require_same(stored)
+    request.require_same(request)  # as an earlier version wrote it
+    Request(name="mine", storage=URL.replace(SECRET, "changed")).require_same(stored)
+    Request(name="mine", storage=URL.replace(f":{SECRET}", "")).require_same(stored)  # the driver finds it elsewhere
+    with pytest.raises(RunError, match=r"storage: 'postgresql.*there, 'postgresql.*now") as caught:
+        Request(name="mine", storage=URL.replace("host", "other")).require_same(stored)
+    assert SECRET not in str(caught.value)
+
+
+def test_urls_without_a_password_stay_as_they_are():
+    for url in ("sqlite:///runs/a:b@c.db", "postgresql://user@host:5432/db", "redis://host:6379"):
+        assert f"storage: {url}\n" in Request(storage=url).to_yaml()

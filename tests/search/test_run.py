@@ -15,21 +15,22 @@ import torch
 import search_spaces
 from nas.core.arch import Arch, calls_of
 from nas.core.errors import BudgetError, InputError, MissingLatency, RunError, TableError
+from nas.core.files import lock
 from nas.evaluation.training import TrainResult
 from nas.networks.building import build, cost_of
-from nas.profiling.device import this_machine
+from nas.profiling.machine import this_machine
 from nas.report.front import front_data, read_trials
 from nas.report.page import write_report
 from nas.search import resolved, run
+from nas.search.finalists import Timing
 from nas.search.limits import Survey
-from nas.search.lock import RunLock
 from nas.search.request import Request
 from nas.search.resolved import _table
 from nas.tables.table import Entry, Table
 from tests.search.fakes import FakeScorer, HereWorkers, fake_table
 
 SPACE = search_spaces.load("efficientformer-32")
-REAL = {"train": run.train, "Pool": run.Pool}
+REAL = {"train": run.train, "Pool": run.Pool, "_scorer": run._scorer}
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +44,16 @@ class World:
     """How much longer networks take than predicted, what was measured, and what was said."""
 
     def __init__(self):
-        self.slower, self.measured, self.lines = 1.0, [], []
+        self.slower, self.noise, self.measured, self.weighed, self.lines = 1.0, 0.0, [], [], []
 
     def measure(self, arch, table):
         self.measured.append(arch.id)
-        return SimpleNamespace(us=self.slower * table.price(calls_of(arch)).total_us, spread_us=1.0)
+        us = self.slower * table.price(calls_of(arch)).total_us
+        return Timing(us, 1.0, self.noise, self.noise > 0, f"machine disturbed by {self.noise}")
+
+    def weigh(self, arch, table):
+        self.weighed.append(arch.id)
+        return round(1.01 * table.memory(arch))
 
 
 def untrained(model, data, recipe, *, checkpoint, **settings):
@@ -63,6 +69,7 @@ def world(monkeypatch, tmp_path):
     made = World()
     monkeypatch.setattr(run, "_scorer", lambda found: FakeScorer(calls=str(tmp_path / "calls")))
     monkeypatch.setattr(run, "_measure", made.measure)
+    monkeypatch.setattr(run, "_weigh", made.weigh)
     monkeypatch.setattr(run, "train", untrained)
     monkeypatch.setattr(run, "Pool", HereWorkers)
     monkeypatch.setattr(Survey.__init__, "__defaults__", (200,))
@@ -87,8 +94,8 @@ def evaluations(tmp_path):
 
 
 def test_a_run_leaves_everything_that_its_report_and_its_user_need(tmp_path, table_path, world, monkeypatch):
-    for name, real in REAL.items():
-        monkeypatch.setattr(run, name, real)
+    for name in ("train", "Pool"):
+        monkeypatch.setattr(run, name, REAL[name])
     folder, result = carry_out(request(tmp_path, table_path), world)
     trials = read_trials(folder / "trials.csv")
     counts = trials["state"].value_counts()
@@ -148,6 +155,144 @@ def test_a_run_with_more_trials_goes_on_after_the_last(tmp_path, table_path, wor
     assert searched["arch"].is_unique
     assert len(evaluations(tmp_path)) <= 8 + 4  # with one repeat of each finalist of either time
     assert Request.read(folder / "request.yaml").trials == 8
+
+
+def test_a_winner_at_chance_level_is_said_everywhere_and_not_in_green(tmp_path, table_path, world, monkeypatch):
+    def guessing(*args, **settings):
+        return replace(untrained(*args, **settings), test_accuracy=36 / 360)
+
+    monkeypatch.setattr(run, "train", guessing)
+    folder, result = carry_out(request(tmp_path, table_path), world)
+    chance = result["winner"]["training"]["chance"]
+    assert (chance["images"], chance["beyond"]) == (360, False)
+    assert chance["level"] == pytest.approx(37 / 360)  # the largest class of the test images
+    assert "no better than chance: 10.0% of 360 images" in result["warnings"][0]
+    assert f"WARNING: {result['warnings'][0]}" in world.lines
+    report = (folder / "report.html").read_text()
+    assert "It fits, but it is no better than chance." in report
+    assert 'class="good">It fits' not in report
+    assert result["warnings"][0].replace("'", "&#39;") in report
+
+
+def test_a_run_measured_on_a_disturbed_machine_says_so_and_a_quiet_repeat_mends_it(
+    tmp_path, table_path, world, monkeypatch
+):
+    world.noise, world.slower = 0.4, 0.9
+    folder, result = carry_out(request(tmp_path, table_path), world)
+    assert len(world.measured) == 2 * 2  # each finalist twice
+    assert all(finalist["measured_disturbed"] for finalist in result["finalists"])
+    disturbed = [line for line in result["warnings"] if "machine disturbed by 0.4" in line]
+    assert len(disturbed) == 2
+    assert "machine disturbed by 0.4" in (folder / "report.html").read_text()
+    assert any("measured (machine disturbed by 0.4)" in line for line in world.lines)
+    trained = result["winner"]["training"]
+    begun, weights = evaluations(tmp_path), (folder / "best.pt").read_bytes()
+    world.noise, world.slower = 0.0, 0.8
+    monkeypatch.setattr(run, "train", None)  # nothing is trained again
+    folder, result = carry_out(request(tmp_path, table_path), world)
+    assert not any(finalist["measured_disturbed"] for finalist in result["finalists"])
+    assert result["winner"]["measured_ms"] == pytest.approx(0.8 * result["winner"]["predicted_ms"])
+    assert not any("disturbed" in line for line in result["warnings"])
+    assert (result["winner"]["training"], evaluations(tmp_path)) == (trained, begun)
+    assert (folder / "best.pt").read_bytes() == weights
+    carry_out(request(tmp_path, table_path), world)
+    assert "is finished" in "".join(world.lines)
+    assert len(world.measured) == 2 * 2 + 2
+
+
+def test_a_table_of_a_noisy_machine_is_said_with_the_command_that_profiles_again(tmp_path, world):
+    machine = this_machine()
+    table = fake_table(SPACE, device=machine.slug, cpu=machine.cpu, runtime_version="1", noise=0.6)
+    path = table.write(tmp_path / "noisy.csv")
+    folder, result = carry_out(request(tmp_path, path), world)
+    (warning,) = [line for line in result["warnings"] if "noisy machine (60% of samples in slow spells)" in line]
+    assert f"nas profile {SPACE.name} --runtime fake --threads 1 --precision fp32 --level block --table FILE" in warning
+    assert world.lines.count(f"WARNING: {warning}") == 2  # before the search and with its result
+    assert "60% of samples in slow spells" in (folder / "report.html").read_text()
+
+
+# With minutes: every candidate takes 20 s, a measurement 6 s, an epoch of the winner 5 s of a clock that is made up.
+
+
+class Clock:
+    """Seconds that pass when told."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(world, monkeypatch):
+    made = Clock()
+
+    def score(arch, seed, on_epoch):
+        made.now += 20
+        return replace(FakeScorer()(arch, seed), seconds=20.0)
+
+    def measure(arch, table):
+        made.now += 6
+        return world.measure(arch, table)
+
+    def train(model, data, recipe, **settings):
+        made.now += 5 * recipe.epochs
+        return replace(untrained(model, data, recipe, **settings), epochs=recipe.epochs)
+
+    for name, value in {"clock": made, "_scorer": lambda found: score, "_measure": measure, "train": train}.items():
+        monkeypatch.setattr(run, name, value)
+    return made
+
+
+@pytest.mark.parametrize("minutes", [1, 4, 8, 20])
+def test_a_search_ends_in_time_with_measured_and_trained_finalists(tmp_path, table_path, world, clock, minutes):
+    wanted = {"trials": 30, "finalists": 2, "repeats": 2, "final_epochs": 40}
+    folder, result = carry_out(request(tmp_path, table_path, minutes=minutes, **wanted), world)
+    done, epochs = result["counts"]["evaluated"], result["winner"]["training"]["epochs"]
+    assert clock.now <= 60 * minutes
+    assert result["winner"]["measured_ms"] is not None
+    assert (folder / "best.onnx").exists()
+    cut = [line for line in result["warnings"] if f"To end in {minutes} minutes, the search made" in line]
+    if minutes == 20:  # all of it takes 30 * 20 + 2 * 6 + 4 * 20 + 40 * 5 = 892 s
+        assert (clock.now, done, epochs, cut) == (892, 30, 40, [])
+    else:
+        assert clock.now >= 0.5 * 60 * minutes
+        assert 1 <= done < 30
+        assert 1 <= epochs <= 40
+        assert f"{done} of 30 candidates" in cut[0]
+        assert any(f"ends after {done} of 30 candidates" in line for line in world.lines)
+
+
+def test_minutes_may_change_and_without_them_a_run_goes_on(tmp_path, table_path, world, clock):
+    wanted = {"trials": 8, "finalists": 1, "repeats": 0, "final_epochs": 10}
+    asked = request(tmp_path, table_path, minutes=3, **wanted)
+    _, first = carry_out(asked, world)
+    assert first["counts"]["evaluated"] < 8
+    at = clock.now
+    carry_out(asked, world)  # the same again has nothing to do
+    assert "is finished" in "".join(world.lines)
+    assert clock.now == at
+    _, result = carry_out(request(tmp_path, table_path, **wanted), world)
+    assert result["counts"]["evaluated"] == 8
+    assert result["winner"]["training"]["epochs"] == 10
+
+
+def test_a_limit_of_images_reaches_every_training_and_is_compared(tmp_path, table_path, world, monkeypatch):
+    trained = []
+
+    def train(model, data, recipe, **settings):
+        trained.append(len(data.train) + len(data.val))
+        return untrained(model, data, recipe, **settings)
+
+    monkeypatch.setattr(run, "train", train)
+    carry_out(request(tmp_path, table_path, limit=300), world)
+    assert trained == [300]
+    with pytest.raises(RunError, match="limit: 300 there, None now"):
+        carry_out(request(tmp_path, table_path), world)
+
+
+def test_the_scorer_gets_the_limit():
+    assert REAL["_scorer"](SimpleNamespace(request=Request(limit=300), space=SPACE)).limit == 300
 
 
 @pytest.mark.parametrize(
@@ -240,7 +385,7 @@ def test_a_study_of_another_folder_is_refused(tmp_path, table_path, world):
 
 def test_a_run_in_use_is_refused(tmp_path, table_path, world):
     asked = request(tmp_path, table_path)
-    with RunLock(asked.run_dir), pytest.raises(RunError, match="is in use by process"):
+    with lock(asked.run_dir / "lock", asked.run_dir), pytest.raises(RunError, match="is in use by process"):
         carry_out(asked, world)
 
 
@@ -295,7 +440,9 @@ def test_a_budget_with_confidence_and_one_on_memory_are_kept_and_reported(tmp_pa
     arch = Arch.from_json((folder / "best.json").read_text())
     expected = (4000 * cost_of(arch).params + 10**6) / 1e6
     assert result["winner"]["memory_mb"] == pytest.approx(expected, rel=0.01)
-    assert memory["used"] == result["winner"]["memory_mb"] <= memory["limit"]
+    assert memory["used"] == result["winner"]["measured_memory_mb"] <= memory["limit"]
+    assert memory["used"] == pytest.approx(1.01 * result["winner"]["memory_mb"])
+    assert sorted(world.weighed) == sorted(world.measured)
     assert latency["used"] == result["winner"]["measured_ms"]
     assert result["winner"]["unmeasured_percent"] == 0
     assert any("with 95 % confidence" in line for line in world.lines)
@@ -389,10 +536,10 @@ def test_a_table_that_lacks_many_rows_is_refused_naming_them(tmp_path, table_pat
 
 def test_the_real_scorer_trains_and_repeats_itself(table_path):
     from nas.evaluation.evaluators import load_evaluator
-    from nas.search.limits import smallest
+    from nas.metrics import load_metric
     from nas.search.scoring import TrainingScorer
 
-    _, arch = smallest(SPACE, "macs", Table.read(table_path))
+    _, arch = load_metric("macs").smallest(SPACE, Table.read(table_path))
     scorer = TrainingScorer(load_evaluator("short", epochs=1), "digits", (3, 32, 32), 0, "cpu")
     first, again, other = (scorer(arch.to_json(), seed) for seed in (0, 0, 1))
     assert first.val_loss == again.val_loss != other.val_loss

@@ -8,8 +8,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
 from nas.core.errors import InputError, RunError
+from nas.core.files import lock
 from nas.core.ops import Choice
-from nas.search.lock import RunLock
 from nas.search.study import distributions_of, mend_journal, open_study, remembered
 from tests.search.fakes import ToySpace, make_study
 
@@ -115,8 +115,8 @@ def test_what_is_remembered_is_made_once(tmp_path):
 def test_the_second_process_on_a_run_is_refused_naming_the_first(tmp_path):
     code = (
         "import sys; from pathlib import Path\n"
-        "from nas.core.errors import RunError; from nas.search.lock import RunLock\n"
-        "try:\n    RunLock(Path(sys.argv[1])).__enter__()\n"
+        "from nas.core.errors import RunError; from nas.core.files import lock\n"
+        "try:\n    lock(Path(sys.argv[1]) / 'lock', sys.argv[1]).__enter__()\n"
         "except RunError as error:\n    print(error)\n"
         "else:\n    print('free')"
     )
@@ -124,6 +124,29 @@ def test_the_second_process_on_a_run_is_refused_naming_the_first(tmp_path):
     def other():
         return subprocess.check_output([sys.executable, "-c", code, str(tmp_path)], text=True)
 
-    with RunLock(tmp_path):
-        assert f"is in use by process {os.getpid()}." in other()
+    with lock(tmp_path / "lock", tmp_path):
+        assert f"{tmp_path} is in use by process {os.getpid()} on {os.uname().nodename}." in other()
     assert other().strip() == "free"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nosuch://user:s3cret@host/db",  # no such driver
+        "postgresql://user:s3cret@[host/db",  # no URL
+        "mysql+pymysql://user:s3cret@127.0.0.1:1/db?password=s3cret",
+        "sqlite:////nowhere/at/all/s3cret?password=s3cret",  # the driver echoes it
+    ],
+)
+def test_an_error_of_a_storage_does_not_tell_its_password(url, tmp_path):
+    sampler = make_study(tmp_path / "k", ToySpace()).sampler
+    with pytest.raises(InputError, match="storage: Optuna cannot use") as caught:
+        open_study("test", url, sampler, 1)
+    assert "s3cret" not in str(caught.value)
+    assert caught.value.__suppress_context__  # a driver's error says the URL
+
+
+def test_a_storage_whose_password_was_hidden_is_asked_for_again(tmp_path):
+    sampler = make_study(tmp_path / "k", ToySpace()).sampler
+    with pytest.raises(InputError, match=r"the password of postgresql://u:\*\*\*@h/db is not kept; give the whole URL"):
+        open_study("test", "postgresql://u:***@h/db", sampler, 1)

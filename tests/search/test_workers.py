@@ -60,6 +60,20 @@ def test_a_candidate_that_ends_badly_costs_only_itself(fail, reason):
     assert all(reason in record.reason for record in failed)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_worker_killed_while_idle_is_replaced_and_no_candidate_fails(tmp_path):
+    calls = tmp_path / "calls"
+    with Pool(FakeScorer(calls=str(calls)), 2) as pool:
+        for number in range(4):
+            (outcome,) = pool.run([Task(number, f"arch {number}", 7)])
+            assert outcome.score is not None, outcome.reason
+            victim = pids(calls)[-1]
+            os.kill(victim, signal.SIGKILL)
+            wait_for(lambda pid=victim: not is_alive(pid))
+        assert pool.idle == 2
+    assert len(set(pids(calls))) == 4
+
+
 def test_a_worker_that_cannot_even_start_is_a_failure():
     class Local:  # no other process can import it from here
         def __reduce__(self):

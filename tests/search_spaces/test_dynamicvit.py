@@ -9,12 +9,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+import search_spaces
 from nas.core.arch import Arch, calls_of
 from nas.core.errors import InputError
 from nas.core.ops import Row, Shape
 from nas.core.tracing import calls_of_unit
 from nas.evaluation.criterion import Criterion
+from nas.evaluation.data import load_data
 from nas.evaluation.recipe import Recipe
+from nas.evaluation.training import train
 from nas.networks.building import Network, build, cost_of
 from search_spaces import deit
 from search_spaces import dynamicvit as dv
@@ -459,3 +462,77 @@ def test_deployed_lvvit_has_no_factors_left():
     assert "Damp" not in {type(op.row.unit).__name__ for call in calls for op in call.ops}
     with torch.device("meta"):
         assert "Damp" in str(Network(small("lvvit")))
+
+
+def test_a_counted_draw_keeps_as_many_as_inference_and_only_of_those_kept_before():
+    torch.manual_seed(0)
+    scores = torch.randn(4, 10, 2, requires_grad=True)
+    first = dv.draw_count(scores, 7)
+    second = dv.draw_count(scores, 3, first)
+    for keep, count in ((first, 7), (second, 3)):
+        assert set(keep.detach().unique().tolist()) <= {0.0, 1.0}
+        assert keep.sum(1).tolist() == [count] * 4
+    assert (second <= first).all()
+    (second[:, :5].sum()).backward()
+    assert scores.grad.abs().sum() > 0
+    assert torch.equal(scores.grad[..., 0], -scores.grad[..., 1])  # more of the one is less of the other
+
+
+def test_a_counted_draw_prefers_tokens_as_their_scores_say():
+    """Gumbel's trick: with one token kept, each is kept as often as softmax(keep - drop) says (arXiv:1903.06059)."""
+    torch.manual_seed(1)
+    keep = torch.tensor([0.0, 1.0, 2.0])
+    scores = torch.stack([keep, torch.zeros(3)], 1).expand(20000, 3, 2)
+    shares = dv.draw_count(scores, 1).mean(0)
+    # of two logistic variables apart by d, the larger one is the first with the probability that is integrated here
+    grid = torch.linspace(-30, 30, 60001, dtype=torch.float64)
+    density = torch.sigmoid(grid) * torch.sigmoid(-grid)
+    others = [[k for j, k in enumerate(keep.tolist()) if j != i] for i in range(3)]
+    expected = [
+        float((density * torch.sigmoid(grid + keep[i] - a) * torch.sigmoid(grid + keep[i] - b)).sum() * 0.001)
+        for i, (a, b) in enumerate(others)
+    ]
+    torch.testing.assert_close(shares.double(), torch.tensor(expected, dtype=torch.float64), atol=0.015, rtol=0)
+
+
+PRUNED = (
+    "Stem cout=16 convs=1; InvertedResidual cout=16 stride=1 kernel=3 expand=3 | Embedding cout=32; MB4D ratio=2 | "
+    "Embedding cout=64; MB3D ratio=2; BareUndecided; BarePrune keep=50,; PrunedMB3D ratio=2 head_dim=32 | "
+    "PrunedPooled; Logits classes=10 heads=2"
+)
+
+
+def _trained(monkeypatch, recipe):
+    """The shares of tokens kept in the steps of a training of a pruned hybrid on digits, and its result."""
+    search_spaces.load("hybrid-32")
+    shares, judge = [], Criterion.__call__
+
+    def spy(self, streams, images, targets):
+        shares.extend(streams["kept"].detach().mean(2).flatten().tolist())
+        return judge(self, streams, images, targets)
+
+    monkeypatch.setattr(Criterion, "__call__", spy)
+    model = build(Arch.from_text(PRUNED, "hybrid-32", (3, 32, 32), 10), seed=0)
+    return shares, train(model, load_data("digits", (3, 32, 32)), recipe)
+
+
+def test_a_training_from_nothing_keeps_as_many_tokens_as_inference_and_learns(monkeypatch):
+    shares, result = _trained(monkeypatch, Recipe(epochs=3, batch_size=16))
+    assert set(shares) == {0.5}
+    assert result.val_accuracy > 0.5  # chance is 0.1
+
+
+def test_decisions_from_nothing_move_the_scores_and_not_what_they_read():
+    for draws in (True, False):
+        prune = dv._Prune(16, dv.BareSelect(4)).train()
+        prune.draws = draws
+        tokens = torch.randn(2, 8, 16, requires_grad=True)
+        _, kept = prune(tokens, tokens[:, :, 0].unsqueeze(1)[:, :0])
+        (kept * torch.randn_like(kept)).sum().backward()
+        assert (tokens.grad is not None and bool(tokens.grad.any())) is draws
+        assert all(bool(weight.grad.any()) for weight in prune.score.parameters())
+
+
+def test_a_recipe_may_draw_tokens_one_by_one(monkeypatch):
+    shares, _ = _trained(monkeypatch, Recipe(epochs=1, keep="draw"))
+    assert len(set(shares)) > 3

@@ -98,6 +98,21 @@ def test_outputs_equal_timms_under_the_same_weights(size):
             assert (model(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+def test_weights_of_timm_fit_without_attention():
+    """timm cannot run such a net to its end, since it norms the last map as if it were tokens: from there by hand."""
+    arch = ef.make((16, 24, 32, 48), (1, 1, 2, 1), 0, side=64)
+    theirs = timm.models.EfficientFormer(depths=(1, 1, 2, 1), embed_dims=(16, 24, 32, 48), num_vit=0)
+    randomize(theirs)
+    ours = build(arch)
+    ours.load_state_dict(ef.from_timm(theirs.state_dict(), arch))
+    theirs, ours = theirs.double().eval(), ours.double().eval()
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        pooled = theirs.norm(theirs.stages(theirs.stem(x)).flatten(2).transpose(1, 2)).mean(1)
+        expected = (theirs.head(pooled) + theirs.head_dist(pooled)) / 2
+        assert (ours(x) - expected).abs().max() <= 1e-9 * expected.abs().max()
+
+
 def test_the_two_heads_are_both_trained():
     network = build(ef.SMALL.arch({name: choice.values[0] for name, choice in ef.SMALL.choices.items()})).train()
     labels, teacher = network(torch.randn(2, 3, 32, 32))

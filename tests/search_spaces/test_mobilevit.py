@@ -15,7 +15,7 @@ from nas.core.arch import calls_of, steps_of
 from nas.core.blocks import divisible
 from nas.core.errors import InputError
 from nas.core.ops import Residual, Row, Shape
-from nas.core.tracing import calls_of_unit, macs_of_op, params_of_unit
+from nas.core.tracing import calls_of_unit, macs_of_op, macs_of_unit, params_of_unit
 from nas.networks.building import Network, build, cost_of, fuse
 from nas.networks.weights import slices
 from search_spaces import mobilevit as mv
@@ -231,6 +231,41 @@ def test_outputs_equal_timms_for_other_patches_and_depths(version, name, patches
     dims = dims if version == "v1" else [width // 2 for width in widths[2:]]
     arch = mv.make(widths, dims, layers, versions=(version,) * 3, patches=patches, expand=2, depth=1, side=80)
     check_against_timm(theirs, arch)
+
+
+def timm_v2(dims):
+    """timm's v2 with transformers of so many channels, which it takes as they are."""
+    widths = [2 * dim for dim in dims]
+    convs = mobilevit._inverted_residual_block(d=1, c=16, s=1, br=2), mobilevit._inverted_residual_block(2, 24, 2, 2)
+    blocks = [mobilevit._mobilevitv2_block(1, width, 2, transformer_depth=1) for width in widths]
+    for (_, inner), dim in zip(blocks, dims, strict=True):
+        inner.block_kwargs["transformer_dim"] = dim
+    config = replace(mobilevit.model_cfgs["mobilevitv2_050"], blocks=(*convs, *blocks), stem_chs=16)
+    with torch.device("meta"):
+        theirs = byobnet.ByobNet(config)
+    arch = mv.make((16, 24, *widths), dims, (1, 1, 1), versions=("v2",) * 3, expand=2, depth=1, side=64)
+    return theirs, arch
+
+
+def test_outputs_equal_timms_where_the_hidden_channels_of_mlps_need_no_rounding():
+    check_against_timm(*timm_v2((24, 40, 56)))
+
+
+def test_widths_where_timm_does_not_round_the_mlps_as_we_do_are_refused_by_name():
+    theirs, arch = timm_v2((24, 36, 56))
+    hidden = theirs.stages[3][1].transformer[0].mlp.fc1.out_channels
+    with pytest.raises(InputError, match=rf"MobileViTv2 dim=36 .*timm's has {hidden} hidden channels"):
+        mv.from_timm(theirs.state_dict(), arch)
+
+
+def test_interpolation_has_no_macs():
+    """The 3x3 map of the last block is resized to 4x4, which multiplies nothing that was learned."""
+    block, x = mv.MobileViTv2(16, 1), Shape(1, 32, 3, 3)
+    positions, c, d = 4 * 4, 32, 16
+    attention = d * (1 + 2 * d) + d * d
+    by_hand = positions * (9 * c + c * d + attention + 2 * d * 2 * d + d * c)
+    assert macs_of_unit(Row(block, (x,))) == by_hand
+    assert macs_of_unit(Row(mv.Resize(4), (x,))) == 0
 
 
 def test_every_preset_says_what_timm_calls_it():

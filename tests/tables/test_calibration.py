@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -94,3 +96,52 @@ def test_grouped_convolutions_are_a_kind_of_their_own():
     row = Row(MB4D(2), shape)
     assert kind_of(row) == "MB4D"
     assert Calibration(1, 0, 5, 1, (1.0,), factors=(("MB4D", 1.2),)).weights()(row) == 1.2
+
+
+def two_families(generator: np.random.Generator, quiet: int, loud: int):
+    """Networks of two families whose errors are of 1 % and of 8 %."""
+    sums = generator.uniform(200, 2000, quiet + loud)
+    families = ["quiet"] * quiet + ["loud"] * loud
+    truth = 1.2 * sums * (1 + generator.normal(0, 1, quiet + loud) * np.repeat([0.01, 0.08], [quiet, loud]))
+    return [{"MB4D": float(total)} for total in sums], truth, families
+
+
+@pytest.mark.parametrize("loud", [3, 6, 15])
+def test_intervals_and_bounds_hold_for_a_family_that_is_off_more_than_others(loud):
+    generator = np.random.default_rng(2)
+    inside, below, marginal = [], [], []
+    for _ in range(150):
+        kinds, truth, families = two_families(generator, 60, loud)
+        fit = calibrate(kinds, truth, families)
+        kinds, truth, _ = two_families(generator, 0, 100)
+        ratio = truth / predicted(fit, kinds)
+        inside.append(np.mean(np.abs(ratio - 1) <= fit.interval_of("loud")))
+        below.append(np.mean(ratio <= fit.bound(0.95, "loud")))
+        marginal.append(np.mean(np.abs(ratio - 1) <= fit.interval))
+    assert np.mean(marginal) < 0.8  # what a family gets from all networks together
+    assert np.mean(inside) == pytest.approx(0.9 if loud < 9 else 15 / 16, abs=0.04)
+    assert np.mean(below) == pytest.approx(0.95, abs=0.03)
+
+
+def test_the_interval_of_a_family_by_hand():
+    ratios = {"few": (0.96, 1.03), "many": tuple(1 + n / 1000 for n in range(1, 12)), "fine": (1.0,) * 40}
+    fit = Calibration(1.0, 0.0, 53, 1.0, tuple(sorted(sum(ratios.values(), ()))), by_family=tuple(ratios.items()))
+    assert fit.interval == pytest.approx(0.009)  # the 49th of 53: ceil(0.9 * 54)
+    assert fit.interval_of("many") == pytest.approx(0.011)  # the 11th of 11: ceil(0.9 * 12)
+    rms = math.sqrt((0.04**2 + 0.03**2) / 2)
+    assert fit.interval_of("few") == pytest.approx(2.920 * rms, rel=1e-3)  # Student's t of 2 degrees, 95 %
+    assert fit.interval_of("fine") == fit.interval  # never below that of all
+    assert fit.interval_of("never seen") == fit.interval_of("few")  # the widest
+    assert fit.interval_of(None) == fit.interval
+    assert fit.bound(0.9, "few") == pytest.approx(1 + 1.886 * rms, rel=1e-3)  # 90 %, one-sided
+    assert fit.bound(0.9, "many") == pytest.approx(1.011)
+    assert fit.bound(0.9, "fine") == fit.bound(0.9) == pytest.approx(1.008)
+    assert fit.bound(0.9, "never seen") == fit.bound(0.9, "few")
+
+
+def test_no_family_has_a_bound_below_that_of_all():
+    """So a budget below the smallest network's with the bound of all is out of reach of every network."""
+    generator = np.random.default_rng(3)
+    fit = calibrate(*two_families(generator, 60, 12))
+    for confidence in (0.5, 0.8, 0.9, 0.95, 0.98):
+        assert all(fit.bound(confidence, name) >= fit.bound(confidence) for name in ("quiet", "loud", "other"))

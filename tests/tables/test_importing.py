@@ -12,6 +12,7 @@ import search_spaces
 from nas.core.arch import calls_of
 from nas.core.blocks import InvertedResidual
 from nas.core.errors import InputError, MissingLatency, RunError, TableError
+from nas.core.files import lock_of
 from nas.core.ops import Conv, Row, Shape
 from nas.report import facts
 from nas.tables.importing import Imported, Origin, import_table
@@ -197,6 +198,13 @@ def test_a_file_that_cannot_be_written_is_said_with_what_to_do(tmp_path):
     found = imported(tmp_path)
     with pytest.raises(RunError, match=r"cannot be written \(File exists\); make room"):
         found.write(tmp_path / "foreign" / "t.csv")
+
+
+def test_a_table_that_another_process_writes_is_left_alone(tmp_path):
+    target = tmp_path / "t.csv"
+    with lock_of(target), pytest.raises(RunError, match=r"t\.csv is in use by process"):
+        imported(tmp_path).write(target)
+    assert not target.exists()
 
 
 def test_only_a_table_that_was_imported_is_replaced(tmp_path):

@@ -69,8 +69,18 @@ def test_computed_lines_are_not_read(tmp_path):
             ",guessed,",
             r"column source: expected measured or predicted or imported, got 'guessed'",
         ),
-        ("network,", ",123456", ",many", r"column peak_bytes: expected a whole number, got 'many'"),
-        ("network,", ",123456", ",-5", r"column peak_bytes: expected a whole number, got '-5'"),
+        (
+            "network,",
+            ",123456",
+            ",many",
+            r"column peak_bytes: expected a whole number from 1 to 1000000000000000, got 'many'",
+        ),
+        (
+            "network,",
+            ",123456",
+            ",-5",
+            r"column peak_bytes: expected a whole number from 1 to 1000000000000000, got '-5'",
+        ),
         ("# spaces", "efficientformer-32", "efficientformer-32@3x64", r":\d+: spaces"),
     ],
 )

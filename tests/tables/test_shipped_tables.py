@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from nas.core.arch import calls_of
 from nas.tables.table import Table
 
 NAMES = latency_tables.names()
+ROUNDING = 1e-9  # the same rows, summed in another order
+NUMBER = re.compile(r"(?<![A-Za-z\d])[+-]?\d+\.\d+")
 
 
 def test_there_is_a_table_for_every_space_or_the_readme_says_how_to_make_one(monkeypatch):
@@ -32,11 +35,20 @@ def test_a_shipped_table_prices_its_whole_space_with_a_stated_error(name, rng):
         (low, _), (high, _) = table.extremes(space)
         for _ in range(20):
             latency = table.price(calls_of(space.sample(rng)))
-            assert low <= latency.total_us <= high
+            assert low * (1 - ROUNDING) <= latency.total_us <= high * (1 + ROUNDING)
             assert latency.calibrated
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shipped_table_is_written_as_it_is_read(name):
+    """What is computed when it is read may differ in the last digit on another CPU; all else is equal to the letter."""
     path = latency_tables.find(name)
-    assert Table.read(path).to_text() == path.read_text(encoding="utf-8")
+    mine, stored = Table.read(path).to_text().splitlines(), path.read_text(encoding="utf-8").splitlines()
+    assert len(mine) == len(stored)
+    for line, expected in zip(mine, stored, strict=True):
+        if not line.startswith("# computed "):
+            assert line == expected
+            continue
+        assert NUMBER.sub("", line) == NUMBER.sub("", expected)
+        numbers = [list(map(float, NUMBER.findall(text))) for text in (line, expected)]
+        assert numbers[0] == pytest.approx(numbers[1], rel=1e-3, abs=0.11)

@@ -252,6 +252,27 @@ def test_forty_networks_give_an_interval_and_a_bound(rng):
     assert table.bound_us(calls, 0.95) == pytest.approx(latency.total_us * fit.bound(0.95))
 
 
+def test_a_family_that_is_off_more_has_a_wider_interval_and_bound_and_the_file_says_so(monkeypatch, rng):
+    monkeypatch.setattr("nas.tables.table.line_of", lambda arch: "deep" if len(arch.stages[3]) > 2 else "flat")
+    plain = fake_table(TINY, networks=150)
+    off = {True: 0.2, False: 0.01}
+    networks = [
+        replace(network, us=network.us * (1 + off[len(network.arch.stages[3]) > 2] * (-1) ** number))
+        for number, network in enumerate(plain.networks)
+    ]
+    table = Table(plain.header, plain.entries, networks)
+    (fit,) = table.calibrations.values()
+    assert dict(fit.by_family).keys() == {"deep", "flat"}
+    calls = calls_of(TINY.sample(rng))
+    flat, deep = table.price(calls, "flat"), table.price(calls, "deep")
+    assert deep.total_us == flat.total_us
+    assert deep.high_us == pytest.approx(deep.total_us * (1 + fit.interval_of("deep")))
+    assert deep.high_us >= flat.high_us
+    assert table.bound_us(calls, 0.9, "deep") == pytest.approx(deep.total_us * fit.bound(0.9, "deep"))
+    lines = table.to_text().splitlines()
+    assert sum(line.startswith("# computed 90 % interval of ") for line in lines) == 2
+
+
 def test_rows_that_were_not_measured_are_told_and_widen_the_interval(rng):
     plain = fake_table(TINY, networks=90, error=0.02)
     calls = calls_of(TINY.sample(rng))

@@ -6,7 +6,7 @@ import torch
 from torchvision.datasets import CIFAR10
 
 from nas.core.errors import InputError
-from nas.evaluation.data import Data, DataRequest, Labelled, cache_folder, in_memory
+from nas.evaluation.data import Data, DataRequest, Labelled, data_folder, in_memory
 
 
 def load_cifar(request: DataRequest, dataset: type[CIFAR10], classes: int) -> Data:
@@ -16,7 +16,7 @@ def load_cifar(request: DataRequest, dataset: type[CIFAR10], classes: int) -> Da
         InputError: the folder lacks it or holds damaged files, or the download failed.
     """
     folder = request.folder()
-    root = folder or cache_folder()
+    root = folder or data_folder()
 
     def part(train: bool) -> Labelled:
         read = dataset(str(root), train=train, download=folder is None)

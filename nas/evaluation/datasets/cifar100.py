@@ -10,3 +10,6 @@ from nas.evaluation.datasets._cifar import load_cifar
 
 def load(request: DataRequest) -> Data:
     return load_cifar(request, CIFAR100, classes=100)
+
+
+DATASET = load

@@ -26,3 +26,6 @@ def load(request: DataRequest) -> Data:
     order = stratified_order(targets, TEST_SEED)
     test, rest = order[:TEST_IMAGES], order[TEST_IMAGES:]
     return in_memory(request, 10, (images[rest], targets[rest]), (images[test], targets[test]), mirrors=False)
+
+
+DATASET = load

@@ -11,7 +11,7 @@ from pathlib import Path
 from torchvision.datasets import FashionMNIST
 
 from nas.core.errors import InputError
-from nas.evaluation.data import Data, DataRequest, Labelled, cache_folder, in_memory
+from nas.evaluation.data import Data, DataRequest, Labelled, data_folder, in_memory
 from nas.evaluation.datasets._idx import read_idx
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -30,10 +30,10 @@ def _installed() -> Path | None:
 def _downloaded() -> Path:
     """Raises: InputError, saying how to get the files otherwise."""
     try:
-        return Path(FashionMNIST(str(cache_folder()), download=True).raw_folder)
+        return Path(FashionMNIST(str(data_folder()), download=True).raw_folder)
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"dataset fashion-mnist: download into {cache_folder()} failed ({error}). Install Debian's package "
+            f"dataset fashion-mnist: download into {data_folder()} failed ({error}). Install Debian's package "
             f"dataset-fashion-mnist, or name a folder that holds the idx files: fashion-mnist:PATH"
         ) from error
 
@@ -61,3 +61,6 @@ def _find(folder: Path, name: str) -> Path:
         if path.is_file():
             return path
     raise InputError(f"dataset fashion-mnist: {folder} lacks {name}.gz (and {name})")
+
+
+DATASET = load

@@ -81,6 +81,11 @@ class FolderSplit(Split):
     def normalisation(self) -> Normalisation:
         return normalisation(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, self.input_shape[0])
 
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        labels = torch.tensor([label for _, label in self.samples])
+        return tuple(torch.bincount(labels, minlength=self.classes).tolist())
+
     def read(
         self,
         plan: Sequence[PlannedBatch],
@@ -134,3 +139,6 @@ def _loaders() -> int:
     """Processes that decode images: one for each core that is ours, up to a limit; none in a daemon, which may not."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 0 if multiprocessing.current_process().daemon else min(LOADERS_MAX, cores)
+
+
+DATASET = load

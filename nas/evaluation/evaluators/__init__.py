@@ -6,13 +6,12 @@ Candidates are compared by validation loss: between runs it repeats better than 
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from nas.core import plugins
 from nas.core.errors import InputError, suggest
 
 if TYPE_CHECKING:
@@ -45,11 +44,18 @@ class Evaluator(ABC):
 
     @abstractmethod
     def score(
-        self, build_model: Callable[[], nn.Module], data: Data, *, seed: int = 0, device: torch.device | str = "cpu"
+        self,
+        build_model: Callable[[], nn.Module],
+        data: Data,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        on_epoch: Callable[[int, int], None] | None = None,
     ) -> Score:
         """Score the model that `build_model` returns; its weights and everything else random are drawn from `seed`.
 
-        Reads `data.train` and `data.val`, never `data.test`.
+        Reads `data.train` and `data.val`, never `data.test`. One that trains calls `on_epoch` with the epochs done and
+        those in all, for whoever waits.
 
         Raises:
             TrainingDiverged, OutOfMemory: this candidate has no score; others may.
@@ -57,19 +63,17 @@ class Evaluator(ABC):
 
 
 def names() -> list[str]:
-    """All evaluators, sorted."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    """All evaluators, sorted; see `nas.core.plugins` for where they are found."""
+    return plugins.names("evaluators")
 
 
 def load_evaluator(name: str, **settings: Any) -> Evaluator:
     """The evaluator `name` with these settings, its defaults for the rest.
 
     Raises:
-        InputError: unknown evaluator or setting, naming the legal ones.
+        InputError: unknown evaluator or setting, naming the legal ones, or a file that cannot be loaded, naming it.
     """
-    if name not in names():
-        raise InputError(suggest("evaluator", name, names()))
-    kind: type[Evaluator] = importlib.import_module(f"{__name__}.{name}").EVALUATOR
+    kind: type[Evaluator] = plugins.load("evaluators", name)
     legal = [field.name for field in fields(kind)]
     for setting in settings:
         if setting not in legal:

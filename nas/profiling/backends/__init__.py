@@ -9,15 +9,15 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-import pkgutil
 import tempfile
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from nas.core import plugins
 from nas.core.errors import InputError, MeasureError, suggest
+from nas.profiling.device.sessions import Session
 
 if TYPE_CHECKING:  # a process that only loads files and runs them does without PyTorch
     from torch import nn
@@ -25,26 +25,7 @@ if TYPE_CHECKING:  # a process that only loads files and runs them does without 
     from nas.core.ops import Shape
 
 
-class Session(ABC):
-    """A model, loaded and ready, with fixed random inputs at batch 1: `nas.networks.export.example_inputs`."""
-
-    @abstractmethod
-    def run(self) -> None:
-        """Run one inference, to its end."""
-
-    def timed_run(self) -> float:
-        """Run one inference; how long it took, in seconds."""
-        start = time.perf_counter()
-        self.run()
-        return time.perf_counter() - start
-
-    def outputs(self) -> tuple[Any, ...]:
-        """Run one inference and give its outputs as fp32 NumPy arrays, in the order of the module's.
-
-        Raises:
-            MeasureError: where the runtime computes nothing.
-        """
-        raise MeasureError(f"{type(self).__name__} gives no outputs")
+__all__ = ["Backend", "FileBackend", "ProfiledSession", "Session", "load_backend", "runtimes"]
 
 
 class ProfiledSession(Session):
@@ -173,17 +154,15 @@ class FileBackend(Backend):
 
 
 def runtimes() -> list[str]:
-    """Names of all runtimes: one for each file here."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    """Names of all runtimes, sorted; see `nas.core.plugins` for where they are found."""
+    return plugins.names("backends")
 
 
 def load_backend(name: str) -> type[Backend]:
     """The backend class of a runtime.
 
     Raises:
-        InputError: for an unknown runtime, naming the closest ones.
+        InputError: for an unknown runtime, naming the closest ones, or a file that cannot be loaded, naming it.
     """
-    if name not in runtimes():
-        raise InputError(suggest("runtime", name, runtimes()))
-    backend: type[Backend] = importlib.import_module(f"{__name__}.{name}").BACKEND
+    backend: type[Backend] = plugins.load("backends", name)
     return backend

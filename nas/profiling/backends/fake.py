@@ -2,7 +2,8 @@
 
 `NAS_FAKE`, a JSON object in the environment, makes it behave badly: `noise` (relative, default 0.002), `sleep_us`
 (really sleep at each call), `fail` (raise when preparing rows whose text contains this), `crash` (end the process while
-running them), `slow` ([first, last]: calls of the process in between take 1.4 times as long), `version`.
+running them), `hang` (never return from them), `once` (a file: do either only where it is lacking, and make it), `slow`
+([first, last]: calls of the process in between take 1.4 times as long), `version`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import copy
 import json
 import os
 import random
+import signal
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -40,10 +43,19 @@ class FakeSession(Session):
         self.noise = random.Random(self.text)
 
     def run(self) -> None:
-        crash = self.backend.behaviour.get("crash")
-        if crash and crash in self.text:
+        if self._misbehaves("crash"):
             os._exit(77)
+        if self._misbehaves("hang"):
+            signal.pause()
         time.sleep(self.backend.behaviour.get("sleep_us", 0) / 1e6)
+
+    def _misbehaves(self, how: str) -> bool:
+        part, once = self.backend.behaviour.get(how), self.backend.behaviour.get("once")
+        if not part or part not in self.text or (once and Path(once).exists()):
+            return False
+        if once:
+            Path(once).touch()
+        return True
 
     def timed_run(self) -> float:
         self.run()

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nas.core.errors import MeasureError
-from nas.networks.export import example_arrays, example_inputs
+from nas.networks.export import example_inputs
 from nas.profiling.backends import FileBackend, Session
+from nas.profiling.device.sessions import example_arrays
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

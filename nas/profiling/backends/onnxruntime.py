@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.networks.export import example_arrays, write_onnx
+from nas.networks.export import write_onnx
 from nas.profiling.backends import FileBackend, ProfiledSession, Session
+from nas.profiling.device.loaders.onnxruntime import OnnxSession, feeds_of, load, opened, options_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,19 +23,6 @@ if TYPE_CHECKING:
     from nas.core.ops import Shape
 
 CALIBRATION_INPUTS = 8
-
-
-class OnnxSession(Session):
-    """An ONNX Runtime session and its feeds."""
-
-    def __init__(self, session: Any, feeds: dict[str, Any]) -> None:
-        self.session, self.feeds = session, feeds
-
-    def run(self) -> None:
-        self.session.run(None, self.feeds)
-
-    def outputs(self) -> tuple[Any, ...]:
-        return tuple(self.session.run(None, self.feeds))
 
 
 class ProfiledOnnxSession(OnnxSession, ProfiledSession):
@@ -76,38 +64,14 @@ class OnnxRuntime(FileBackend):
             write_onnx(module, shapes, path)
 
     def load(self, path: Path, shapes: Sequence[Shape]) -> Session:
-        return OnnxSession(*self._open(path, shapes, self.options()))
+        return load(path, shapes, self.threads, self.precision)
 
     def load_profiled(self, path: Path, shapes: Sequence[Shape]) -> ProfiledSession:
         folder = tempfile.TemporaryDirectory(prefix="nas-nodes-")
-        options = self.options()
+        options = options_of(self.threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder.name) / "nodes")
-        return ProfiledOnnxSession(*self._open(path, shapes, options), folder)
-
-    def options(self) -> Any:
-        """The session options of all sessions."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.log_severity_level = 3
-        return options
-
-    def _open(self, path: Path, shapes: Sequence[Shape], options: Any) -> tuple[Any, dict[str, Any]]:
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return session, feeds_of(shapes, {entry.name for entry in session.get_inputs()})
-
-
-def feeds_of(shapes: Sequence[Shape], used: set[str], seed: int = 0) -> dict[str, Any]:
-    """Example inputs by name, those that the exporter has not removed as unused."""
-    arrays = {f"input{number}": array for number, array in enumerate(example_arrays(shapes, seed))}
-    return {name: array for name, array in arrays.items() if name in used}
+        return ProfiledOnnxSession(*opened(path, shapes, options), folder)
 
 
 def write_quantized_onnx(module: nn.Module, shapes: Sequence[Shape], path: Path) -> None:

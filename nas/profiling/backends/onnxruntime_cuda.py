@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nas.core.errors import MeasureError
 from nas.networks.export import write_onnx
 from nas.profiling.backends import FileBackend, Session
-from nas.profiling.backends.onnxruntime import feeds_of
+from nas.profiling.device.loaders.onnxruntime import feeds_of
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,7 +6,6 @@ QDQ file of ONNX Runtime's static quantization, the rest of its graph in fp32.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,32 +13,13 @@ from typing import TYPE_CHECKING, Any
 from nas.core.errors import MeasureError
 from nas.networks.export import write_onnx
 from nas.profiling.backends import FileBackend, ProfiledSession, Session
-from nas.profiling.backends.onnxruntime import OnnxRuntime, feeds_of, write_quantized_onnx
+from nas.profiling.backends.onnxruntime import OnnxRuntime, write_quantized_onnx
+from nas.profiling.device.loaders.openvino import HINTS, OpenVinoSession, core, load, opened
 
 if TYPE_CHECKING:
     from torch import nn
 
     from nas.core.ops import Shape
-
-HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
-
-
-class OpenVinoSession(Session):
-    """An inference request whose input tensors are set."""
-
-    def __init__(self, request: Any, feeds: dict[str, Any]) -> None:
-        import openvino
-
-        self.request = request
-        for name, array in feeds.items():
-            request.set_tensor(name, openvino.Tensor(array))
-
-    def run(self) -> None:
-        self.request.infer()
-
-    def outputs(self) -> tuple[Any, ...]:
-        self.run()
-        return tuple(tensor.data.copy() for tensor in self.request.output_tensors)
 
 
 class ProfiledOpenVinoSession(OpenVinoSession, ProfiledSession):
@@ -90,7 +70,7 @@ class OpenVino(FileBackend):
             OnnxRuntime.require()
 
     def require_machine(self) -> None:
-        if self.precision == "bf16" and "BF16" not in self._core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if self.precision == "bf16" and "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise MeasureError(f"runtime {self.name!r}: this CPU has no bf16 instructions; use fp32 or int8")
 
     def convert(self, module: nn.Module, shapes: Sequence[Shape], path: Path) -> None:
@@ -100,30 +80,12 @@ class OpenVino(FileBackend):
             write_onnx(module, shapes, path)
 
     def load(self, path: Path, shapes: Sequence[Shape]) -> Session:
-        return OpenVinoSession(*self._open(path, shapes))
+        self.require_machine()
+        return load(path, shapes, self.threads, self.precision)
 
     def load_profiled(self, path: Path, shapes: Sequence[Shape]) -> ProfiledSession:
-        return ProfiledOpenVinoSession(*self._open(path, shapes, PERF_COUNT=True))
-
-    def _core(self) -> Any:
-        blocked: dict[str, Any] = sys.modules
-        blocked.setdefault("openvino_telemetry", None)  # it would send usage data, from a fork of what is timed
-        import openvino
-
-        return openvino.Core()
-
-    def _open(self, path: Path, shapes: Sequence[Shape], **properties: Any) -> tuple[Any, dict[str, Any]]:
         self.require_machine()
-        core = self._core()
-        properties |= {
-            "INFERENCE_PRECISION_HINT": HINTS[self.precision],
-            "INFERENCE_NUM_THREADS": self.threads,
-            "NUM_STREAMS": 1,
-            "ENABLE_CPU_PINNING": False,
-        }
-        compiled = core.compile_model(core.read_model(path), "CPU", properties)
-        used = {name for entry in compiled.inputs for name in entry.names}
-        return compiled.create_infer_request(), feeds_of(shapes, used)
+        return ProfiledOpenVinoSession(*opened(path, shapes, self.threads, self.precision, PERF_COUNT=True))
 
 
 BACKEND = OpenVino

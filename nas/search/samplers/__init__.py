@@ -1,17 +1,15 @@
 """Samplers: how the next candidate is proposed. One file a sampler; the file is the registration.
 
-Such a file has one function, `make(seed, context) -> optuna.samplers.BaseSampler`, called anew for every draw. The
-context holds the feasible set: what a sampler proposes fits, and was not proposed before.
+Such a file ends in `SAMPLER`, a function `(seed, context) -> optuna.samplers.BaseSampler` that is called anew for every
+draw. The context holds the feasible set: what a sampler proposes fits, and was not proposed before.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from nas.core.errors import InputError, suggest
+from nas.core import plugins
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -21,13 +19,11 @@ if TYPE_CHECKING:
 
 
 def names() -> list[str]:
-    """All samplers, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    """All samplers, sorted; see `nas.core.plugins` for where they are found."""
+    return plugins.names("samplers")
 
 
-def load_sampler(
-    name: str, seed: int, distributions: Mapping[str, BaseDistribution], context: Context
-) -> BaseSampler:
+def load_sampler(name: str, seed: int, distributions: Mapping[str, BaseDistribution], context: Context) -> BaseSampler:
     """A sampler whose draws depend only on the seed, the number of the trial and the finished trials.
 
     Args:
@@ -37,11 +33,9 @@ def load_sampler(
         context: the feasible set, and what is known of its candidates.
 
     Raises:
-        InputError: unknown sampler, naming the closest ones.
+        InputError: unknown sampler, naming the closest ones, or a file that cannot be loaded, naming it.
     """
-    if name not in names():
-        raise InputError(suggest("sampler", name, names()))
+    make: Callable[[int, Context], BaseSampler] = plugins.load("samplers", name)
     from nas.search.samplers._seeded import Seeded
 
-    module = importlib.import_module(f"{__name__}.{name}")
-    return Seeded(cast("Callable[[int, Context], BaseSampler]", module.make), seed, distributions, context)
+    return Seeded(make, seed, distributions, context)

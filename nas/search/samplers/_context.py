@@ -80,7 +80,8 @@ class History:
     @classmethod
     def before(cls, context: Context, study: Study, trial: FrozenTrial) -> History:
         """The history that a trial is drawn from: also where it was begun by an earlier process, which knew less."""
-        seen, scored = set(), {}
+        seen: set[Path] = set()
+        scored: dict[Path, list[float]] = {}
         for other in study.get_trials(deepcopy=False):
             if other.number == trial.number or not (other.params or other.state.is_finished()):
                 continue

@@ -51,3 +51,6 @@ def ranked(values: np.ndarray) -> np.ndarray:
 def make(seed: int, context: Context) -> BaseSampler:
     """Regularized evolution; its population is the history."""
     return Evolution(seed, context)
+
+
+SAMPLER = make

@@ -56,7 +56,8 @@ class Guided(PathSampler):
             return drawn[0] if drawn else None
         mine, theirs = self._encoder(np.array(drawn)), self._encoder(np.array(sorted(history.seen)))
         gaps = sum(
-            ((mine.groups[name][:, None] - theirs.groups[name][None]) ** 2).sum(2) for name in ("choices", "numbers")
+            ((mine.groups[name][:, None] - theirs.groups[name][None]) ** 2).sum(2)
+            for name in ("choices", "numbers")
             if name in mine.groups
         )
         return drawn[int(np.argmax(np.min(gaps, axis=1)))]
@@ -131,3 +132,6 @@ def _as_paths(array: np.ndarray) -> list[Path]:
 def make(seed: int, context: Context) -> BaseSampler:
     """Guided search; the model is fitted to the history anew for every draw."""
     return Guided(seed, context)
+
+
+SAMPLER = make

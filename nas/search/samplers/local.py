@@ -1,4 +1,4 @@
-"""Local search inside what fits: all neighbours of the best candidate, then of the best unexplored one, with restarts."""
+"""Local search inside what fits: neighbours of the best candidate that has new ones, with restarts."""
 
 from __future__ import annotations
 
@@ -32,3 +32,6 @@ class Local(PathSampler):
 def make(seed: int, context: Context) -> BaseSampler:
     """Local search; where it stands follows from the history."""
     return Local(seed, context)
+
+
+SAMPLER = make

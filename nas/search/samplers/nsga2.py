@@ -27,3 +27,6 @@ class OrderedNSGAII(NSGAIISampler):
 def make(seed: int, context: Context) -> BaseSampler:
     """NSGA-II; the generation of a trial and the parents of a generation are kept in the study."""
     return Inside(OrderedNSGAII(seed=seed, population_size=POPULATION), seed, context)
+
+
+SAMPLER = make

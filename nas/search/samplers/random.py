@@ -21,3 +21,6 @@ class Uniform(PathSampler):
 def make(seed: int, context: Context) -> BaseSampler:
     """Even draws of what fits and is new."""
     return Uniform(seed, context)
+
+
+SAMPLER = make

@@ -10,23 +10,58 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from nas.profiling.probes import Formula, Probe
-from nas.profiling.samples import Sample, Samples
+from nas.profiling.device.journal import Sample, Samples
 
 GATE = 1.10  # a sentinel above this times the reference marks a slow spell; these take 1.3 times as long and more
 REFERENCE = 10.0  # percentile of all sentinels that is the reference
 QUANTILE = 25.0  # percentile of a probe's samples, and of the calls in a sample
-MOST_SLOW = 0.50  # share of samples in slow spells above which a profile is refused; shared machines had 0.02 to 0.26
+MOST_NOISE = 0.50  # share of samples in slow spells above which they are not believed; shared machines had 0.02 to 0.26
 MOST_DRIFT = (
     0.30  # of the reference between a table and new rows for it; beyond, one factor does not bring them together
 )
 TOLERANCE = 0.02  # standard error of a row in one process, as far as its samples tell, that needs no more rounds
+MACS_PER_US = 3e4  # for estimates before anything is measured
+SENTINEL_US = 4000.0  # all its calls beside a sample
+PATIENCE = 1000.0  # times the estimate of a sample that one may take
 WARM_UP = 1 / 2  # share of a sample's calls that only warm the caches: many small kernels need two or three calls
+
+
+class Graph(Protocol):
+    """What is timed.
+
+    Attributes:
+        key: names it in files of samples.
+        whole: whether it is a whole network.
+        macs: its multiply-adds.
+        weight_bytes: bytes of its parameters, fp32.
+    """
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def whole(self) -> bool: ...
+
+    @property
+    def macs(self) -> int: ...
+
+    @property
+    def weight_bytes(self) -> int: ...
+
+
+class WeightedSum(Protocol):
+    """The time of a row as a sum of times of graphs."""
+
+    @property
+    def probes(self) -> Sequence[Graph]: ...
+
+    def value(self, times: Mapping[str, float]) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -41,6 +76,8 @@ class Settings:
         least_network: as `least`, of whole networks: those of many small kernels settle at their third call.
         batch_rows: rows whose probes are loaded together.
         batch_bytes: limit on their weights.
+        patience_seconds: how long one graph may take to be converted, to be loaded, or to give a sample, beside a
+            thousand times as long as a sample is expected to take; a runtime that takes longer hangs, and is ended.
     """
 
     rounds: int = 6
@@ -52,15 +89,25 @@ class Settings:
     most: int = 24
     batch_rows: int = 128
     batch_bytes: int = 2**30
+    patience_seconds: float = 300.0
 
     @property
     def enough(self) -> int:
         """Samples outside slow spells that suffice for a probe in one pass."""
         return math.ceil(self.rounds / 2)
 
-    def least_of(self, probe: Probe) -> int:
+    def least_of(self, probe: Graph) -> int:
         """The fewest calls in a sample of a probe."""
-        return self.least if probe.arch is None else self.least_network
+        return self.least_network if probe.whole else self.least
+
+    def sample_seconds(self, probe: Graph) -> float:
+        """About how long a sample of a probe takes, before anything is measured."""
+        us = 10 + probe.macs / MACS_PER_US
+        return (SENTINEL_US + min(max(self.sample_us / us, self.least_of(probe)), self.most) * us) / 1e6
+
+    def patience_of(self, probe: Graph) -> float:
+        """Seconds after which a probe that is neither loaded nor timed hangs."""
+        return self.patience_seconds + PATIENCE * self.sample_seconds(probe)
 
     @property
     def limit(self) -> int:
@@ -111,7 +158,7 @@ class Noise:
 
     Attributes:
         slow: share of samples in slow spells.
-        ratio: the sentinel's median over the reference.
+        ratio: the sentinel's median over its quiet time.
     """
 
     slow: float
@@ -120,23 +167,28 @@ class Noise:
     @property
     def is_too_much(self) -> bool:
         """Whether what was measured meanwhile should not be believed."""
-        return self.slow > MOST_SLOW
+        return self.slow > MOST_NOISE
 
     def __str__(self) -> str:
-        return (
-            f"{self.slow:.0%} of samples in slow spells, sentinel's median {self.ratio:.2f} times its p{REFERENCE:.0f}"
-        )
+        return f"{self.slow:.0%} of samples in slow spells, reference block {self.ratio:.2f} times its quiet time"
 
 
 QUIET = Noise(0.0, 1.0)
 
 
-def noise_of(samples: Samples, keys: Collection[str] | None = None) -> Noise:
-    """How disturbed the machine was while samples were taken: those of these probes, or all."""
+def noise_of(samples: Samples, keys: Collection[str] | None = None, quiet_us: float = math.inf) -> Noise:
+    """How disturbed the machine was while samples were taken.
+
+    Args:
+        samples: by pass and key.
+        keys: of the probes whose samples count; None for all.
+        quiet_us: the sentinel's time when the machine was quiet, where an earlier measurement says so: a machine that
+            is slow from the first to the last sample shows by nothing else.
+    """
     sentinels = np.array(_sentinels(samples, keys))
     if not len(sentinels):
         return QUIET
-    reference = reference_of(samples)
+    reference = min(reference_of(samples), quiet_us)
     return Noise(float((sentinels > GATE * reference).mean()), float(np.median(sentinels)) / reference)
 
 
@@ -157,12 +209,7 @@ def kept(taken: Sequence[Sample], reference: float) -> np.ndarray:
     ordered = sorted(taken, key=lambda sample: sample.sentinel_us)
     count = max(good(taken, reference), math.ceil(len(ordered) / 4))
     scales = (1.0 if s.sentinel_us <= GATE * reference else reference / s.sentinel_us for s in ordered[:count])
-    return np.array([time_of(sample) * scale for sample, scale in zip(ordered, scales, strict=False)])
-
-
-def error_of(terms: Iterable[tuple[Sequence[Sample], float]], reference: float) -> float:
-    """The relative standard error of a weighted sum of probes' times, by the samples of each probe in one process."""
-    return errors_of(terms, reference)[0]
+    return np.array([time_of(sample) * scale for sample, scale in zip(ordered, scales)])
 
 
 def errors_of(terms: Iterable[tuple[Sequence[Sample], float]], reference: float) -> tuple[float, tuple[float, ...]]:
@@ -215,7 +262,7 @@ class Times:
         spread = np.ptp(by_pass) if len(by_pass) > 1 else np.subtract(*np.percentile(values, [75, 25]))
         return Timing(over_processes(by_pass), float(spread), len(values))
 
-    def row(self, formula: Formula) -> Timing:
+    def row(self, formula: WeightedSum) -> Timing:
         """A row's time, spread and count; never below zero."""
         keys = [probe.key for probe in formula.probes]
         us = formula.value({key: self.us(key) for key in keys})

@@ -1,8 +1,8 @@
 """The journal of a profile: raw samples beside the table, a line a round, so that a kill at any moment loses one round.
 
-The first line names the device, the runtime and its settings; others hold samples, some the networks to measure, some
-say which of the samples before them do not count. A torn last line, what a kill leaves, is cut when the journal is
-opened again.
+The first line names the device, the runtime and its settings; others hold samples, some the networks to measure or the
+peak memory of one, some say which of the samples before them do not count. A torn last line, what a kill leaves, is cut
+when the journal is opened again.
 """
 
 from __future__ import annotations
@@ -11,45 +11,18 @@ import contextlib
 import fcntl
 import json
 import os
+import typing
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from nas.core.errors import InputError, RunError
+from nas.core.files import NO_LOCKS, writing
 
 FORMAT = 1
-
-
-def unwritable(path: Path, error: OSError) -> RunError:
-    """What to raise where a file of a profile cannot be written, such as on a full disk."""
-    return RunError(
-        f"{path}: cannot be written ({error.strerror or error}); make room, or see to its permissions. What was "
-        "measured before is on disk, and the same command continues from there"
-    )
-
-
-@contextlib.contextmanager
-def locked(table: Path) -> Iterator[None]:
-    """Keep other processes from writing a table, as long as the context lasts; a file beside it holds the lock.
-
-    Raises:
-        RunError: where another process has it.
-    """
-    path = table.with_name(f"{table.name}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
-    except OSError as error:
-        raise unwritable(path, error) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(f"{table}: another process is profiling into this table; wait for it or stop it") from error
-        yield
 
 
 @dataclass(frozen=True)
@@ -65,7 +38,7 @@ class Sample:
     calls_us: tuple[float, ...]
 
 
-Samples = Mapping[int, Mapping[str, Sequence[Sample]]]  # by pass and probe key
+Samples = typing.Mapping[int, typing.Mapping[str, typing.Sequence[Sample]]]  # by pass and probe key
 
 
 class Log:
@@ -73,15 +46,21 @@ class Log:
 
     Attributes:
         samples: by pass and probe key.
+        peaks: peak memory of networks in bytes, by probe key.
     """
 
     def __init__(self) -> None:
+        self.peaks: dict[str, int] = {}
         self.samples: dict[int, dict[str, list[Sample]]] = defaultdict(lambda: defaultdict(list))
 
     def add(self, number: int, samples: Mapping[str, Sample]) -> None:
         """Keep the samples of one round of pass `number`."""
         for key, sample in samples.items():
             self.samples[number][key].append(sample)
+
+    def add_peak(self, key: str, peak_bytes: int) -> None:
+        """Keep the peak memory of a network."""
+        self.peaks[key] = peak_bytes
 
     def taken(self, number: int, key: str) -> Sequence[Sample]:
         """The samples of a probe in pass `number`."""
@@ -106,7 +85,7 @@ class Journal(Log):
         path: of the file; it is created where it does not exist.
 
     Raises:
-        RunError: where another process has it open.
+        RunError: where another process has it open, or it cannot be written.
         InputError: where it cannot be read.
     """
 
@@ -115,27 +94,28 @@ class Journal(Log):
         self.path = path
         self.header: dict[str, Any] | None = None
         self.networks: tuple[str, ...] = ()  # archs as JSON
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab+", buffering=0)  # what a full disk refuses is not tried again when it closes
-        except OSError as error:
-            raise unwritable(path, error) from error
+        with contextlib.ExitStack() as opened:
+            with writing(path):  # what a full disk refuses is not tried again when it closes
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = opened.enter_context(path.open("ab+", buffering=0))
+            self._lock()
+            self._read()
+            self._opened = opened.pop_all()
+
+    def _lock(self) -> None:
+        """Be the only process that has the file open; the system frees the lock when this one ends."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self._file.close()
-            raise RunError(f"{path}: another process is profiling into this table; wait for it or stop it") from error
-        try:
-            self._read()
-        except InputError:
-            self._file.close()
-            raise
+            if error.errno in NO_LOCKS:
+                raise RunError(f"{self.path}: its disk knows no locks; measure on another disk") from error
+            raise RunError(f"{self.path}: another process is measuring into it; wait for it or stop it") from error
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._file.close()
+        self._opened.close()
 
     def begin(self, header: Mapping[str, Any]) -> None:
         """Write the first line."""
@@ -153,6 +133,11 @@ class Journal(Log):
         self._append({"pass": number, "samples": data})
         super().add(number, samples)
 
+    def add_peak(self, key: str, peak_bytes: int) -> None:
+        """Append the peak memory of a network."""
+        self._append({"peak_bytes": {key: peak_bytes}})
+        super().add_peak(key, peak_bytes)
+
     def forget(self, sentinel_us: float) -> None:
         """Drop the samples so far whose sentinel took longer than this, from now on; they stay in the file."""
         self._append({"forget_above_us": sentinel_us})
@@ -160,12 +145,10 @@ class Journal(Log):
 
     def _append(self, line: Mapping[str, Any]) -> None:
         text = json.dumps(line).encode() + b"\n"
-        try:
+        with writing(self.path):
             while text:
                 text = text[self._file.write(text) :]
             os.fsync(self._file.fileno())
-        except OSError as error:
-            raise unwritable(self.path, error) from error
 
     def _read(self) -> None:
         self._file.seek(0)
@@ -191,6 +174,8 @@ class Journal(Log):
             self.networks = tuple(map(str, line["networks"]))
         elif "forget_above_us" in line:
             super().forget(float(line["forget_above_us"]))
+        elif "peak_bytes" in line:
+            self.peaks.update({str(key): int(count) for key, count in line["peak_bytes"].items()})
         else:
             taken = line["samples"].items()
             super().add(

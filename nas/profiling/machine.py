@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from nas.profiling import runner
 from nas.profiling.backends import load_backend, runtimes
-from nas.tables.table import Header
+from nas.profiling.device.machine import machine, slug
+
+if TYPE_CHECKING:
+    from nas.tables.records import Header
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class Machine:
 def this_machine(runtime: str | None = None) -> Machine:
     """The machine that runs this process, or what a runtime uses of it: a GPU bears its own name.
 
-    A bundle's runner says the same of the device that it runs on.
+    A bundle's run.py says the same of the device that it runs on.
     """
-    host = Machine(*runner.machine())
+    host = Machine(*machine())
     name = load_backend(runtime).device_name() if runtime in runtimes() else None  # others have imported tables
-    return host if name is None else Machine(f"{name} in {host.cpu}", host.cores, runner.slug(name))
+    return host if name is None else Machine(f"{name} in {host.cpu}", host.cores, slug(name))

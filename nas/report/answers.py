@@ -1,0 +1,155 @@
+"""What `nas spaces`, `tables`, `describe` and `estimate` show, as plain data.
+
+An answer follows from its question, the files that it names and our code; it is remembered on disk, so that only the
+first one waits for PyTorch. What depends on the machine that asks is never part of what is remembered.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import latency_tables
+import search_spaces
+from nas.core.errors import NasError
+from nas.core.remembered import remembered
+from nas.core.source import code_of_package
+from nas.profiling import backends
+from nas.profiling.machine import this_machine
+
+if TYPE_CHECKING:
+    from nas.core.arch import Arch
+
+
+def spaces() -> dict[str, Any]:
+    """`facts.space_facts` of every known space, and the names of the presets of each family that has some."""
+
+    def find() -> dict[str, Any]:
+        from nas.report import facts
+
+        presets = {
+            name: sorted(getattr(search_spaces.family(name), "PRESETS", {})) for name in search_spaces.families()
+        }
+        return {
+            "spaces": [facts.space_facts(space) for _, space in sorted(search_spaces.spaces().items())],
+            "presets": {name: found for name, found in presets.items() if found},
+        }
+
+    answer: dict[str, Any] = _answer("spaces", find)
+    return answer
+
+
+def tables(*paths: Path) -> list[dict[str, Any]]:
+    """`facts.table_facts` of the shipped tables and of those named, each with the name that finds it and whether it was
+    measured on a machine like this one; one that cannot be read says why.
+    """
+    found = []
+    for name in (*latency_tables.names(), *map(str, paths)):
+        path = latency_tables.find(name)
+        try:
+            known = _answer(f"table {_fingerprint(path)}", functools.partial(_table_facts, path))
+            here = _is_this_machine(known["runtime"].split()[0], known["device"], known["cpu"])
+            found.append({"name": name, **known, "table": str(path), "this_machine": here})
+        except NasError as error:
+            found.append({"name": name, "table": str(path), "error": str(error)})
+    return found
+
+
+def _table_facts(path: Path) -> dict[str, Any]:
+    from nas.report import facts
+    from nas.tables.table import Table
+
+    return facts.table_facts(Table.read(path))
+
+
+def describe(name: str) -> dict[str, Any]:
+    """`facts.describe` of a preset or an arch file.
+
+    Raises:
+        InputError: for an unknown preset, or a file that is no arch.
+    """
+
+    def find() -> dict[str, Any]:
+        from nas.report import facts
+
+        return facts.describe(_load(name))
+
+    answer: dict[str, Any] = _answer(f"describe {name!r} {_fingerprint(name)}", find)
+    return answer
+
+
+def estimate(name: str, table: str) -> dict[str, Any]:
+    """`facts.estimate` of a preset or an arch file with a table.
+
+    Raises:
+        InputError: for what cannot be found, or a file that is no arch.
+        TableError: for a file that is no table.
+        MissingLatency: naming every row the table lacks.
+    """
+    path = latency_tables.find(table)
+
+    def find() -> dict[str, Any]:
+        from nas.report import facts
+        from nas.tables.table import Table
+
+        known = Table.read(path)
+        return facts.estimate(_load(name), known) | {"runtime": known.header.runtime}
+
+    found = dict(_answer(f"estimate {name!r} {_fingerprint(name)} {_fingerprint(path)}", find))
+    here = _is_this_machine(found.pop("runtime"), found["device"], found["cpu"])
+    return found | {"table": str(path), "this_machine": here}
+
+
+def runtimes() -> dict[str, dict[str, Any]]:
+    """All runtimes: the precisions that each can have, the hardware that we could not run it on (None where we did),
+    and whether the CPU runs it.
+    """
+
+    def find() -> dict[str, dict[str, Any]]:
+        known = {name: backends.load_backend(name) for name in backends.runtimes()}
+        return {
+            name: {
+                "precisions": list(backend.precisions),
+                "untested": backend.untested,
+                "cpu": backend.device_name.__func__ is backends.Backend.device_name.__func__,  # type: ignore[attr-defined]
+            }
+            for name, backend in known.items()
+        }
+
+    answer: dict[str, dict[str, Any]] = _answer("runtimes", find)
+    return answer
+
+
+def _is_this_machine(runtime: str, device: str, cpu: str) -> bool:
+    """Whether what ran there is what the runtime uses here; what the CPU runs is told without loading the runtime."""
+    on_cpu = runtimes().get(runtime, {"cpu": True})["cpu"]
+    return (device, cpu) == ((machine := this_machine(None if on_cpu else runtime)).slug, machine.cpu)
+
+
+def _load(name: str) -> Arch:
+    from nas.networks.building import load_arch
+
+    return load_arch(name)
+
+
+def _answer(question: str, find: Callable[[], Any]) -> Any:
+    """What `find` gives, as JSON has it; read where the same code was asked the same question before."""
+    memory = remembered(code_of_package())
+    known = memory.get(question)
+    if known is None:
+        known = json.loads(json.dumps(find()))
+        memory.put(question, known)
+    return known
+
+
+def _fingerprint(path: str | os.PathLike[str]) -> str:
+    """What a file holds; nothing where there is none or it cannot be read, which who reads it will say."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return ""
