@@ -3,9 +3,9 @@
 Small prediction modules in front of some blocks score the patch tokens. Inference gathers the best of them, so every
 block has a fixed number of tokens and a row of a table; which tokens these are depends on the image. Training keeps all
 tokens, draws which are kept (Gumbel-softmax), and hides the others from attention, so that gradients reach the scores.
-That is for hosts that are trained already. From nothing (`_Prune.draws` is off) exactly as many as at inference are
-drawn, and scores read the tokens without moving them: through scores that are noise, the gradients of decisions and of
-the missed ratio reach the host as noise, and a small one ends at chance.
+That is for hosts that are trained already (`_Prune.draws`). From nothing exactly as many as at inference are drawn, and
+scores read the tokens without moving them: through scores that are noise, the gradients of decisions and of the missed
+ratio reach the host as noise, and a small one ends at chance.
 Hosts are DeiT (`search_spaces/deit.py`) and LV-ViT (arXiv:2104.10858), whose residuals add half of each branch and
 whose classifier reads all tokens.
 
@@ -186,6 +186,8 @@ class Prune(Block):
 
 
 class _Prune(nn.Module):
+    draws = False  # one by one in training, as published; else as many as inference keeps
+
     def __init__(self, dim: int, select: TokenSelect) -> None:
         super().__init__()
         self.front = select.front
@@ -195,7 +197,6 @@ class _Prune(nn.Module):
         self.score = in_order(*hidden, Linear(dim // 4, 2))
         self.select = select.module()
         self.count = select.count
-        self.draws = True  # one by one in training; else as many as inference keeps
 
     def forward(self, x: Tensor, kept: Tensor) -> tuple[Any, Tensor]:
         seen = x[:, self.front :]
@@ -239,8 +240,9 @@ def draw(scores: Tensor, *before: Tensor) -> Tensor:
 def draw_count(scores: Tensor, count: int, *before: Tensor) -> Tensor:
     """Which `count` patch tokens are kept, 1 or 0, at random among those that were kept before.
 
-    The best after Gumbel noise (arXiv:1903.06059, sec. 3), as many as inference keeps: the network learns from as many
-    tokens as it will see. Backward a soft decision, the sigmoid of the distance from the threshold.
+    The best after the noise of `draw` (as arXiv:1903.06059 draws without replacement), as many as inference keeps: the
+    network learns from as many tokens as it will see. Backward a soft decision, the sigmoid of the distance from the
+    threshold.
 
     Args:
         scores: logits of keep and drop, (N, n, 2).

@@ -179,8 +179,10 @@ def test_masked_and_gathered_tokens_give_the_same_outputs_when_the_mask_is_the_s
     network = lively(build(small(kind))).double()
     with torch.no_grad():
         gathered = network.eval()(images())
+        monkeypatch.setattr(dv._Prune, "draws", True)
         monkeypatch.setattr(dv, "draw", best_first(38, 23))  # floor(64 * .6), floor(64 * .36)
         streams = run(masked(network), images())
+        monkeypatch.setattr(dv._Prune, "draws", True)
         monkeypatch.setattr(dv, "draw", lambda scores, *before: torch.ones_like(scores[..., 0]))
         everything = network(images())
     assert_close(streams["x"], gathered, 1e-5)
@@ -272,7 +274,8 @@ def test_lvvit_halves_branches_and_adds_the_best_patch():
 
 
 @pytest.mark.parametrize("kind", ["deit", "lvvit"])
-def test_training_gives_decisions_and_tokens_at_the_end_of_the_network(kind):
+def test_training_gives_decisions_and_tokens_at_the_end_of_the_network(kind, monkeypatch):
+    monkeypatch.setattr(dv._Prune, "draws", True)
     arch = small(kind, keep=(70, 70, 70))
     torch.manual_seed(0)
     network = build(arch).double().train()
@@ -330,6 +333,7 @@ def test_half_precision_scores_are_drawn_in_single_precision():
 def test_a_network_that_drops_everything_has_finite_gradients(monkeypatch):
     for kind in ("deit", "lvvit"):
         network = build(small(kind)).double().train()
+        monkeypatch.setattr(dv._Prune, "draws", True)
         monkeypatch.setattr(dv, "draw", lambda scores, *before: 0 * scores[..., 0])
         network(images()).sum().backward()
         assert all(each.grad is None or each.grad.isfinite().all() for each in network.parameters())
@@ -479,12 +483,11 @@ def test_a_counted_draw_keeps_as_many_as_inference_and_only_of_those_kept_before
 
 
 def test_a_counted_draw_prefers_tokens_as_their_scores_say():
-    """Gumbel's trick: with one token kept, each is kept as often as softmax(keep - drop) says (arXiv:1903.06059)."""
+    """Of one token kept: each as often as its logistic variable, the difference of two of Gumbel's, is the largest."""
     torch.manual_seed(1)
     keep = torch.tensor([0.0, 1.0, 2.0])
     scores = torch.stack([keep, torch.zeros(3)], 1).expand(20000, 3, 2)
     shares = dv.draw_count(scores, 1).mean(0)
-    # of two logistic variables apart by d, the larger one is the first with the probability that is integrated here
     grid = torch.linspace(-30, 30, 60001, dtype=torch.float64)
     density = torch.sigmoid(grid) * torch.sigmoid(-grid)
     others = [[k for j, k in enumerate(keep.tolist()) if j != i] for i in range(3)]
@@ -536,3 +539,11 @@ def test_decisions_from_nothing_move_the_scores_and_not_what_they_read():
 def test_a_recipe_may_draw_tokens_one_by_one(monkeypatch):
     shares, _ = _trained(monkeypatch, Recipe(epochs=1, keep="draw"))
     assert len(set(shares)) > 3
+
+
+def test_a_network_that_weights_are_loaded_into_keeps_as_many_tokens_in_training_too():
+    network = build(small("lvvit")).train()
+    with torch.no_grad():
+        kept = network.streams(torch.randn(2, *network.arch.input_shape))["kept"]
+    counts = [block.count for block in network.modules() if isinstance(block, dv._Prune)]
+    assert kept.sum(2).tolist() == [counts] * 2

@@ -229,8 +229,10 @@ def test_masked_and_gathered_tokens_give_the_same_outputs_when_the_mask_is_the_s
     with torch.no_grad():
         gathered = network.eval()(x)
         deployed = fuse(network)(x)
+        monkeypatch.setattr(dynamicvit._Prune, "draws", True)
         monkeypatch.setattr(dynamicvit, "draw", best(8))  # half of 4 x 4 tokens
         hidden = torch.stack(masked(network)(x)).mean(0)  # of two classifiers
+        monkeypatch.setattr(dynamicvit._Prune, "draws", True)
         monkeypatch.setattr(dynamicvit, "draw", best(16))
         everything = torch.stack(network(x)).mean(0)
     assert_close(hidden, gathered, 1e-5)
@@ -238,7 +240,8 @@ def test_masked_and_gathered_tokens_give_the_same_outputs_when_the_mask_is_the_s
     assert (everything - gathered).abs().max() > 1e-2 * gathered.abs().max()
 
 
-def test_a_loss_on_the_decisions_teaches_the_scores():
+def test_a_loss_on_the_decisions_teaches_the_scores(monkeypatch):
+    monkeypatch.setattr(dynamicvit._Prune, "draws", True)
     network = build(pruned(depth=2, attention=2)).train()
     streams = {"x": torch.randn(4, 3, 32, 32)}
     for stage in network.stages:
