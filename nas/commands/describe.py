@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nas.commands._app import app
-from nas.commands._options import ArchArgument, JsonOption, TableOption
+from nas.commands._options import ArchArgument, JsonOption, TableOption, read_arch
 from nas.commands._output import print_json, print_table, say
 
 
@@ -16,7 +16,7 @@ def describe(arch: ArchArgument, as_json: JsonOption = False) -> None:
     from nas.core.units import show_bytes, show_count
     from nas.report import answers
 
-    found = answers.describe(arch)
+    found = answers.describe(arch, read_arch)
     if as_json:
         return print_json(found)
     size = "x".join(map(str, found["input"]))
@@ -36,7 +36,7 @@ def estimate(arch: ArchArgument, table: TableOption, as_json: JsonOption = False
     """Predict the latency of an architecture from a table, with the share of each block."""
     from nas.report import answers
 
-    found = answers.estimate(arch, table)
+    found = answers.estimate(arch, table, read_arch)
     if as_json:
         return print_json(found)
     low, high = found["predicted_low_ms"], found["predicted_high_ms"]

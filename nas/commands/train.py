@@ -18,7 +18,12 @@ def train(
     arch: ArchArgument,
     data: Annotated[str, typer.Option("--data", "-d", help="digits, fashion-mnist, cifar10, imagefolder:PATH, ...")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of weights and log; default runs/train-ARCH-DATA.")
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder of weights and log; default runs/train-ARCH-DATA, after the data's own folder too.",
+        ),
     ] = None,
     recipe: Annotated[
         str | None, typer.Option("--recipe", "-r", help="A paper's: efficientformer-300, ...; small for small images.")
@@ -37,8 +42,8 @@ def train(
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="CPU threads; 1 where others compute.")
-    ] = None,
+        int, typer.Option("--threads", min=1, help="CPU threads; more only on cores that nobody else uses.")
+    ] = 1,
     limit: Annotated[
         int | None, typer.Option("--limit", min=2, help="Most images to train and validate on; default: all.")
     ] = None,
@@ -55,13 +60,13 @@ def train(
     given = {"epochs": epochs, "batch_size": batch_size, "lr": lr} | dict(_pair(item) for item in set_ or [])
     fields = {key: value for key, value in given.items() if value is not None}
     network = read_arch(arch)
-    folder = out or Path("runs") / f"train-{Path(arch).stem}-{data.split(':')[0]}"
     with progress_bar() as report:
         found = train_arch(
             network,
             data,
-            folder,
+            out,
             fields,
+            name=Path(arch).stem,
             recipe=recipe,
             teacher=teacher,
             teacher_weights=teacher_weights,
@@ -77,7 +82,8 @@ def train(
         return print_json(found)
     say(f"test accuracy [bold]{found['test_accuracy']:.2%}[/bold]")
     say(f"validation accuracy {found['val_accuracy']:.2%}, loss {found['val_loss']:.4f}")
-    say(f"{found['epochs']} epochs in {found['seconds']:.0f} s; weights: {found['weights']}")
+    place = f"{found['threads']} CPU thread(s)" if found["device"] == "cpu" else found["device"]
+    say(f"{found['epochs']} epochs in {found['seconds']:.0f} s on {place}; weights: {found['weights']}")
 
 
 def _pair(text: str) -> tuple[str, Any]:

@@ -1,4 +1,4 @@
-"""One file each: families, backends, data sets, evaluators, metrics, samplers, in the package or outside, by one rule.
+"""One file each, in the package or outside: families, backends, data sets, evaluators, metrics, samplers, steps.
 
 A file of a kind ends in its constant (`EVALUATOR`), and its name is the name. It lies in the package's folder of that
 kind; or in a folder named in `NAS_PLUGINS` (several are separated as in `PATH`), or in a folder inside that one; or it
@@ -52,6 +52,7 @@ KINDS = {
     "evaluators": Kind("evaluator", "nas.evaluation.evaluators", "EVALUATOR"),
     "metrics": Kind("metric", "nas.metrics", "METRIC"),
     "samplers": Kind("sampler", "nas.search.samplers", "SAMPLER"),
+    "steps": Kind("step", "nas.search.steps", "STEP"),
 }
 
 

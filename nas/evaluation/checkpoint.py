@@ -82,9 +82,28 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         state = _read(path)
     except InputError as error:
         raise InputError(f"{path}: cannot be read as a file of weights: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError(f"{path}: expected a state dict (tensors by name), as nas train writes it")
-    return state
+    if isinstance(state, dict) and state and _is_tensors(state):
+        return state
+    raise InputError(f"{path}: expected a state dict (tensors by name), as nas train writes it; {_instead(state)}")
+
+
+def _instead(state: Any) -> str:
+    """What a file holds that is no state dict, and what to do."""
+    if not isinstance(state, dict):
+        return f"it holds a {type(state).__name__}"
+    if "identity" in state:
+        return "it is the checkpoint of a training that may go on; when that has ended, weights.pt lies beside it"
+    inner = [key for key, value in state.items() if isinstance(value, dict) and value and _is_tensors(value)]
+    if not inner:
+        return f"it holds {', '.join(map(repr, list(state)[:3])) or 'nothing'}"
+    return (
+        f"it holds one under {inner[0]!r} beside other things; write that alone: "
+        f"torch.save(torch.load(FILE, weights_only=True)[{inner[0]!r}], OTHER)"
+    )
+
+
+def _is_tensors(values: dict[Any, Any]) -> bool:
+    return all(isinstance(value, torch.Tensor) for value in values.values())
 
 
 def _read(path: Path) -> Any:

@@ -7,6 +7,7 @@ and become floats batch by batch, on the device; folders of images are streamed.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -170,6 +171,8 @@ class Data:
         val: what candidates are compared on.
         test: only for the final figures; a search must not read it.
         mirrors: whether an image seen in a mirror keeps its class (false for digits).
+        fingerprint: of all its images and labels, whatever their division and `limit` (`fingerprint_of`). Left empty,
+            it is one of what the splits say of themselves: their sizes and the classes' shares.
     """
 
     request: DataRequest
@@ -178,6 +181,12 @@ class Data:
     val: Split
     test: Split
     mirrors: bool
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.fingerprint:
+            parts = [(len(split), split.class_counts) for split in (self.train, self.val, self.test)]
+            object.__setattr__(self, "fingerprint", fingerprint_of(repr((self.classes, parts)).encode()))
 
     @property
     def name(self) -> str:
@@ -267,7 +276,22 @@ def in_memory(request: DataRequest, classes: int, train: Labelled, test: Labelle
         val=split(images[for_val], labels[for_val]),
         test=split(*test),
         mirrors=mirrors,
+        fingerprint=fingerprint_of(*(part for tensor in (*train, *test) for part in _bytes_of(tensor))),
     )
+
+
+def fingerprint_of(*parts: bytes | memoryview) -> str:
+    """What tells a data set from others, 16 hex digits: SHA-256 of what it consists of, each part with its length."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def _bytes_of(tensor: Tensor) -> tuple[bytes, memoryview]:
+    """Shape and content."""
+    return repr(tuple(tensor.shape)).encode(), tensor.contiguous().numpy().reshape(-1).view(np.uint8).data
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -47,6 +47,20 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
 
 
 @contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Let torch use so many threads on the CPU, None for as many as it does, and put that back afterwards.
+
+    Several on cores that others use wait for each other: up to 100 times slower.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def naming_memory(batch_size: int, input_shape: tuple[int, int, int], device: torch.device) -> Iterator[None]:
     """Turn the several errors of torch and python that mean "no memory left" into `OutOfMemory`."""
     try:

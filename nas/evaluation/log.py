@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nas.core.files import write_text
+from nas.core.files import write_text, writing
 
 COLUMNS = ("train_loss", "val_loss", "val_accuracy", "lr", "images_per_second", "resolution")
 """What TensorBoard shows."""
@@ -27,8 +27,15 @@ class Log:
 
         TensorBoard gets all of them the first time, in place of what an interrupted training wrote: between its
         checkpoint and its log, one may have been lost.
+
+        Raises:
+            RunError: the folder cannot be written.
         """
         write_history(history, self.folder / "training.csv")
+        with writing(self.folder / "tensorboard"):
+            self._show(history)
+
+    def _show(self, history: Sequence[Mapping[str, Any]]) -> None:
         fresh = history[-1:]
         if self.board is None and find_spec("tensorboard") is not None:
             from torch.utils.tensorboard import SummaryWriter
@@ -45,7 +52,8 @@ class Log:
     def close(self) -> None:
         """End TensorBoard's file."""
         if self.board is not None:
-            self.board.close()
+            with writing(self.folder / "tensorboard"):
+                self.board.close()
 
 
 def write_history(history: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
@@ -12,10 +13,11 @@ import torch
 
 from nas.core.arch import Arch
 from nas.core.errors import InputError
-from nas.core.files import write_text
+from nas.core.files import lock, write_text
 from nas.evaluation.checkpoint import read_weights as read_weights
 from nas.evaluation.checkpoint import write_weights
-from nas.evaluation.data import load_data
+from nas.evaluation.data import Data, load_data
+from nas.evaluation.devices import cpu_threads
 from nas.evaluation.distributed import joined, own_process
 from nas.evaluation.log import write_history as write_history
 from nas.evaluation.recipe import Recipe
@@ -29,14 +31,15 @@ from nas.networks.export import check_onnx, export
 def train_arch(
     arch: Arch,
     data_name: str,
-    folder: Path,
+    folder: Path | None = None,
     fields: Mapping[str, Any] | None = None,
     *,
+    name: str | None = None,
     recipe: str | None = None,
     teacher: str | None = None,
     teacher_weights: Path | None = None,
     device: str = "auto",
-    threads: int | None = None,
+    threads: int | None = 1,
     seed: int = 0,
     limit: int | None = None,
     val_fraction: float = 0.2,
@@ -49,13 +52,15 @@ def train_arch(
     Args:
         arch: its head is fitted to the dataset's classes.
         data_name: as `load_data` takes it.
-        folder: a `checkpoint.pt` in it is continued.
+        folder: a `checkpoint.pt` in it is continued; None for `default_folder`. Only one process at a time trains here.
         fields: of the recipe, where they differ from those of `recipe`.
+        name: of the arch, in that folder's name; None for its id.
         recipe: a name in `nas.evaluation.recipes`; None for the defaults.
         teacher: a preset, a file of an arch, or a model of timm.
         teacher_weights: its state dict; None for those that timm publishes.
         device: auto, cpu, cuda or mps.
-        threads: of torch on the CPU; None leaves them as they are.
+        threads: of torch on the CPU, None for as many as torch takes. Where other processes compute as well, several
+            wait for each other (10 times slower than one was measured), and only one gives the same weights to the bit.
         seed: of weights, order, augmentation and the division of the images.
         limit: most images to train and validate on together; None for all.
         val_fraction: share of them to validate on.
@@ -65,13 +70,14 @@ def train_arch(
         The figures written to `result.json`, and the paths.
 
     Raises:
-        InputError: `folder` is that of another architecture, or something does not fit; see `train` as well.
+        InputError: `folder` is that of another architecture or of a search, or something does not fit; see
+            `train` as well.
+        RunError: another process trains in `folder`, naming it; or that cannot be written.
     """
     settings = read_recipe(fields or {}, recipe)
-    if threads is not None:
-        torch.set_num_threads(threads)
     data = load_data(data_name, arch.input_shape, seed=seed, val_fraction=val_fraction, limit=limit)
     fitted = with_classes(arch, data.classes)
+    folder = default_folder(name or fitted.id, data) if folder is None else folder
     _check_folder(folder, fitted)
     model = build(fitted, seed=seed, drop_path=settings.drop_path)
     guide = None
@@ -85,9 +91,13 @@ def train_arch(
             left = (settings.epochs - done) * float(epoch["seconds"])
             progress(done, settings.epochs, left, f"epoch {done} of {settings.epochs}, loss {epoch['train_loss']:.3f}")
 
-    with joined(device) as where:
+    with contextlib.ExitStack() as held:
+        where = held.enter_context(joined(device))
+        held.enter_context(cpu_threads(threads))
         first = own_process()[0] == 0
         if first:
+            held.enter_context(lock(folder / "training.lock", folder))
+            _check_folder(folder, fitted)  # it may have come since
             write_text(folder / "arch.json", fitted.to_json() + "\n")
         result = train(
             model,
@@ -102,7 +112,8 @@ def train_arch(
             test=True,
         )
         facts = _facts(result, fitted, data_name, settings, seed)
-        facts |= {"train_images": len(data.train), "teacher": guide.id if guide else None}
+        facts |= {"data_fingerprint": data.fingerprint, "train_images": len(data.train)}
+        facts |= {"teacher": guide.id if guide else None, "threads": torch.get_num_threads()}
         if first:
             _save(model, result, facts, folder)
     return facts | {
@@ -113,7 +124,19 @@ def train_arch(
     }
 
 
+def default_folder(name: str, data: Data) -> Path:
+    """`runs/train-NAME-DATA`; a data set that lies in a folder of the user's adds its name and its fingerprint."""
+    path = data.request.path
+    place = "" if path is None else f"-{path.resolve().name}-{data.fingerprint[:8]}"
+    return Path("runs") / f"train-{name}-{data.name}{place}"
+
+
 def _check_folder(folder: Path, arch: Arch) -> None:
+    if (folder / "request.yaml").exists():
+        raise InputError(
+            f"{folder}: there is the run of a search, whose result.json a training would write over; choose another "
+            "folder (--out)"
+        )
     path = folder / "arch.json"
     there = load_arch(path) if path.exists() else arch
     if there != arch:

@@ -154,11 +154,11 @@ def _from_timm(
         options["num_classes"] = classes
     try:
         model = timm.create_model(name, **options)
-        if weights is not None:
-            model.load_state_dict(read_weights(weights))
     except (RuntimeError, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"teacher {name}: no weights ({reason}); name a file of them") from error
+    if weights is not None:
+        load_weights(model, read_weights(weights), str(weights), f"name one of timm's {name} for {classes} classes")
     facts = model.pretrained_cfg
     learned = None if isinstance(model, Network) else normalisation(facts["mean"], facts["std"], input_shape[0])
     if given is None and learned not in (None, normalisation(*IMAGENET, input_shape[0])):

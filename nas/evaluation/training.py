@@ -1,7 +1,7 @@
 """Training of one model: a short loop around pieces that stand beside it, most of them timm's and torch's.
 
 Everything random is drawn from the seed given, epoch by epoch, and global generators are put back afterwards. How many
-threads torch uses is the caller's business (`torch.set_num_threads`): on a CPU, several processes of one thread each
+threads torch uses is the caller's business (`devices.cpu_threads`): on a CPU, several processes of one thread each
 train more candidates than one process of several, and only one thread gives the same weights to the last bit.
 """
 
@@ -327,7 +327,8 @@ class _Trainer:
         request = asdict(self.data.request) | {"path": None}  # a data set may move
         return {
             "recipe": self.recipe.model_dump(),
-            "data": request | {"train": len(self.data.train), "val": len(self.data.val)},
+            "data": request
+            | {"train": len(self.data.train), "val": len(self.data.val), "fingerprint": self.data.fingerprint},
             "model": {
                 "parameters": hashlib.sha256(repr(parameters).encode()).hexdigest()[:16],
                 **({"arch": self.model.arch.id} if isinstance(self.model, Network) else {}),

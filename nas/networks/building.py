@@ -146,23 +146,36 @@ def input_shape_of(arch: Arch, batch: int = 1) -> Shape:
     return Shape(batch, *arch.input_shape)
 
 
-def load_weights(network: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+def load_weights(
+    network: nn.Module, state: Mapping[str, Tensor], where: str, remedy: str = "use the arch file saved beside it"
+) -> None:
     """Load a state dict, every tensor by name and shape; a feature network takes its part of the whole network's.
 
+    Args:
+        network: gets them.
+        state: tensors by name.
+        where: they come from.
+        remedy: what to do where they do not fit.
+
     Raises:
-        InputError: naming what is missing, unexpected or of another shape.
+        InputError: naming the first three that are missing, unexpected and of another shape.
     """
     own = network.state_dict()
     state = network.own(state) if isinstance(network, FeatureNetwork) else state
-    problems = [f"lacks {name}" for name in own if name not in state]
-    problems += [f"has {name}, which the network does not" for name in state if name not in own]
-    problems += [
+    lacking = [f"lacks {name}" for name in own if name not in state]
+    further = [f"has {name}, which the network does not" for name in state if name not in own]
+    misshapen = [
         f"{name} is {tuple(value.shape)}, the network's is {tuple(own[name].shape)}"
         for name, value in state.items()
         if name in own and value.shape != own[name].shape
     ]
-    if problems:
-        shown = "".join(f"\n  {problem}" for problem in problems[:3])
-        more = f"\n  and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise InputError(f"{where} does not fit this architecture; use the arch file saved beside it:{shown}{more}")
+    if lacking or further or misshapen:
+        lines = [line for problems in (lacking, further, misshapen) for line in _first_three(problems)]
+        shown = "".join(f"\n  {line}" for line in lines)
+        raise InputError(f"{where} does not fit this architecture; {remedy}:{shown}")
     network.load_state_dict(dict(state))
+
+
+def _first_three(problems: list[str]) -> list[str]:
+    more = [f"and {len(problems) - 3} more of that kind"] if len(problems) > 3 else []
+    return problems[:3] + more

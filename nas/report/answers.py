@@ -67,30 +67,32 @@ def _table_facts(path: Path) -> dict[str, Any]:
     return facts.table_facts(Table.read(path))
 
 
-def describe(name: str) -> dict[str, Any]:
-    """`facts.describe` of a preset or an arch file.
+def describe(name: str, load: Callable[[str], Arch]) -> dict[str, Any]:
+    """`facts.describe` of what `load` finds under a name.
 
     Raises:
-        InputError: for an unknown preset, or a file that is no arch.
+        InputError: there is no such arch.
     """
+    found = _of_run(name, load)
 
     def find() -> dict[str, Any]:
         from nas.report import facts
 
-        return facts.describe(_load(name))
+        return facts.describe(found or load(name))
 
-    answer: dict[str, Any] = _answer(f"describe {name!r} {_fingerprint(name)}", find)
+    answer: dict[str, Any] = _answer(f"describe {name!r} {_fingerprint(name)}", find, keep=found is None)
     return answer
 
 
-def estimate(name: str, table: str) -> dict[str, Any]:
-    """`facts.estimate` of a preset or an arch file with a table.
+def estimate(name: str, table: str, load: Callable[[str], Arch]) -> dict[str, Any]:
+    """`facts.estimate` of what `load` finds under a name, with a table.
 
     Raises:
         InputError: for what cannot be found, or a file that is no arch.
         TableError: for a file that is no table.
         MissingLatency: naming every row the table lacks.
     """
+    arch = _of_run(name, load)
     path = latency_tables.find(table)
 
     def find() -> dict[str, Any]:
@@ -98,9 +100,10 @@ def estimate(name: str, table: str) -> dict[str, Any]:
         from nas.tables.table import Table
 
         known = Table.read(path)
-        return facts.estimate(_load(name), known) | {"runtime": known.header.runtime}
+        return facts.estimate(arch or load(name), known) | {"runtime": known.header.runtime}
 
-    found = dict(_answer(f"estimate {name!r} {_fingerprint(name)} {_fingerprint(path)}", find))
+    question = f"estimate {name!r} {_fingerprint(name)} {_fingerprint(path)}"
+    found = dict(_answer(question, find, keep=arch is None))
     here = _is_this_machine(found.pop("runtime"), found["device"], found["cpu"])
     return found | {"table": str(path), "this_machine": here}
 
@@ -131,14 +134,17 @@ def _is_this_machine(runtime: str, device: str, cpu: str) -> bool:
     return (device, cpu) == ((machine := this_machine(None if on_cpu else runtime)).slug, machine.cpu)
 
 
-def _load(name: str) -> Arch:
-    from nas.networks.building import load_arch
+def _of_run(name: str, load: Callable[[str], Arch]) -> Arch | None:
+    """The arch of a run or of one of its trials, which a trial may change; None for a preset or a file."""
+    return load(name) if "@" in name or Path(name).is_dir() else None
 
-    return load_arch(name)
 
-
-def _answer(question: str, find: Callable[[], Any]) -> Any:
-    """What `find` gives, as JSON has it; read where the same code was asked the same question before."""
+def _answer(question: str, find: Callable[[], Any], keep: bool = True) -> Any:
+    """What `find` gives, as JSON has it; read where the same code was asked the same question before, unless what it
+    rests on may change (`keep`).
+    """
+    if not keep:
+        return json.loads(json.dumps(find()))
     memory = remembered(code_of_package())
     known = memory.get(question)
     if known is None:

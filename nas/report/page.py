@@ -100,6 +100,13 @@ class Training(TypedDict):
     chance: NotRequired[Chance | None]
 
 
+class Onnx(TypedDict):
+    """How far the ONNX file's outputs are off PyTorch's on validation images, over the largest output."""
+
+    images: NonNegativeInt
+    difference: FiniteFloat
+
+
 class Block(TypedDict):
     """One block of the winner and its part of the predicted latency."""
 
@@ -122,6 +129,7 @@ class Winner(Candidate):
 
     measured_ms: PositiveFloat | None
     training: Training
+    onnx: NotRequired[Onnx | None]
     blocks: Annotated[list[Block], Field(min_length=1)]
     architecture: Annotated[list[StageRow], Field(min_length=1)]
 
@@ -161,6 +169,8 @@ class Provenance(TypedDict):
     threads: NonNegativeInt
     precision: str
     calibration: NotRequired[str | None]
+    runtime_here: NotRequired[str | None]
+    version_changes: NotRequired[list[str]]
     table_mape_percent: NotRequired[FiniteFloat | None]
     card: NotRequired[str | None]
     not_this_machine: bool
@@ -323,6 +333,7 @@ def render(run: Run) -> str:
         seconds=show_seconds,
         percent=_percent,
         mean=_mean,
+        repeats=_repeats,
     )
     return environment.get_template("report.html").render(
         run=run,
@@ -357,6 +368,11 @@ def _binding(run: Run) -> dict[Hashable, Any] | None:
 
 def _percent(fraction: float, digits: int = 1) -> str:
     return f"{100 * fraction:.{digits}f} %"
+
+
+def _repeats(values: Sequence[float]) -> Sequence[float]:
+    """Without the training that chose the finalists, which chance has favoured; that where it is the only one."""
+    return values[1:] or values
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,7 +13,6 @@ from nas.core.space import Space
 from nas.evaluation.data import Data, Split, load_data
 from nas.evaluation.evaluators import load_evaluator
 from nas.evaluation.recipe import Recipe
-from nas.evaluation.training import TrainResult
 from nas.search.finalists import Finalist, Ranking
 from nas.search.request import Request
 from nas.tables.table import Table
@@ -21,6 +20,16 @@ from nas.tables.table import Table
 SURE = 0.01  # probability that a network which guesses comes so far by luck
 CANDIDATE_STEPS = 100  # with fewer, candidates differ by how fast they start: digits, hybrid space
 WINNER_STEPS = 300  # of the shortest training that brought a winner on digits to 99 %
+
+
+class Trained(Protocol):
+    """What a training reached, as `TrainResult` says it."""
+
+    @property
+    def epochs(self) -> int: ...
+
+    @property
+    def test_accuracy(self) -> float | None: ...
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ def at_least(right: int, images: int, level: float) -> float:
     return min(float(np.exp(logs).sum()), 1.0)
 
 
-def winners_chance(request: Request, size: tuple[int, int, int], training: TrainResult) -> Chance | None:
+def winners_chance(request: Request, size: tuple[int, int, int], training: Trained) -> Chance | None:
     """The winner's accuracy on the test images beside that of guessing; None where it has none."""
     if training.test_accuracy is None:
         return None
@@ -82,7 +91,7 @@ def doubts(
     losses: Sequence[float],
     accuracies: Sequence[float],
     ranking: Ranking,
-    training: TrainResult,
+    training: Trained,
 ) -> list[str]:
     """What the trainings of a search leave in doubt, a sentence or two each; nothing where all is sound.
 
@@ -172,7 +181,7 @@ def noisy(table: Table, space: Space) -> list[str]:
     ]
 
 
-def shortened(request: Request, evaluated: int, finalists: Sequence[Finalist], training: TrainResult) -> list[str]:
+def shortened(request: Request, evaluated: int, finalists: Sequence[Finalist], training: Trained) -> list[str]:
     """What a search left out to end in time."""
     repeats = min((len(each.losses) - 1 for each in finalists if each.fits), default=0)
     wanted = min(request.finalists, evaluated)

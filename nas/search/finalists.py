@@ -23,7 +23,6 @@ from nas.search.workers import Outcome, Pool, Task
 from nas.tables.table import Table
 
 TRIES = 2  # of a measurement in one command; each of them is taken anew where the machine was disturbed
-SURE = 2.0  # standard errors of their difference that two mean losses must lie apart
 
 
 class Measured(Protocol):
@@ -96,10 +95,22 @@ class Finalist:
     losses: tuple[float, ...] = ()
     accuracies: tuple[float, ...] = ()
 
+    def as_data(self) -> dict[str, Any]:
+        """What was measured of it, as plain data for `with_data`."""
+        timing = None if self.timing is None else asdict(self.timing)
+        measured = {"used": list(self.used), "fits": self.fits, "timing": timing, "memory_bytes": self.memory_bytes}
+        return {"number": self.number, "arch": self.arch.id} | measured
+
+    def with_data(self, data: Mapping[str, Any]) -> Finalist:
+        """With what was measured of it, from `as_data`."""
+        timing, memory_bytes = Timing.of(data["timing"]), data["memory_bytes"]
+        return replace(self, used=tuple(data["used"]), fits=data["fits"], timing=timing, memory_bytes=memory_bytes)
+
     @property
     def mean_loss(self) -> float:
-        """Mean validation loss of its trainings."""
-        return sum(self.losses) / len(self.losses)
+        """Mean validation loss of its repeated trainings; that of the search, which favours it, where there is none."""
+        losses = self.losses[1:] or self.losses
+        return sum(losses) / len(losses)
 
     def __str__(self) -> str:
         times = [f"{to_ms(self.record.predicted_us or 0):.4g} ms predicted"]
@@ -245,27 +256,46 @@ class Ranking:
 def rank(finalists: Sequence[Finalist]) -> Ranking:
     """Judge the order of finalists by the noise that their repeated trainings show, pooled over all of them.
 
-    A pair counts as sure when its mean losses differ by more than twice the standard error of their difference.
+    The score that chose a finalist says nothing of that: it is the best of many, so chance has favoured it. A pair
+    counts as sure when its mean losses differ beyond the two-sided 95 % interval of their difference (Student's t, with
+    the degrees of freedom of the pooled variance).
     """
     if len(finalists) < 2:
         return Ranking("There was one finalist, so there is nothing to rank.", None, None)
-    freedom = sum(len(finalist.losses) - 1 for finalist in finalists)
+    losses = {finalist.number: finalist.losses[1:] for finalist in finalists}
+    freedom = sum(max(len(repeats) - 1, 0) for repeats in losses.values())
     if freedom == 0:
-        return Ranking("Every finalist was trained once: how far chance decided their order is not known.", None, None)
-    squares = sum(float(np.var(finalist.losses) * len(finalist.losses)) for finalist in finalists)
+        by = (
+            "trained again once"
+            if any(losses.values())
+            else "not trained again: they are ordered by the score that chose them"
+        )
+        return Ranking(f"The finalists were {by}; how far chance decided their order is not known.", None, None)
+    squares = sum(float(np.var(repeats) * len(repeats)) for repeats in losses.values() if repeats)
     sigma = math.sqrt(squares / freedom)
-    pairs = list(itertools.combinations(sorted(finalists, key=lambda finalist: finalist.mean_loss), 2))
-    sure = [pair for pair in pairs if _differ(*pair, sigma)]
+    times = _student(freedom)
+    ordered = sorted(finalists, key=lambda finalist: finalist.mean_loss)
+    pairs = list(itertools.combinations(ordered, 2))
+
+    def is_sure(one: Finalist, other: Finalist) -> bool:
+        counts = len(losses[one.number]), len(losses[other.number])
+        error = sigma * math.sqrt(sum(1 / count for count in counts)) if all(counts) else math.inf
+        return abs(one.mean_loss - other.mean_loss) > times * error
+
+    sure = [pair for pair in pairs if is_sure(*pair)]
     best, second = pairs[0]
     lead = "beyond chance" if pairs[0] in sure else "within what chance does"
     text = (
-        f"Between two trainings of one network the validation loss varies by {sigma:.3g} (standard deviation). By "
-        f"that, the order of {len(sure)} of {len(pairs)} pairs of finalists is sure; the winner's lead of "
+        f"Between two trainings of one network the validation loss varies by {sigma:.3g} (standard deviation, from "
+        f"repeats with {freedom} degree{'s' if freedom > 1 else ''} of freedom). By that, the order of {len(sure)} of "
+        f"{len(pairs)} pairs of finalists is sure at 95 %; the winner's lead of "
         f"{second.mean_loss - best.mean_loss:.3g} over the second is {lead}."
     )
     return Ranking(text, len(sure) / len(pairs), sigma)
 
 
-def _differ(one: Finalist, other: Finalist, sigma: float) -> bool:
-    error = sigma * math.sqrt(1 / len(one.losses) + 1 / len(other.losses))
-    return abs(one.mean_loss - other.mean_loss) > SURE * error
+def _student(freedom: int) -> float:
+    """The two-sided 95 % quantile of Student's t: 2.45 for 6 degrees of freedom."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, freedom))

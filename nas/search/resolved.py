@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import importlib.metadata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import torch
 
 import latency_tables
 import search_spaces
+from nas import __version__
 from nas.core.arch import Arch
 from nas.core.errors import InputError, RunError, TableError
 from nas.core.space import Space
 from nas.core.units import show_count
-from nas.evaluation.data import load_data
+from nas.evaluation.data import Data, load_data
 from nas.evaluation.devices import pick_device
 from nas.metrics import load_metric
 from nas.profiling import profiler
@@ -35,6 +41,17 @@ ON_THE_SPOT = 16  # rows that a table may lack and that are measured before a se
 Log = Callable[[str], None]
 Progress = Callable[..., None]
 """Called with (done, total, seconds left or None, text), as the profiler does."""
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads. Several on cores that others use wait for each other: up to 100 times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -62,9 +79,13 @@ class Resolved:
         """Whether the request's table was measured elsewhere."""
         return None not in self.here
 
-    def with_limits(self, limits: tuple[Limit, ...]) -> Resolved:
-        """The same with these limits."""
-        return dataclasses.replace(self, estimator=dataclasses.replace(self.estimator, limits=limits))
+    def versions(self) -> dict[str, str]:
+        """What scores and latencies depend on besides the request: the versions of nas, torch and the runtimes here."""
+        found = {"nas": __version__, "torch": importlib.metadata.version("torch")}
+        for name in self.here:
+            table = self.estimator.table if name is None else self.estimator.tables[name]
+            found[table.header.runtime] = load_backend(table.header.runtime).version()
+        return found
 
     def notes(self) -> list[str]:
         """What the saved request says of the run, for people."""
@@ -72,39 +93,79 @@ class Resolved:
         return [*limits, f"table hash {self.estimator.table.hash}"]
 
 
-def resolve_request(request: Request, log: Log, progress: Progress) -> Resolved:
-    """Find and check everything a request names; profiles this machine where it names no table.
+@dataclass(frozen=True)
+class Named:
+    """A request with what its names stand for; nothing is measured for it.
+
+    Attributes:
+        request: with its space, folder and device filled in, and of its table the runtime and threads.
+        space: with the classes of the data set.
+        budgets: as asked for.
+        table: the request's, None where it names none.
+        tables: the tables that budgets name, by that name.
+        data: what tells a data set from another: the images in its parts, and its classes.
+    """
+
+    request: Request
+    space: Space
+    budgets: tuple[Budget, ...]
+    table: Table | None
+    tables: Mapping[str, Table]
+    data: Mapping[str, Any]
+
+    @property
+    def own_table(self) -> Path:
+        """Where a run keeps rows that it measures for itself: this machine's, or a copy named after its source."""
+        copied = "" if self.table is None else f"-{self.table.hash[:8]}"
+        return self.request.run_dir / f"table{copied}.csv"
+
+
+def name_request(request: Request, log: Log) -> Named:
+    """Find everything that a request names, and measure nothing.
 
     Raises:
-        InputError: a name or number is wrong, a budget cannot be met, a table does not fit; saying which and why.
-        MissingLatency: a table lacks rows of the space.
-        MeasureError: this machine cannot be profiled, or lacks the table's runtime.
+        InputError: a name is unknown, or does not fit.
     """
     device = str(pick_device(request.device))
-    given = None if request.table is None else _table(request.table, request.level)
-    space = _space(request, given, log)
-    if given is None and not (request.run_dir / "table.csv").is_file():
-        log(f"profiling this machine: the rows of {space.name} on {request.runtime}, {request.threads} thread(s)")
-    budgets = [Budget.parse(text) for text in request.budgets]
-    table = _completed(given, space, request, _networks(budgets), progress)
-    names = [budget.table for budget in budgets if budget.table is not None]
+    table = None if request.table is None else _table(request.table, request.level)
+    space, data = _space(request, table, log)
+    budgets = tuple(map(Budget.parse, request.budgets))
+    names = dict.fromkeys(budget.table for budget in budgets if budget.table is not None)
     tables = {name: Table.read(latency_tables.find(name)) for name in names}
-    for each in (table, *tables.values()):
+    filled = request.with_(space=space.name, out=str(request.run_dir), device=device)
+    if table is not None:
+        filled = filled.with_(runtime=table.header.runtime, threads=table.header.threads)
+    facts = {"classes": data.classes} | {part: len(getattr(data, part)) for part in ("train", "val", "test")}
+    return Named(filled, space, budgets, table, tables, facts)
+
+
+def resolve_request(named: Named, table: Table, log: Log, limits: tuple[Limit, ...] | None = None) -> Resolved:
+    """Check that tables fit, and turn budgets into limits.
+
+    Args:
+        named: the request.
+        table: its table, with every row of the space.
+        log: is told of the limits and what they leave.
+        limits: those that a run was begun with; None to take them from the budgets.
+
+    Raises:
+        BudgetError: a budget cannot be met.
+        TableError: a table does not fit.
+        MissingLatency: a table lacks rows of the space.
+        MeasureError: this machine lacks a table's runtime.
+    """
+    space = named.space
+    for each in (table, *named.tables.values()):
         each.require(space)
-        _require_calibrated(each, space, request)
-    survey = Survey(space, request.seed)
-    limits = resolve(budgets, survey, table, tables)
-    filled = request.with_(
-        space=space.name,
-        table=table.where,
-        out=str(request.run_dir),
-        device=device,
-        runtime=table.header.runtime,
-        threads=table.header.threads,
-    )
+        _require_calibrated(each, space, named.request)
+    survey = Survey(space, named.request.seed)
+    if limits is None:
+        limits = resolve(named.budgets, survey, table, named.tables)
+    header = table.header
+    filled = named.request.with_(table=table.where, runtime=header.runtime, threads=header.threads)
     least = load_metric("latency_ms").smallest(space, table)
-    here = _measured_here([(None, table), *tables.items()])
-    found = Resolved(filled, space, Estimator(table, limits, tables), survey, least, here)
+    here = _measured_here([(None, table), *named.tables.items()])
+    found = Resolved(filled, space, Estimator(table, limits, named.tables), survey, least, here)
     _tell(found, log)
     return found
 
@@ -140,8 +201,8 @@ def _table(name: str, level: str | None) -> Table:
     return found
 
 
-def _space(request: Request, table: Table | None, log: Log) -> Space:
-    """The space asked for, or the table's, with the classes of the data set."""
+def _space(request: Request, table: Table | None, log: Log) -> tuple[Space, Data]:
+    """The space asked for, or the table's, with the classes of the data set, and that."""
     if request.space is not None:
         space = search_spaces.load(request.space)
     elif table is not None and table.spaces:
@@ -151,11 +212,12 @@ def _space(request: Request, table: Table | None, log: Log) -> Space:
             raise InputError(f"space: {table.where} holds the rows of several spaces, name one of them: {names}")
     else:
         raise InputError("space: neither a space nor a table is named; name one of them (nas spaces, nas tables)")
-    classes = load_data(request.dataset, space.input_shape, seed=request.seed, limit=request.limit).classes
+    data = load_data(request.dataset, space.input_shape, seed=request.seed, limit=request.limit)
+    classes = data.classes
     if classes == space.classes:
-        return space
+        return space, data
     log(f"{request.dataset} has {classes} classes, space {space.name} has {space.classes}: searching it with {classes}")
-    return dataclasses.replace(space, classes=classes)
+    return dataclasses.replace(space, classes=classes), data
 
 
 def _networks(budgets: Sequence[Budget]) -> int:
@@ -164,18 +226,21 @@ def _networks(budgets: Sequence[Budget]) -> int:
     return max([NETWORKS, *needed])
 
 
-def _completed(table: Table | None, space: Space, request: Request, networks: int, progress: Progress) -> Table:
-    """The table, or one that this machine is profiled into; a few rows that it lacks are measured on the spot.
+def complete_table(named: Named, log: Log, progress: Progress) -> Table:
+    """The request's table, or one that this machine is profiled into; a few rows that it lacks are measured.
 
     Only on the table's own machine, and into a copy: a classifier for another number of classes is one row.
+
+    Raises:
+        MeasureError: this machine cannot be profiled.
     """
-    path = request.run_dir / "table.csv"
+    request, space, table, path = named.request, named.space, named.table, named.own_table
     if table is None:
+        if not path.is_file():
+            log(f"profiling this machine: the rows of {space.name} on {request.runtime}, {request.threads} thread(s)")
         settings: dict[str, Any] = {"path": path, "runtime": request.runtime, "threads": request.threads}
-        settings |= {"level": request.level or "block", "networks": networks, "seed": request.seed}
+        settings |= {"level": request.level or "block", "networks": _networks(named.budgets), "seed": request.seed}
         if request.minutes is not None:
-            if path.is_file() and (request.run_dir / "request.yaml").is_file():
-                return Table.read(path)  # a run goes on with what it rests on, also with rows that are predicted
             minutes = PROFILE_SHARE * request.minutes
             if profiler.plan(profiler.job_of(space, **settings)).seconds > 60 * minutes:
                 settings["budget_minutes"] = minutes
@@ -202,6 +267,26 @@ def _completed(table: Table | None, space: Space, request: Request, networks: in
         rows=lacking,
         accept_noise=True,
         progress=progress,
+    )
+
+
+def table_begun_with(named: Named, hash: str) -> Table:
+    """The table that a run was begun with, told by its hash: the request's, or the run's own. Nothing is measured.
+
+    Raises:
+        RunError: neither is that table any more.
+    """
+    own = Table.read(named.own_table) if named.own_table.is_file() else None
+    for table in (named.table, own):
+        if table is not None and table.hash == hash:
+            return table
+    name = named.own_table if named.table is None else named.table.where
+    now = "missing" if (there := named.table or own) is None else there.hash
+    path = named.request.run_dir / "table.csv"
+    begun = f", name the run's own (--table {path})" if named.table is not None and path.is_file() else ""
+    raise RunError(
+        f"table {name} is not the one this run was begun with (its hash was {hash}, now {now}), so predictions would "
+        f"not compare. Put it back{begun}, or give the new request another name"
     )
 
 
@@ -244,17 +329,3 @@ def _tell(found: Resolved, log: Log) -> None:
         f"the smallest architecture takes {found.smallest[0]:.4g} ms; {show_count(fits.about)} of "
         f"{show_count(fits.size_of_all())} architectures fit ({fits.about / fits.size_of_all():.2%})"
     )
-
-
-def require_same_table(found: Resolved, begun_with: str) -> None:
-    """Check that a run goes on with the table it was begun with, whose hash is given.
-
-    Raises:
-        RunError: the table's content is another.
-    """
-    now = found.estimator.table.hash
-    if begun_with != now:
-        raise RunError(
-            f"table {found.request.table} is not the one this run was begun with (its hash was {begun_with}, now "
-            f"{now}), so predictions would not compare. Put it back, or give the new request another name"
-        )

@@ -3,39 +3,60 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
-import pandas as pd
 
 from nas import __version__
 from nas.core.arch import Arch, calls_of
 from nas.core.units import to_ms
-from nas.evaluation.training import TrainResult
 from nas.metrics import MB
 from nas.networks.building import cost_of
 from nas.report import facts
 from nas.search.doubts import disturbed, doubts, noisy, shortened, winners_chance
 from nas.search.finalists import Finalist, Ranking
 from nas.search.resolved import Resolved
+from nas.search.study import version_changes
+from nas.search.trials import trials_frame
 
 SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the winner's training reached; see `TrainResult`."""
+
+    epochs: int
+    val_accuracy: float
+    val_loss: float
+    test_accuracy: float | None
+    seconds: float
 
 
 def result_data(
     found: Resolved,
     study: optuna.Study,
-    trials: pd.DataFrame,
     finalists: Sequence[Finalist],
     winner: Finalist,
     ranking: Ranking,
-    training: TrainResult,
+    training: Figures,
+    onnx: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """The content of `result.json`; latencies in ms, times of blocks in microseconds, accuracies as fractions."""
+    """The content of `result.json`; latencies in ms, times of blocks in microseconds, accuracies as fractions.
+
+    Args:
+        found: the request.
+        study: what was tried.
+        finalists: the best, measured and trained again.
+        winner: the one of them that was trained to the end.
+        ranking: how sure their order is.
+        training: figures of that training.
+        onnx: on how many images the winner's file was compared, and how far it was off; None where it was not.
+    """
+    trials = trials_frame(study, found.estimator.table.hash)
     counts = trials["state"].value_counts().to_dict()
     request, size = found.request, found.space.input_shape
     chance = winners_chance(request, size, training)
@@ -59,14 +80,8 @@ def result_data(
         "finalists": [finalist_data(finalist, found) for finalist in finalists],
         "winner": finalist_data(winner, found)
         | {
-            "training": {
-                "epochs": training.epochs,
-                "val_accuracy": training.val_accuracy,
-                "val_loss": training.val_loss,
-                "test_accuracy": training.test_accuracy,
-                "seconds": training.seconds,
-                "chance": None if chance is None else chance.as_data(),
-            },
+            "training": asdict(training) | {"chance": None if chance is None else chance.as_data()},
+            "onnx": None if onnx is None else dict(onnx),
             "blocks": facts.estimate(winner.arch, found.estimator.table)["blocks"],
             "architecture": facts.architecture(winner.arch),
         },
@@ -75,20 +90,6 @@ def result_data(
         "smallest": {"predicted_ms": found.smallest[0], "arch": found.smallest[1].id},
         "provenance": _provenance(found, study),
     }
-
-
-def trained_before(found: Resolved, study: optuna.Study, winner: Finalist, epochs: int) -> TrainResult | None:
-    """The training of a finished run that has this winner, such as one whose finalists were measured again."""
-    path = found.request.run_dir / "result.json"
-    if "finished" not in study.user_attrs or not path.is_file():
-        return None
-    before = json.loads(path.read_text(encoding="utf-8"))["winner"]
-    known = before["training"]
-    if (before["arch"], before["number"], known["epochs"]) != (winner.arch.id, winner.number, epochs):
-        return None
-    figures = {name: known[name] for name in ("val_loss", "val_accuracy", "test_accuracy", "seconds", "epochs")}
-    unknown: dict[str, Any] = {"test_loss": None, "images_per_second": math.nan, "history": ()}
-    return TrainResult(**figures, **unknown, device=found.request.device, precision="")
 
 
 def finalist_data(finalist: Finalist, found: Resolved) -> dict[str, Any]:
@@ -137,6 +138,7 @@ def _provenance(found: Resolved, study: optuna.Study) -> dict[str, Any]:
         "device": header.device,
         "cpu": header.cpu,
         "runtime": f"{header.runtime} {header.runtime_version}",
+        "runtime_here": _runtime_here(found),
         "threads": header.threads,
         "precision": header.precision,
         "calibration": str(calibration) if (calibration := table.calibrations.get(size)) else None,
@@ -146,6 +148,15 @@ def _provenance(found: Resolved, study: optuna.Study) -> dict[str, Any]:
         "dataset": found.request.dataset,
         "seed": found.request.seed,
         "versions": {"nas": __version__} | {name: importlib.metadata.version(name) for name in packages},
+        "version_changes": version_changes(study),
         "started": started.isoformat(timespec="seconds"),
         "seconds": time.time() - started.timestamp(),  # from the first trial on, interruptions included
     }
+
+
+def _runtime_here(found: Resolved) -> str | None:
+    """What finalists are measured with, None where they are not."""
+    if found.not_this_machine:
+        return None
+    runtime = found.estimator.table.header.runtime
+    return f"{runtime} {found.versions()[runtime]}"

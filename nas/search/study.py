@@ -51,13 +51,13 @@ def open_study(
         InputError: Optuna cannot use the storage.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        study_name=name,
-        storage=_storage(storage),
-        sampler=sampler,
-        directions=["minimize"] * objectives,
-        load_if_exists=True,
-    )
+    store = _storage(storage)
+    try:
+        study = optuna.load_study(study_name=name, storage=store, sampler=sampler)  # which writes nothing
+    except KeyError:
+        study = optuna.create_study(
+            study_name=name, storage=store, sampler=sampler, directions=["minimize"] * objectives
+        )
     if len(study.directions) != objectives:
         raise RunError(f"study {name!r} has {len(study.directions)} objectives, this run has {objectives}")
     return study
@@ -122,3 +122,31 @@ def remembered(study: optuna.Study, key: str, make: Callable[[], Any]) -> Any:
         study.set_user_attr(key, make())
         known = study.user_attrs
     return known[key]
+
+
+def note_versions(study: optuna.Study, now: Mapping[str, str]) -> str:
+    """Keep with the study that it goes on with these versions from its next trial.
+
+    Returns:
+        Which of them are others than before, in words; "" where none is.
+    """
+    spans = study.user_attrs.get("versions", [])
+    if spans and spans[-1]["versions"] == now:
+        return ""
+    spans = [*spans, {"first_trial": len(study.get_trials(deepcopy=False)), "versions": dict(now)}]
+    study.set_user_attr("versions", spans)
+    changes = version_changes(study)
+    return changes[-1] if len(spans) > 1 else ""
+
+
+def version_changes(study: optuna.Study) -> list[str]:
+    """Each change of versions in the life of a study: `torch 2.14.0 -> 2.15.0 from trial 40 on`."""
+    spans = study.user_attrs.get("versions", [])
+    first = spans[0]["first_trial"] if spans else 0
+    changes = [f"unknown versions before trial {first}"] if first else []
+    for before, after in itertools.pairwise(spans):
+        names = sorted({*before["versions"], *after["versions"]})
+        pairs = [(name, before["versions"].get(name, "none"), after["versions"].get(name, "none")) for name in names]
+        texts = [f"{name} {old} -> {new}" for name, old, new in pairs if old != new]
+        changes.append(f"{', '.join(texts)} from trial {after['first_trial']} on")
+    return changes

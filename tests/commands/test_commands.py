@@ -294,7 +294,9 @@ def test_measuring_beside_an_imported_table_leaves_its_unknown_variant_out(nas, 
 
     def measure(arch, *, variant, **others):
         asked.append(variant)
-        return SimpleNamespace(us=1000.0, spread_us=1.0, count=3, runtime_version="1", device="here")
+        return SimpleNamespace(
+            us=1000.0, spread_us=1.0, count=3, runtime_version="1", device="here", noise=0.0, disturbed=False, text=""
+        )
 
     monkeypatch.setattr(profiler, "measure", measure)
     for variant in ("unknown", "default"):
@@ -345,7 +347,7 @@ def test_what_the_system_refuses_is_one_line_and_no_traceback(nas, monkeypatch, 
     def refuse():
         raise error
 
-    monkeypatch.setattr("nas.report.facts.spaces", refuse)
+    monkeypatch.setattr("nas.report.answers.spaces", refuse)
     code, _, err = nas("spaces")
     assert code == 1
     assert said in err

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from nas.core.errors import InputError
 from nas.evaluation import datasets
-from nas.evaluation.data import MemorySplit, channel_statistics, load_data, shifted, stratified_order
+from nas.evaluation.data import Data, MemorySplit, channel_statistics, load_data, shifted, stratified_order
 from nas.evaluation.datasets import fashion_mnist, imagefolder
 from nas.evaluation.datasets._idx import read_idx
 
@@ -312,6 +312,83 @@ def test_a_truncated_image_is_named(image_folder, kept):
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(InputError, match=r"dark/2\.png: not a readable image"):
         all_labels(load_data(f"imagefolder:{image_folder}", SHAPE).test)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more processes than one core
+@pytest.mark.parametrize("loaders", [0, 1])
+def test_an_unreadable_image_is_named_in_one_line_whoever_decodes_it(image_folder, monkeypatch, loaders):
+    path = image_folder / "val" / "dark" / "2.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 20)  # Pillow raises a SyntaxError
+    monkeypatch.setattr(imagefolder, "_loaders", lambda: loaders)
+    with pytest.raises(InputError) as caught:
+        all_labels(load_data(f"imagefolder:{image_folder}", SHAPE).test)
+    assert str(caught.value).startswith(f"{path}: not a readable image (")
+    assert str(caught.value).endswith("; remove it or fetch it again")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_link_to_nowhere_is_named(image_folder):
+    path = image_folder / "train" / "dark" / "11.png"
+    path.symlink_to(image_folder / "gone.png")
+    with pytest.raises(InputError, match=r"dark/11\.png: not a readable image \(No such file"):
+        load_data(f"imagefolder:{image_folder}", SHAPE)
+
+
+def change_content(folder: Path) -> None:
+    content = bytearray(gzip.decompress((folder / IMAGES).read_bytes()))
+    content[-1] ^= 1
+    (folder / IMAGES).write_bytes(gzip.compress(bytes(content)))
+
+
+def change_label(folder: Path) -> None:
+    path = folder / "t10k-labels-idx1-ubyte"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+
+
+@pytest.mark.parametrize("change", [change_content, change_label])
+def test_the_fingerprint_in_memory_is_that_of_every_byte_and_of_nothing_else(fashion_folder, change):
+    def fingerprint(shape=SHAPE, **options) -> str:
+        return load_data(f"fashion-mnist:{fashion_folder}", shape, **options).fingerprint
+
+    before = fingerprint()
+    assert len(before) == 16
+    assert fingerprint((1, 16, 16), seed=3, limit=30, val_fraction=0.5) == before
+    change(fashion_folder)
+    assert fingerprint() != before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: (root / "train" / "dark" / "3.png").rename(root / "train" / "dark" / "30.png"),
+        lambda root: (root / "val" / "dark" / "3.png").rename(root / "val" / "light" / "13.png"),
+        lambda root: Image.new("L", (400, 300), 0).save(root / "val" / "dark" / "3.png"),
+        lambda root: (root / "train" / "dark" / "3.png").unlink(),
+    ],
+)
+def test_the_fingerprint_of_a_folder_tells_names_labels_and_sizes_and_not_where_it_lies(image_folder, change):
+    def fingerprint(root: Path, **options) -> str:
+        return load_data(f"imagefolder:{root}", SHAPE, **options).fingerprint
+
+    before = fingerprint(image_folder)
+    moved = image_folder / "moved"
+    moved.mkdir()
+    for part in ("train", "val"):
+        (image_folder / part).rename(moved / part)
+    assert fingerprint(moved, seed=5, limit=12) == before
+    change(moved)
+    assert fingerprint(moved) != before
+
+
+def test_a_data_set_that_tells_no_fingerprint_has_one_of_what_its_splits_say():
+    data = load_data("digits", SHAPE)
+    plain, smaller = (
+        Data(data.request, 10, train, data.val, data.test, mirrors=False)
+        for train in (data.train, load_data("digits", SHAPE, limit=200).train)
+    )
+    assert len(plain.fingerprint) == 16
+    assert plain.fingerprint != smaller.fingerprint
 
 
 def test_classes_that_only_one_part_has_are_named(image_folder):

@@ -121,6 +121,7 @@ def test_the_facts_are_complete_and_every_network_can_be_rebuilt(checked):
         "networks": LEAST,
         "mape_percent": 0,
         "bias_percent": 0,
+        "covered": None,
     }
     assert facts["repeatability"]["networks_p95_percent"] >= 0
     for item, network in zip(facts["networks"], found.card.networks, strict=True):

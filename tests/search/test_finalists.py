@@ -170,32 +170,51 @@ def test_a_repeat_that_fails_is_left_out_and_told(study):
     assert [outcome.score for outcome in done] == [None, None]
 
 
-def test_noise_is_pooled_over_the_finalists():
-    ranking = rank([finalist(0, (1.0, 1.2)), finalist(1, (2.0, 2.2, 2.4)), finalist(2, (3.0,))])
+CHOSEN = 0.001
+"""The score that chose a finalist: the best of many, which its repeats do not reach."""
+
+
+def test_noise_is_pooled_over_the_repeats_of_the_finalists():
+    ranking = rank([finalist(0, (CHOSEN, 1.0, 1.2)), finalist(1, (CHOSEN, 2.0, 2.2, 2.4)), finalist(2, (CHOSEN, 9.0))])
     squares = 2 * 0.1**2 + 2 * 0.2**2  # (2 - 1) + (3 - 1) + (1 - 1) degrees of freedom
     assert ranking.noise_sigma == pytest.approx(math.sqrt(squares / 3))
     assert ranking.pairs_sure == 1.0
     assert "3 of 3 pairs" in ranking.text
+    assert "3 degrees of freedom" in ranking.text
     assert "beyond chance" in ranking.text
 
 
-def test_an_order_within_the_noise_is_not_called_sure():
-    def lead(distance):
-        return rank([finalist(0, (0.9, 1.1)), finalist(1, (0.9 + distance, 1.1 + distance))])
+@pytest.mark.parametrize(("repeats", "quantile"), [(2, 4.303), (4, 2.447), (11, 2.086)])  # printed tables: 2, 6, 20
+def test_an_order_is_sure_beyond_students_95_percent(repeats, quantile):
+    spread = [0.1 * (-1) ** number for number in range(repeats - repeats % 2)] + [0.0] * (repeats % 2)
+    sigma = math.sqrt(2 * 0.01 * (repeats - repeats % 2) / (2 * (repeats - 1)))
+    error = sigma * math.sqrt(2 / repeats)
 
-    sigma = math.sqrt(2 * 2 * 0.1**2 / 2)  # the error of a difference of two means of two is sigma itself
+    def lead(distance):
+        one, other = ((CHOSEN, *(center + step for step in spread)) for center in (1.0, 1.0 + distance))
+        return rank([finalist(0, one), finalist(1, other)])
+
     assert lead(0.0).noise_sigma == pytest.approx(sigma)
-    assert lead(2.05 * sigma).pairs_sure == 1.0
-    assert lead(1.95 * sigma).pairs_sure == 0.0
-    assert "within what chance does" in lead(1.95 * sigma).text
+    assert lead((quantile + 0.01) * error).pairs_sure == 1.0
+    assert lead((quantile - 0.01) * error).pairs_sure == 0.0
+    assert "within what chance does" in lead((quantile - 0.01) * error).text
+
+
+def test_the_score_that_chose_the_finalists_does_not_order_them():
+    lucky, better = finalist(0, (CHOSEN, 2.0, 2.1)), finalist(1, (1.0, 1.0, 1.1))
+    assert better.mean_loss < lucky.mean_loss
+    assert "lead of 1 over" in rank([lucky, better]).text
 
 
 def test_without_repeats_nothing_is_said_about_noise():
-    ranking = rank([finalist(0, (1.0,)), finalist(1, (2.0,))])
-    assert (ranking.noise_sigma, ranking.pairs_sure) == (None, None)
-    assert "trained once" in ranking.text
+    for losses in (((1.0,), (2.0,)), ((1.0, 1.1), (2.0, 2.1))):
+        ranking = rank([finalist(number, each) for number, each in enumerate(losses)])
+        assert (ranking.noise_sigma, ranking.pairs_sure) == (None, None)
+        assert "how far chance decided their order is not known" in ranking.text
+    assert "by the score that chose them" in rank([finalist(0, (1.0,)), finalist(1, (2.0,))]).text
     assert "nothing to rank" in rank([finalist(0, (1.0, 2.0))]).text
 
 
-def test_the_mean_of_all_trainings_decides():
-    assert replace(finalist(), losses=(1.0, 2.0, 6.0)).mean_loss == 3.0
+def test_the_mean_of_the_repeats_decides_and_the_choosing_score_where_there_is_none():
+    assert replace(finalist(), losses=(1.0, 2.0, 6.0)).mean_loss == 4.0
+    assert replace(finalist(), losses=(1.0,)).mean_loss == 1.0

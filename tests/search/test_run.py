@@ -16,12 +16,12 @@ import search_spaces
 from nas.core.arch import Arch, calls_of
 from nas.core.errors import BudgetError, InputError, MissingLatency, RunError, TableError
 from nas.core.files import lock
+from nas.evaluation import runs
 from nas.evaluation.training import TrainResult
 from nas.networks.building import build, cost_of
 from nas.profiling.machine import this_machine
 from nas.report.front import front_data, read_trials
-from nas.report.page import write_report
-from nas.search import resolved, run
+from nas.search import context, resolved, run
 from nas.search.finalists import Timing
 from nas.search.limits import Survey
 from nas.search.request import Request
@@ -30,7 +30,8 @@ from nas.tables.table import Entry, Table
 from tests.search.fakes import FakeScorer, HereWorkers, fake_table
 
 SPACE = search_spaces.load("efficientformer-32")
-REAL = {"train": run.train, "Pool": run.Pool, "_scorer": run._scorer}
+REAL = {"nas.evaluation.runs.train": runs.train, "nas.search.context.Pool": context.Pool}
+SCORER_OF = context.scorer_of
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,7 @@ class World:
 
 def untrained(model, data, recipe, *, checkpoint, **settings):
     """Stands for a training of one epoch; leaves a checkpoint as that does."""
+    assert "request.yaml" not in {path.name for path in checkpoint.parent.iterdir()}
     checkpoint.touch()
     model.eval()
     epoch = {"epoch": 1, "lr": 0.1, "train_loss": 1.0, "val_loss": 1.0, "val_accuracy": 0.5, "seconds": 0.1}
@@ -67,11 +69,11 @@ def untrained(model, data, recipe, *, checkpoint, **settings):
 @pytest.fixture
 def world(monkeypatch, tmp_path):
     made = World()
-    monkeypatch.setattr(run, "_scorer", lambda found: FakeScorer(calls=str(tmp_path / "calls")))
-    monkeypatch.setattr(run, "_measure", made.measure)
-    monkeypatch.setattr(run, "_weigh", made.weigh)
-    monkeypatch.setattr(run, "train", untrained)
-    monkeypatch.setattr(run, "Pool", HereWorkers)
+    monkeypatch.setattr(context, "scorer_of", lambda found: FakeScorer(calls=str(tmp_path / "calls")))
+    monkeypatch.setattr("nas.search.steps.measure.measure_arch", made.measure)
+    monkeypatch.setattr("nas.search.steps.measure.weigh_arch", made.weigh)
+    monkeypatch.setattr("nas.evaluation.runs.train", untrained)
+    monkeypatch.setattr(context, "Pool", HereWorkers)
     monkeypatch.setattr(Survey.__init__, "__defaults__", (200,))
     return made
 
@@ -94,8 +96,8 @@ def evaluations(tmp_path):
 
 
 def test_a_run_leaves_everything_that_its_report_and_its_user_need(tmp_path, table_path, world, monkeypatch):
-    for name in ("train", "Pool"):
-        monkeypatch.setattr(run, name, REAL[name])
+    for name, real in REAL.items():
+        monkeypatch.setattr(name, real)
     folder, result = carry_out(request(tmp_path, table_path), world)
     trials = read_trials(folder / "trials.csv")
     counts = trials["state"].value_counts()
@@ -108,8 +110,8 @@ def test_a_run_leaves_everything_that_its_report_and_its_user_need(tmp_path, tab
     assert set(trials["table_hash"]) == {Table.read(table_path).hash} == {result["provenance"]["table_hash"]}
     best = evaluated.nsmallest(2, "val_loss")["arch"].tolist()
     assert [finalist["arch"] for finalist in result["finalists"]] == best == world.measured
-    means = {item["arch"]: sum(item["val_losses"]) / 2 for item in result["finalists"]}
-    assert result["winner"]["arch"] == min(means, key=means.get)
+    repeats = {item["arch"]: item["val_losses"][1] for item in result["finalists"]}  # the first chose the finalists
+    assert result["winner"]["arch"] == min(repeats, key=repeats.get)
     arch = Arch.from_json((folder / "best.json").read_text())
     assert arch.id == result["winner"]["arch"]
     assert result["winner"]["predicted_ms"] == pytest.approx(
@@ -118,7 +120,10 @@ def test_a_run_leaves_everything_that_its_report_and_its_user_need(tmp_path, tab
     assert sum(block["us"] for block in result["winner"]["blocks"]) / 1000 <= 1.0001 * result["winner"]["predicted_ms"]
     assert len(front_data(trials)) == len((folder / "front.csv").read_text().splitlines()) - 1
     assert (folder / "report.html").stat().st_size > 1e6
-    assert not list(folder.glob("checkpoint*"))
+    assert not list(folder.rglob("checkpoint*"))
+    assert not (folder / "next").exists()
+    assert result["winner"]["onnx"]["images"] == 32
+    assert 0 < result["winner"]["onnx"]["difference"] < 1e-4
     assert Request.read(folder / "request.yaml").trials == 5
 
 
@@ -161,7 +166,7 @@ def test_a_winner_at_chance_level_is_said_everywhere_and_not_in_green(tmp_path, 
     def guessing(*args, **settings):
         return replace(untrained(*args, **settings), test_accuracy=36 / 360)
 
-    monkeypatch.setattr(run, "train", guessing)
+    monkeypatch.setattr("nas.evaluation.runs.train", guessing)
     folder, result = carry_out(request(tmp_path, table_path), world)
     chance = result["winner"]["training"]["chance"]
     assert (chance["images"], chance["beyond"]) == (360, False)
@@ -188,7 +193,7 @@ def test_a_run_measured_on_a_disturbed_machine_says_so_and_a_quiet_repeat_mends_
     trained = result["winner"]["training"]
     begun, weights = evaluations(tmp_path), (folder / "best.pt").read_bytes()
     world.noise, world.slower = 0.0, 0.8
-    monkeypatch.setattr(run, "train", None)  # nothing is trained again
+    monkeypatch.setattr("nas.evaluation.runs.train", None)  # nothing is trained again
     folder, result = carry_out(request(tmp_path, table_path), world)
     assert not any(finalist["measured_disturbed"] for finalist in result["finalists"])
     assert result["winner"]["measured_ms"] == pytest.approx(0.8 * result["winner"]["predicted_ms"])
@@ -239,8 +244,10 @@ def clock(world, monkeypatch):
         made.now += 5 * recipe.epochs
         return replace(untrained(model, data, recipe, **settings), epochs=recipe.epochs)
 
-    for name, value in {"clock": made, "_scorer": lambda found: score, "_measure": measure, "train": train}.items():
-        monkeypatch.setattr(run, name, value)
+    monkeypatch.setattr(run, "clock", made)
+    monkeypatch.setattr(context, "scorer_of", lambda found: score)
+    monkeypatch.setattr("nas.search.steps.measure.measure_arch", measure)
+    monkeypatch.setattr("nas.evaluation.runs.train", train)
     return made
 
 
@@ -284,7 +291,7 @@ def test_a_limit_of_images_reaches_every_training_and_is_compared(tmp_path, tabl
         trained.append(len(data.train) + len(data.val))
         return untrained(model, data, recipe, **settings)
 
-    monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr("nas.evaluation.runs.train", train)
     carry_out(request(tmp_path, table_path, limit=300), world)
     assert trained == [300]
     with pytest.raises(RunError, match="limit: 300 there, None now"):
@@ -292,12 +299,22 @@ def test_a_limit_of_images_reaches_every_training_and_is_compared(tmp_path, tabl
 
 
 def test_the_scorer_gets_the_limit():
-    assert REAL["_scorer"](SimpleNamespace(request=Request(limit=300), space=SPACE)).limit == 300
+    assert SCORER_OF(SimpleNamespace(request=Request(limit=300), space=SPACE)).limit == 300
 
 
 @pytest.mark.parametrize(
     "broken",
-    ["with_measurements", "with_repeats", "train", "export_onnx", "write_history", "result_data", "write_report"],
+    [
+        "nas.search.steps.measure.with_measurements",
+        "nas.search.steps.repeat.with_repeats",
+        "nas.evaluation.runs.train",
+        "nas.evaluation.runs.write_history",
+        "nas.search.steps.export.export_onnx",
+        "nas.search.steps.export.check_onnx",
+        "nas.search.steps.export.result_data",
+        "nas.search.steps.export.swap",
+        "nas.search.steps.report.write_report",
+    ],
 )
 def test_a_run_that_ends_in_the_middle_of_finishing_does_no_step_twice(
     tmp_path, table_path, world, monkeypatch, broken
@@ -308,7 +325,7 @@ def test_a_run_that_ends_in_the_middle_of_finishing_does_no_step_twice(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, broken, die)
+        patch.setattr(broken, die)
         with pytest.raises(KeyboardInterrupt):
             carry_out(asked, world)
     _, result = carry_out(asked, world)
@@ -344,7 +361,6 @@ def test_over_the_measured_budget_nobody_wins_and_the_nearest_miss_is_named(tmp_
 
 
 def test_on_another_machine_nothing_is_measured_and_that_is_said(tmp_path, world, monkeypatch):
-    monkeypatch.setattr(run, "write_report", write_report)
     path = fake_table(SPACE, device="a-phone", cpu="a phone's").write(tmp_path / "phone.csv")
     folder, result = carry_out(request(tmp_path, path), world)
     report = (folder / "report.html").read_text()
@@ -466,7 +482,9 @@ def test_a_search_that_profiles_measures_as_many_networks_as_its_confidences_nee
         budgets = ["latency_ms<=p90", *(f"latency_ms<=50 @ {sure}" for sure in confidences)]
         asked = request(tmp_path, table_path, table=None, space=SPACE.name, runtime="fake", budgets=budgets)
         with contextlib.suppress(BudgetError):  # the table has 12
-            resolved.resolve_request(asked, lambda line: None, lambda *facts: None)
+            named = resolved.name_request(asked, print)
+            table = resolved.complete_table(named, print, lambda *facts: None)
+            resolved.resolve_request(named, table, print)
     assert wanted == [12, 40, 99]
 
 
@@ -515,14 +533,15 @@ def test_a_classifier_that_the_table_lacks_is_measured_on_the_spot_into_a_copy(
         table = Table.read(path)
         return Table(table.header, [*table.entries, *(Entry(row, 1.0, 0.0, 1) for row in rows)], table.networks, path)
 
-    seven = SimpleNamespace(classes=7)
+    seven = SimpleNamespace(classes=7, train=[0], val=[0], test=[0])
     monkeypatch.setattr("nas.search.resolved.load_data", lambda *args, **settings: seven)
+    monkeypatch.setattr("nas.evaluation.runs.load_data", lambda *args, **settings: seven)
     monkeypatch.setattr("nas.search.resolved.profiler.profile", profile)
     before = table_path.read_text()
     folder, result = carry_out(request(tmp_path, table_path), world)
     assert asked == [(7, {"Logits"}, 2, "fake")]
     assert table_path.read_text() == before
-    assert result["provenance"]["table"] == str(folder / "table.csv")
+    assert result["provenance"]["table"] == str(folder / f"table-{Table.read(table_path).hash[:8]}.csv")
     assert Arch.from_json((folder / "best.json").read_text()).classes == 7
     assert "searching it with 7" in world.lines[0]
 

@@ -9,27 +9,38 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
-from PIL import UnidentifiedImageError
 from PIL.Image import Image
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 
 from nas.core.errors import InputError
-from nas.evaluation.data import Batch, Data, DataRequest, ImageTransform, Normalisation, Split, normalisation
+from nas.evaluation.data import (
+    Batch,
+    Data,
+    DataRequest,
+    ImageTransform,
+    Normalisation,
+    Split,
+    fingerprint_of,
+    normalisation,
+)
 from nas.evaluation.devices import seeded
 from nas.evaluation.sampler import PlannedBatch
 
 CROP_SHARE = 0.875
 LOADERS_MAX = 8
+STATS_AT_ONCE = 16
+REMEDY = "remove it or fetch it again"
 
 
 def load(request: DataRequest) -> Data:
@@ -55,7 +66,22 @@ def load(request: DataRequest) -> Data:
         val=split([seen.samples[i] for i in for_val.tolist()], training=False),
         test=split(final.samples, training=False),
         mirrors=True,
+        fingerprint=_fingerprint(root, [*seen.samples, *final.samples]),
     )
+
+
+def _fingerprint(root: Path, samples: Sequence[tuple[str, int]]) -> str:
+    """Of the names below `root`, sizes and labels of all files; their content is not read."""
+    with ThreadPoolExecutor(STATS_AT_ONCE) as pool:  # a network disk takes its time for each
+        sizes = pool.map(os.path.getsize, [path for path, _ in samples])
+        try:
+            lines = [
+                os.fsencode(f"{label} {size} {path.removeprefix(str(root))}")
+                for (path, label), size in zip(samples, sizes, strict=True)
+            ]
+        except OSError as error:  # such as a link to nowhere
+            raise InputError(f"{error.filename}: not a readable image ({error.strerror}); {REMEDY}") from error
+    return fingerprint_of(*lines)
 
 
 def _listed(folder: Path) -> ImageFolder:
@@ -98,11 +124,15 @@ class FolderSplit(Split):
             _Files(self, augment, seed),
             batch_sampler=[[(index, side) for index in indices.tolist()] for indices, side in plan],
             num_workers=_loaders(),
+            collate_fn=_collated,
             pin_memory=torch.device(device).type == "cuda",
             generator=torch.Generator().manual_seed(seed),  # else it draws from the global one
         )
         mean, std = (torch.tensor(value).to(device)[:, None, None] for value in self.normalisation)
-        for images, labels in loader:
+        for batch in loader:
+            if isinstance(batch, InputError):
+                raise batch
+            images, labels = batch
             floats = images.to(device, non_blocking=True).float()
             yield (floats - mean) / std, labels.to(device, non_blocking=True)
 
@@ -117,22 +147,35 @@ class FolderSplit(Split):
         return cast(Tensor, v2.functional.pil_to_tensor(v2.functional.center_crop(resized, size)))
 
 
-class _Files(Dataset[tuple[Tensor, int]]):
+Item = tuple[Tensor, int] | InputError
+"""An image with its label, or why it cannot be read."""
+
+
+class _Files(Dataset[Item]):
     """Decoded, transformed files. What is drawn for an image depends on `seed` and its index, not on who loads it."""
 
     def __init__(self, split: FolderSplit, augment: ImageTransform | None, seed: int) -> None:
         self.split, self.augment, self.seed = split, augment, seed
 
-    def __getitem__(self, item: tuple[int, int | None]) -> tuple[Tensor, int]:
+    def __getitem__(self, item: tuple[int, int | None]) -> Item:
         index, side = item
         path, label = self.split.samples[index]
         try:
             image = default_loader(path)
-        except (UnidentifiedImageError, OSError) as error:
-            raise InputError(f"{path}: not a readable image ({error}); remove it or fetch it again") from error
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders fail in many ways: OSError, SyntaxError, ValueError, struct.error, ...
+            return InputError(f"{path}: not a readable image ({error}); {REMEDY}")
         with seeded(self.seed * len(self.split) + index):
             shown = self.split.cropped(image, side)
             return shown if self.augment is None else self.augment(shown), label
+
+
+def _collated(items: list[Item]) -> Any:
+    """A batch of items, or what is wrong with the first that is none: an error raised in a process that decodes would
+    arrive as the text of its traceback.
+    """
+    return next((item for item in items if isinstance(item, InputError)), None) or default_collate(items)
 
 
 def _loaders() -> int:
