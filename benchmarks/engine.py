@@ -26,6 +26,7 @@ from nas.evaluation.evaluators import Score
 from nas.search import samplers
 from nas.search.budgets import Budget
 from nas.search.engine import Engine, Progress
+from nas.search.fitting import context_of, feasible_set
 from nas.search.ledger import Ledger
 from nas.search.limits import Estimator, Survey, resolve
 from nas.search.study import distributions_of, open_study
@@ -91,7 +92,8 @@ def public_methods(kind: type) -> list[str]:
 def run(space: Space, estimator: Estimator, sampler_name: str, trials: int) -> None:
     """Search, and print the cost of a trial in the last `WINDOW` trials before the end."""
     distributions = distributions_of(space.choices)
-    sampler = samplers.load_sampler(sampler_name, 0, distributions)
+    context = context_of(space, estimator, feasible_set(space, estimator))
+    sampler = samplers.load_sampler(sampler_name, 0, distributions, context)
     watch = Stopwatch()
     watch.watch(sampler, public_methods(BaseSampler), "sampler")
     with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +122,7 @@ def run(space: Space, estimator: Estimator, sampler_name: str, trials: int) -> N
 
 
 def main(name: str, trials: int) -> None:
-    """Measure and print, for every sampler."""
+    """Measure and print, for every sampler, or the ones named."""
     space = search_spaces.load(name)
     table = made_up_table(space)
     limits = resolve([Budget.parse("latency_ms<=p40")], Survey(space, 0, 1000), table, {})

@@ -244,12 +244,15 @@ class Laid(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One way through a stage: its blocks, their rows, the state behind it, and behind the last stage the head."""
+    """One way through a stage: its blocks, their rows, the state behind it, behind the last stage the head, and the
+    choices of the stage that give it.
+    """
 
     blocks: Blocks
     rows: tuple[Row, ...]
     state: State
     head: Blocks
+    picked: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -440,7 +443,7 @@ class Space:
             picked = {**stage.fixed, **variant}
             for tail in range(picked["depth"] + 1) if reaches else (0,):
                 for blocks, values in self._by_shared(stage, {**picked, "tail": tail}, streams, shared).items():
-                    found.setdefault((blocks, tail), Laid(picked, blocks, tail, values))
+                    found.setdefault((blocks, tail), Laid({**picked, "tail": tail}, blocks, tail, values))
         return list(found.values())
 
     def _by_shared(
@@ -480,7 +483,7 @@ class Space:
             head = self._head_behind(way.blocks) if is_last else ()
             rows += _rows_behind(head, streams)[0]
             measure = self._measure_of_width(widths, width)
-            yield Step(way.blocks, rows, State(streams, measure, total, way.shared), head)
+            yield Step(way.blocks, rows, State(streams, measure, total, way.shared), head, way.picked)
 
     @functools.cached_property
     def _walk(self) -> list[dict[State, list[Step]]]:

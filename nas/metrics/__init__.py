@@ -63,6 +63,15 @@ class Metric(ABC):
         """The metric for sums of `per_row`; it grows with them, so extremes stay extremes. Shape: (n,) -> (n,)"""
         return total
 
+    def floor(
+        self, space: Space, table: Table
+    ) -> tuple[Callable[[Row], float], Callable[[np.ndarray], np.ndarray]] | None:
+        """A sum over blocks that bounds the metric from below, and the bound for its sums, which grows with them: the
+        metric itself where it is a sum; None for no bound.
+        """
+        cost = self.per_row(space, table)
+        return None if cost is None else (cost, functools.partial(self.of_sum, space, table))
+
     def of_archs(
         self, space: Space, archs: Sequence[Arch], matrix: np.ndarray, table: Table, confidence: float | None = None
     ) -> np.ndarray:

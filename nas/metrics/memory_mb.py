@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from nas.metrics import MB, Metric
 
 if TYPE_CHECKING:
     from nas.core.arch import Arch
+    from nas.core.ops import Row
     from nas.core.space import Space
     from nas.tables.table import Table
 
@@ -22,6 +26,13 @@ class Memory(Metric):
 
     def predict(self, arch: Arch, table: Table, confidence: float | None = None) -> float:
         return table.memory(arch) / MB
+
+    def floor(self, space: Space, table: Table) -> tuple[Callable[[Row], float], Callable[[np.ndarray], np.ndarray]]:
+        """The memory of the weights alone."""
+        from nas.core.tracing import params_of_unit
+
+        fit = table.memory_fit
+        return lambda row: float(params_of_unit(row)), lambda params: np.vectorize(fit.least_bytes)(params) / MB
 
     def smallest(self, space: Space, table: Table, confidence: float | None = None) -> tuple[float, Arch]:
         """A bound that no network stays below: the most of a network's activations is no sum over its blocks."""

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
+from optuna.samplers import BaseSampler
 
 from nas.core.errors import RunError
 from nas.core.files import write_text
 from nas.evaluation.evaluators import load_evaluator
 from nas.search.archs import CLASSES
+from nas.search.fitting import context_of, feasible_set
 from nas.search.limits import Limit
 from nas.search.request import Request
 from nas.search.resolved import Log, Named, Progress, Resolved, resolve_request, table_begun_with
@@ -110,11 +112,11 @@ class Context:
         return Allotment(self.request, self.deadline, self.pace, measured=not self.found.not_this_machine)
 
     def _open(self) -> optuna.Study:
-        request, space = self.named.request, self.named.space
+        request = self.named.request
         return open_study(
             request.name,
             request.storage or self.folder / JOURNAL,
-            load_sampler(request.sampler, request.seed, distributions_of(space.choices)),
+            None,
             objectives=2 if request.objective == "front" else 1,
         )
 
@@ -192,6 +194,15 @@ class Context:
     def pool(self, on_stages: Callable[[tuple[Stage, ...]], None]) -> Pool:
         """Processes that score candidates, and say what they are at."""
         return Pool(scorer_of(self.found), self.request.workers, on_stages)
+
+
+def sampler_of(found: Resolved, folder: Path) -> BaseSampler:
+    """The request's sampler, told what fits; the counts of that are kept in the run's folder."""
+    request = found.request
+    fits = feasible_set(found.space, found.estimator, folder)
+    objectives = 2 if request.objective == "front" else 1
+    context = context_of(found.space, found.estimator, fits, objectives, request.start == "presets")
+    return load_sampler(request.sampler, request.seed, distributions_of(found.space.choices), context)
 
 
 def scorer_of(found: Resolved) -> TrainingScorer:

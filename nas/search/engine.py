@@ -146,6 +146,7 @@ class Engine:
             self._counts["evaluated"] + len(self._in_flight) < self._trials
             and waiting < FOLLOWERS * self._workers.size
             and self._since_new < DRY_AFTER
+            and not self._ledger.exhausted
         )
 
     def _propose(self) -> None:
@@ -252,12 +253,16 @@ class Engine:
         self._counts[state] += 1
 
     def _why_dry(self) -> str:
+        counts = ", ".join(f"{count} {state}" for state, count in self._counts.items() if count)
+        if self._ledger.exhausted:
+            return (
+                f"every network that fits was proposed, so the search stops with {counts or 'nothing'}: raise a budget "
+                "to have more of them"
+            )
         if self._since_new < DRY_AFTER and self._counts["evaluated"]:
             done = f"{self._counts['evaluated']} of {self._trials} candidates"
             return f"the search of candidates ends after {done}: the time is needed for what comes now"
-        counts = ", ".join(f"{count} {state}" for state, count in self._counts.items() if count)
         return (
-            f"the last {self._since_new} proposals gave no new candidate that fits, so the search stops with {counts}. "
-            "Either everything that fits is evaluated, or the sampler finds no more of it: raise the budget, or try "
-            "another sampler"
+            f"the last {self._since_new} proposals gave no new candidate that fits, so the search stops with {counts}: "
+            "raise the budget, or try another sampler"
         )

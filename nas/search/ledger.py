@@ -11,6 +11,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
 
+from nas.search.samplers._seeded import Seeded
 from nas.search.trials import RECORD, Record, record_of
 
 
@@ -55,6 +56,12 @@ class Ledger:
     def left_over(self) -> int:
         """How many trials of a killed process still wait to be proposed again."""
         return len(self._left)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the sampler has proposed every candidate that fits."""
+        sampler = self._study.sampler
+        return isinstance(sampler, Seeded) and sampler.is_exhausted(self._study)
 
     def past(self) -> list[tuple[int, Record]]:
         """Number and record of every finished trial, in order."""

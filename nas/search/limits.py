@@ -153,15 +153,6 @@ class Survey:
         """The cost of every arch of the sample, in the unit of the metric; see `Estimate.used`. Shape: (size,)"""
         return load_metric(metric).of_archs(self.space, self.archs, self._matrix, table, confidence)
 
-    def share_that_fits(self, estimator: Estimator) -> float:
-        """Share of the sample that meets all limits at once, in 0..1."""
-        fits = np.ones(len(self.archs), dtype=bool)
-        for limit in estimator.limits:
-            table = _table_of(limit.table, estimator.table, estimator.tables)
-            costs = self.costs(limit.metric, table, limit.confidence)
-            fits &= costs <= limit.limit * (1 + ROUNDING)
-        return float(fits.mean())
-
     def median(self, table: Table) -> Arch:
         """The arch of median latency."""
         order = np.argsort(self.costs("latency_ms", table), kind="stable")
@@ -214,11 +205,11 @@ def _require_reachable(budget: Budget, limit: float, space: Space, table: Table)
     raise BudgetError(
         f"budget {budget.asked} is below the smallest architecture of space {space.name}, which takes "
         f"{metric.show(needed)}{'' if metric.unit else f' {metric.name}'}{sure}{by}: arch {arch.id} with {params}. "
-        f"Ask for {budget.metric}<={_rounded_up(needed):g}{again} or more."
+        f"Ask for {budget.metric}<={rounded_up(needed):g}{again} or more."
     )
 
 
-def _rounded_up(value: float) -> float:
+def rounded_up(value: float) -> float:
     """To four digits, never below the value."""
     step = 10.0 ** (math.floor(math.log10(value)) - 3)
     return math.ceil(value / step) * step

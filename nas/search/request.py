@@ -72,7 +72,14 @@ class Request(BaseModel):
     )
     evaluator: str = Field(default="short", description="How candidates are scored: short (a short training).")
     epochs: Positive = Field(default=4, description="Epochs of the evaluator, for each candidate.")
-    sampler: str = Field(default="tpe", description="How candidates are proposed: tpe, nsga2 or random.")
+    sampler: str = Field(
+        default="guided",
+        description="How candidates are proposed: guided (a model of what was trained), tpe, nsga2, evolution, local "
+        "or random.",
+    )
+    start: Literal["presets", "none"] = Field(
+        default="presets", description="What guided begins with: presets (published networks that fit) or none."
+    )
     trials: Positive = Field(default=60, description="Candidates to evaluate; those over a budget do not count.")
     minutes: float | None = Field(
         default=None,

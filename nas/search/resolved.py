@@ -15,6 +15,7 @@ from nas import __version__
 from nas.core.arch import Arch
 from nas.core.errors import InputError, RunError, TableError
 from nas.core.space import Space
+from nas.core.units import show_count
 from nas.evaluation.data import Data, load_data
 from nas.evaluation.devices import pick_device
 from nas.metrics import load_metric
@@ -24,6 +25,7 @@ from nas.profiling.job import CHAINS, IN_SITU
 from nas.profiling.machine import this_machine
 from nas.search.budgets import Budget
 from nas.search.doubts import noisy
+from nas.search.fitting import feasible_set
 from nas.search.limits import Estimator, Limit, Survey, resolve
 from nas.search.request import Request
 from nas.search.timing import PROFILE_SHARE
@@ -309,8 +311,8 @@ def _tell(found: Resolved, log: Log) -> None:
         log(f"WARNING: {warning}")
     for limit in limits:
         log(f"budget {limit.asked}: {limit.title}")
-    share = found.survey.share_that_fits(found.estimator)
+    fits = feasible_set(found.space, found.estimator)
     log(
-        f"the smallest architecture takes {found.smallest[0]:.4g} ms; {share:.1%} of {found.survey} fit"
-        + ("; the sampler may not find any" if share == 0 else "")
+        f"the smallest architecture takes {found.smallest[0]:.4g} ms; {show_count(fits.about)} of "
+        f"{show_count(fits.size_of_all())} architectures fit ({fits.about / fits.size_of_all():.2%})"
     )

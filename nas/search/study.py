@@ -35,13 +35,15 @@ def _distribution(values: Sequence[Any]) -> BaseDistribution:
     return CategoricalDistribution(tuple(values))
 
 
-def open_study(name: str, storage: str | Path | BaseStorage, sampler: BaseSampler, objectives: int) -> optuna.Study:
+def open_study(
+    name: str, storage: str | Path | BaseStorage, sampler: BaseSampler | None, objectives: int
+) -> optuna.Study:
     """The study of a run, made where it does not exist; every objective is minimized.
 
     Args:
         name: of the study in its storage.
         storage: path of a journal file, URL of a database that Optuna knows, or a storage.
-        sampler: proposes the candidates.
+        sampler: proposes the candidates; None where it is set later, before the first.
         objectives: 1 (loss), or 2 (loss and latency).
 
     Raises:

@@ -46,7 +46,8 @@ OTHERS = {
     "metrics": "from nas.metrics.params import Parameters\n\n\n"
     "class Mine(Parameters):\n    name = 'mine_too'\n\n\nMETRIC = Mine()\n",
     "datasets": "from nas.evaluation.datasets.digits import load as DATASET\n",
-    "samplers": "from optuna.samplers import RandomSampler\n\n\ndef SAMPLER(seed):\n    return RandomSampler(seed)\n",
+    "samplers": "from optuna.samplers import RandomSampler\n\n\n"
+    "def SAMPLER(seed, context):\n    return RandomSampler(seed)\n",
 }
 
 
@@ -98,7 +99,7 @@ def test_a_file_outside_is_what_its_constant_says(folder, kind, inside):
     elif kind == "datasets":
         assert datasets.loader("mine-too").__module__ == "nas.evaluation.datasets.digits"
     else:
-        assert type(samplers.load_sampler("mine_too", 0, {})).__name__ == "Seeded"
+        assert type(samplers.load_sampler("mine_too", 0, {}, None)).__name__ == "Seeded"
 
 
 class Asking:

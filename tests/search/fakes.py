@@ -178,13 +178,47 @@ def estimator_at(space: Space, table: Table, *budgets: str) -> Estimator:
 
 
 def make_study(
-    storage: Any, space: Any, sampler: str = "random", *, seed: int = 0, objectives: int = 1
+    storage: Any, space: Any, sampler: str = "random", *, seed: int = 0, objectives: int = 1, context: Any = None
 ) -> optuna.Study:
-    """A study of a space with a seeded sampler."""
+    """A study of a space with a seeded sampler, which takes everything for fitting where it is not told otherwise."""
     from nas.search.samplers import load_sampler
     from nas.search.study import distributions_of, open_study
 
-    return open_study("test", storage, load_sampler(sampler, seed, distributions_of(space.choices)), objectives)
+    made = load_sampler(sampler, seed, distributions_of(space.choices), context or any_of(space, objectives))
+    return open_study("test", storage, made, objectives)
+
+
+def any_of(space: Any, objectives: int = 1) -> Any:
+    """A sampler's context in which every combination of the choices of a space fits, each as another candidate."""
+    import functools
+    import itertools
+
+    import numpy as np
+
+    from nas.core.space import Space
+    from nas.core.tracing import macs_of_unit
+    from nas.search.feasible import FeasibleSet, Sum
+    from nas.search.fitting import lattice_of
+    from nas.search.lattice import ListLattice, sums
+    from nas.search.samplers._context import Context
+
+    if isinstance(space, Space):
+        lattice = lattice_of(space)
+        costs = lattice.costs(macs_of_unit)
+        everything = FeasibleSet(lattice, [Sum("", costs, float("inf"))])
+        return Context(everything, objectives, {"macs": costs}, functools.partial(sums, costs))
+    names = list(space.choices)
+    params = [
+        dict(zip(names, values, strict=True))
+        for values in itertools.product(*(space.choices[name].values for name in names))
+    ]
+    sizes = [np.array([float(sum(v for v in item.values() if not isinstance(v, str))) for item in params])]
+    return Context(
+        FeasibleSet(ListLattice(params), [Sum("", sizes, float("inf"))]),
+        objectives,
+        {"size": sizes},
+        lambda paths: sizes[0][paths[:, 0]] / 1000,
+    )
 
 
 def make_engine(study: optuna.Study, space: Any, estimator: Any, workers: Any, trials: int, **more: Any) -> Engine:

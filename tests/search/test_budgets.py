@@ -10,6 +10,7 @@ from nas.core.errors import BudgetError, MissingLatency, TableError
 from nas.metrics import load_metric
 from nas.networks.building import cost_of
 from nas.search.budgets import Budget
+from nas.search.fitting import feasible_set
 from nas.search.limits import Estimator, Limit, Survey, resolve
 from nas.tables.table import Network, Table
 from tests.search.fakes import estimator_at, fake_table, tiny_space
@@ -91,7 +92,10 @@ def test_a_quantile_lets_its_share_of_the_space_through(metric, table):
     (limit,) = resolve([Budget.parse(f"{metric}<=p40")], survey, table, {})
     assert np.mean(np.array(costs(metric, survey.archs, table)) <= limit.limit) == pytest.approx(0.4, abs=0.03)
     assert limit.quantile_of == "4000 random archs of efficientformer-32, seed 0"
-    assert survey.share_that_fits(Estimator(table, (limit,))) == pytest.approx(0.4, abs=0.03)
+    fits = feasible_set(SPACE, Estimator(table, (limit,)))
+    assert fits.about / fits.size_of_all() == pytest.approx(
+        np.mean(np.array(costs(metric, list(SPACE.archs()), table)) <= limit.limit), abs=1e-3
+    )
 
 
 def test_a_quantile_is_the_same_every_time(table):
@@ -210,17 +214,15 @@ def test_a_limit_with_confidence_applies_to_the_upper_bound(archs):
     sure = [each[f"latency_ms<={limit!r} @ 0.95"] <= 0 for each in allowed]
     plain = [each[f"latency_ms<={limit!r}"] <= 0 for each in allowed]
     assert sum(sure) == sum(bound <= limit for bound in bounds) < sum(plain)
-    survey = Survey(SPACE, 0, 300)
-    assert survey.share_that_fits(estimator) == np.mean(
-        [factor * us <= limit for us in survey.costs("latency_ms", table)]
-    )
+    assert feasible_set(SPACE, estimator).about == pytest.approx(sum(sure), rel=0.05)
 
 
 def test_a_quantile_with_confidence_is_one_of_predictions():
     table, survey = noisy_table(48), Survey(SPACE, 0, 200)
     sure, plain = (resolve([Budget.parse(f"latency_ms<=p40{end}")], survey, table, {})[0] for end in (" @ 0.9", ""))
     assert sure.limit == plain.limit
-    assert survey.share_that_fits(Estimator(table, (sure,))) < survey.share_that_fits(Estimator(table, (plain,)))
+    fitting = [feasible_set(SPACE, Estimator(table, (limit,))).about for limit in (sure, plain)]
+    assert fitting[0] < fitting[1]
 
 
 def test_rows_that_were_predicted_widen_the_bound(archs):

@@ -12,6 +12,8 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from nas.search.samplers._context import Context, is_exhausted
+
 
 class Seeded(BaseSampler):
     """Draws every trial with a fresh sampler seeded by (seed, trial number, what is drawn).
@@ -21,21 +23,35 @@ class Seeded(BaseSampler):
     The search space is fixed and known, so it is not inferred from all trials again each time.
 
     Args:
-        make: a new inner sampler from a seed.
+        make: a new inner sampler from a seed and the context.
         seed: of all draws.
         distributions: the fixed parameters.
+        context: the feasible set, and what is known of its candidates.
     """
 
     def __init__(
-        self, make: Callable[[int], BaseSampler], seed: int, distributions: Mapping[str, BaseDistribution]
+        self,
+        make: Callable[[int, Context], BaseSampler],
+        seed: int,
+        distributions: Mapping[str, BaseDistribution],
+        context: Context,
     ) -> None:
         self._make = make
         self._seed = seed
+        self._context = context
         self._joint = {name: dist for name, dist in sorted(distributions.items()) if not dist.single()}
 
     def _sampler(self, trial: FrozenTrial, drawn: str) -> BaseSampler:
         entropy = np.random.SeedSequence([self._seed, trial.number, zlib.crc32(drawn.encode())])
-        return self._make(int(entropy.generate_state(1)[0]))
+        return self._make(int(entropy.generate_state(1)[0]), self._context)
+
+    def is_exhausted(self, study: Study) -> bool:
+        """Whether every candidate that fits was proposed."""
+        return is_exhausted(self._context, study)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Let the inner sampler prepare, where it does."""
+        self._sampler(trial, "").before_trial(study, trial)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """All parameters: they are the same in every trial."""

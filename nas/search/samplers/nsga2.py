@@ -1,10 +1,13 @@
-"""NSGA-II: evolves a population, for fronts with some hundred trials and more."""
+"""NSGA-II: evolves a population, for fronts with some hundred trials and more; kept inside what fits."""
 
 from __future__ import annotations
 
 from optuna.samplers import BaseSampler, NSGAIISampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
+
+from nas.search.samplers._context import Context
+from nas.search.samplers._inside import Inside
 
 POPULATION = 32  # Optuna's 50 would leave the usual few hundred trials only a handful of generations
 
@@ -21,9 +24,9 @@ class OrderedNSGAII(NSGAIISampler):
         return sorted(super().get_parent_population(study, generation), key=lambda trial: trial.number)
 
 
-def make(seed: int) -> BaseSampler:
+def make(seed: int, context: Context) -> BaseSampler:
     """NSGA-II; the generation of a trial and the parents of a generation are kept in the study."""
-    return OrderedNSGAII(seed=seed, population_size=POPULATION)
+    return Inside(OrderedNSGAII(seed=seed, population_size=POPULATION), seed, context)
 
 
 SAMPLER = make

@@ -10,7 +10,7 @@ from nas.core.files import write_text
 from nas.report.front import front_data
 from nas.search import engine
 from nas.search.archs import write_front
-from nas.search.context import Context
+from nas.search.context import Context, sampler_of
 from nas.search.ledger import Ledger
 from nas.search.steps import Step
 from nas.search.study import distributions_of
@@ -33,6 +33,7 @@ class Search(Step):
 
     def carry_out(self, run: Context) -> Mapping[str, Any]:
         found, request = run.found, run.request
+        run.study.sampler = sampler_of(found, run.folder)
         ledger = Ledger(run.study, distributions_of(found.space.choices))
         before = sum(record.state == "evaluated" for _, record in ledger.past())
         if before:

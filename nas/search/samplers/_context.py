@@ -1,0 +1,152 @@
+"""What samplers know: the feasible set, features of candidates, where to start, and what was tried before."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from nas.core.errors import InputError
+from nas.search.feasible import FeasibleSet
+from nas.search.lattice import Costs, Path
+
+REFERENCE = 512  # draws that features are centred and scaled by
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What a search gives its sampler.
+
+    Attributes:
+        feasible: the candidates that fit.
+        objectives: 1 (loss), or 2 (loss and latency).
+        scalars: further numbers that are sums over steps, such as multiply-adds, by name.
+        latency: the second objective of paths, in ms, (n, layers) -> (n,); exact, since tables know it.
+        starts: candidates to begin with.
+    """
+
+    feasible: FeasibleSet
+    objectives: int = 1
+    scalars: Mapping[str, Costs] = field(default_factory=dict)
+    latency: Callable[[np.ndarray], np.ndarray] | None = None
+    starts: tuple[Path, ...] = ()
+    _paths: dict[tuple[int, int], Path | None] = field(default_factory=dict, repr=False)
+
+    @functools.cached_property
+    def reference(self) -> np.ndarray:
+        """Even draws of the set, the same in every process. Shape: (REFERENCE, layers)"""
+        return self.feasible.draw(np.random.default_rng(0), REFERENCE)
+
+    @functools.cached_property
+    def memory(self) -> dict[str, Any]:
+        """What a sampler computes once for a set, since samplers are made anew for every draw."""
+        return {}
+
+    def path_of(self, study: Study, trial: FrozenTrial) -> Path | None:
+        """The candidate of a trial that has all its parameters; None before, or where they choose none."""
+        key = id(study), trial.number
+        if key not in self._paths:
+            try:
+                path = self.feasible.lattice.path_of(trial.params)
+            except InputError:
+                path = None
+            if not trial.state.is_finished():
+                return path
+            self._paths[key] = path
+        return self._paths[key]
+
+
+@dataclass(frozen=True)
+class History:
+    """What was tried before a trial.
+
+    Attributes:
+        seen: candidates of all earlier trials, those in evaluation among them.
+        paths, values: those with a score, in order of trials, and their values; one line an objective's column.
+    """
+
+    seen: set[Path]
+    paths: list[Path]
+    values: np.ndarray
+
+    @classmethod
+    def before(cls, context: Context, study: Study, trial: FrozenTrial) -> History:
+        """The history that a trial is drawn from: also where it was begun by an earlier process, which knew less."""
+        seen: set[Path] = set()
+        scored: dict[Path, list[float]] = {}
+        for other in study.get_trials(deepcopy=False):
+            if other.number == trial.number or not (other.params or other.state.is_finished()):
+                continue
+            later = other.datetime_complete is not None and trial.datetime_start is not None and trial.params
+            if other.number > trial.number and not other.state.is_finished():
+                continue
+            path = context.path_of(study, other)
+            if path is None:
+                continue
+            seen.add(path)
+            if later and other.datetime_complete > trial.datetime_start:  # type: ignore[operator]
+                continue
+            if other.state is TrialState.COMPLETE and all(map(math.isfinite, other.values)):
+                scored.setdefault(path, other.values)
+        return cls(seen, list(scored), np.array(list(scored.values())).reshape(len(scored), context.objectives))
+
+
+class PathSampler(BaseSampler):
+    """A sampler of candidates that fit and are new.
+
+    Args:
+        seed: of this draw.
+        context: of the search.
+    """
+
+    def __init__(self, seed: int, context: Context) -> None:
+        self.context, self.feasible = context, context.feasible
+        self.rng = np.random.default_rng(seed)
+
+    def propose(self, study: Study, trial: FrozenTrial, history: History) -> Path | None:
+        """A candidate that fits and was not seen; None to draw one evenly."""
+        raise NotImplementedError
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Known from outside."""
+        return {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The parameters of the candidate that `propose` gives."""
+        history = History.before(self.context, study, trial)
+        path = self.propose(study, trial, history)
+        if path is None or path in history.seen:
+            path = self.feasible.unseen(self.rng, history.seen)
+        if path is None:  # the engine asks `is_exhausted` first; a trial that a killed process left may come here
+            path = tuple(map(int, self.feasible.draw(self.rng)[0]))
+        params = self.feasible.lattice.params_of(path)
+        return {name: params[name] for name in search_space if name in params}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Never needed: all parameters are drawn jointly."""
+        raise InputError(f"{param_name} is no parameter of the space")
+
+    def fitting_and_new(self, path: Path, history: History) -> bool:
+        """Whether a candidate may be proposed."""
+        return path not in history.seen and self.feasible.fits(path)
+
+
+def is_exhausted(context: Context, study: Study) -> bool:
+    """Whether every candidate that fits was proposed."""
+    trials = study.get_trials(deepcopy=False)
+    if 4 * len(trials) < context.feasible.about:
+        return False
+    seen = {context.path_of(study, trial) for trial in trials if trial.params}
+    return context.feasible.unseen(np.random.default_rng(0), {path for path in seen if path is not None}) is None

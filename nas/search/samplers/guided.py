@@ -1,0 +1,137 @@
+"""Guided: learns from what was trained which networks are worth training, inside what fits; the default.
+
+A model of loss (`nas.search.surrogate`) is drawn from by Thompson sampling. Candidates are even draws, mutations of the
+best, and the exact best of the linear part of a draw of the model, found over the whole set. With two objectives it is
+the expected gain of the front (hypervolume), latency being known exactly. A tenth of the candidates is drawn by chance,
+so that a wrong model cannot trap the search.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from nas.search.lattice import Path
+from nas.search.samplers._context import Context, History, PathSampler
+from nas.search.surrogate import Encoder, Surrogate
+
+SPREAD_OUT = 8  # candidates that fill the set before a model is asked
+BY_CHANCE = 10  # every so many trials one is drawn evenly
+EVEN, BEST, MUTATIONS = 192, 5, 12  # candidates: even draws, whose mutations, how many of each
+HEATS = (0.0, 0.25, 0.5, 1.0)  # of the draws that are maximized exactly: 0 is the model's mean
+FRONT_DRAWS, LEVELS = 8, 12  # of the model, and of latency, with two objectives
+CHOICE_HEAT = 0.5  # of the draw that decides between the candidates
+
+
+class Guided(PathSampler):
+    """See the module."""
+
+    def propose(self, study: Study, trial: FrozenTrial, history: History) -> Path | None:
+        """The candidate that a draw of the model likes best."""
+        for path in self.context.starts:
+            if self.fitting_and_new(path, history) and trial.number < len(self.context.starts):
+                return path
+        if len(history.seen) < SPREAD_OUT + len(self.context.starts) or len(history.paths) < SPREAD_OUT // 2:
+            return self._spread_out(history)
+        if trial.number % BY_CHANCE == BY_CHANCE - 1:
+            return None
+        model = Surrogate(self._encoder(np.array(history.paths)), history.values[:, 0])
+        return self._liked(model, history)
+
+    @property
+    def _encoder(self) -> Encoder:
+        memory = self.context.memory
+        if "encoder" not in memory:
+            scalars = list(self.context.scalars.values())
+            memory["encoder"] = Encoder(self.feasible.lattice.groups(), scalars, self.context.reference)
+        found: Encoder = memory["encoder"]
+        return found
+
+    def _spread_out(self, history: History) -> Path | None:
+        """Of even draws the one that lies farthest from what was seen."""
+        drawn = [path for path in _as_paths(self.feasible.draw(self.rng, 64)) if path not in history.seen]
+        if not drawn or not history.seen:
+            return drawn[0] if drawn else None
+        mine, theirs = self._encoder(np.array(drawn)), self._encoder(np.array(sorted(history.seen)))
+        gaps = sum(
+            ((mine.groups[name][:, None] - theirs.groups[name][None]) ** 2).sum(2)
+            for name in ("choices", "numbers")
+            if name in mine.groups
+        )
+        return drawn[int(np.argmax(np.min(gaps, axis=1)))]
+
+    def _liked(self, model: Surrogate, history: History) -> Path | None:
+        two = self.context.objectives == 2
+        found: dict[Path, None] = {}
+        for heat in HEATS:
+            weights = model.linear(self.rng, heat)
+            scores = [-score for score in self._encoder.scores(weights)] if weights else []
+            if scores and two:
+                found.update(dict.fromkeys(self.feasible.front(scores, LEVELS)))
+            elif scores:
+                found.update(dict.fromkeys(self.feasible.best(scores, 3 if heat == 0 else 1, history.seen)))
+        found.update(dict.fromkeys(_as_paths(self.feasible.draw(self.rng, EVEN))))
+        order = np.argsort(history.values[:, 0], kind="stable")[:BEST]
+        parents = [history.paths[place] for place in order]
+        if two:
+            parents = [path for path, _ in zip(self._front(history)[0], range(2 * BEST), strict=False)]
+        for parent in [*parents, *list(found)[: len(HEATS) + 2]]:
+            found.update(dict.fromkeys(self.feasible.neighbours(parent, self.rng, MUTATIONS)))
+        found = {path: None for path in found if path not in history.seen}
+        if not found:
+            return None
+        if not two:
+            found = self._refined(model, found, history)
+        paths = list(found)
+        encoded = self._encoder(np.array(paths))
+        if two:
+            return paths[int(np.argmax(self._gains(model.draws(encoded, self.rng, FRONT_DRAWS), paths, history)))]
+        return paths[int(np.argmin(model.draws(encoded, self.rng, 1, CHOICE_HEAT)[0]))]
+
+    def _refined(self, model: Surrogate, found: dict[Path, None], history: History) -> dict[Path, None]:
+        """The candidates with mutations of those that the model expects most of."""
+        for _ in range(2):
+            paths = list(found)
+            order = np.argsort(model.mean(self._encoder(np.array(paths))), kind="stable")
+            found = dict.fromkeys(paths[place] for place in order[:200])
+            for place in order[:4]:
+                found.update(dict.fromkeys(self.feasible.neighbours(paths[place], self.rng, MUTATIONS)))
+            found = {path: None for path in found if path not in history.seen}
+        return found
+
+    def _front(self, history: History) -> tuple[list[Path], np.ndarray]:
+        """Those that no other dominates, by latency, and their values."""
+        order = np.lexsort((history.values[:, 0], history.values[:, 1]))
+        kept, least = [], np.inf
+        for place in order:
+            if history.values[place, 0] < least:
+                least = history.values[place, 0]
+                kept.append(place)
+        return [history.paths[place] for place in kept], history.values[kept]
+
+    def _gains(self, losses: np.ndarray, paths: list[Path], history: History) -> np.ndarray:
+        """What each candidate is expected to add to the area that the front dominates. Shape: (draws, n) -> (n,)"""
+        assert self.context.latency is not None
+        latency = self.context.latency(np.array(paths))
+        front = self._front(history)[1]
+        corner = np.array([history.values[:, 0].max(), max(history.values[:, 1].max(), float(latency.max()))])
+        edges = np.concatenate([front[:, 1], [corner[1]]])
+        widths = np.maximum(edges[1:][None] - np.maximum(edges[:-1][None], latency[:, None]), 0.0)  # (n, steps)
+        before = np.maximum(np.minimum(edges[0], corner[1]) - latency, 0.0)  # left of the front
+        depth = np.maximum(front[:, 0][None, None] - losses[:, :, None], 0.0)  # (draws, n, steps)
+        gains = (depth * widths[None]).sum(2) + before[None] * np.maximum(corner[0] - losses, 0.0)
+        return np.asarray(gains.mean(0))
+
+
+def _as_paths(array: np.ndarray) -> list[Path]:
+    return [tuple(line) for line in array.tolist()]
+
+
+def make(seed: int, context: Context) -> BaseSampler:
+    """Guided search; the model is fitted to the history anew for every draw."""
+    return Guided(seed, context)
+
+
+SAMPLER = make
