@@ -129,7 +129,7 @@ def searched(
     return np.maximum.accumulate(values), states, timed.seconds
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Read the arguments, search with every seed, and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--space", required=True)
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--score", required=True)
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
 
     score, of_row = loaded(asked.score)
     space, table = search_spaces.load(asked.space), Table.read(latency_tables.find(asked.table))

@@ -39,6 +39,16 @@ def run_pricing(module: ModuleType, folder: Path) -> None:
     module.main(SPACE, 20)
 
 
+def run_samplers(module: ModuleType, folder: Path) -> None:
+    fake_table(search_spaces.load(SPACE)).write(folder / "table.csv")
+    score = folder / "score.py"
+    score.write_text("def row_score(row):\n    return len(str(row)) % 7 - 3.0\n")
+    asked = ["--space", SPACE, "--table", str(folder / "table.csv"), "--budget", "latency_ms<=p30"]
+    few = ["--score", str(score), "--evaluations", "14", "--seeds", "1"]
+    module.main([*asked, *few])
+    module.main([*asked, *few, "--sampler", "tpe", "--json"])
+
+
 def run_training(module: ModuleType, folder: Path) -> None:
     module.main(["bf16", "timm", "kept", SPACE])
 
@@ -56,6 +66,7 @@ SMALL: dict[str, tuple[Callable[[ModuleType, Path], None], dict[str, Any]]] = {
     "engine": (run_engine, {}),
     "forward": (run_forward, {"ROUNDS": 2, "WARM_UP": 0}),
     "pricing": (run_pricing, {}),
+    "samplers": (run_samplers, {}),
     "training": (run_training, {"ROUNDS": 2, "STEPS": 1, "BATCH": 16, "IMAGES": 120, "DATA": "digits"}),
     "transfer": (run_transfer, {}),
 }
