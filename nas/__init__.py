@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nas.report.facts import describe, estimate
     from nas.report.page import write_report
     from nas.search.archs import load_arch
+    from nas.search.overview import feasible
     from nas.search.request import Request
     from nas.search.run import run_search
     from nas.tables.importing import import_table
@@ -44,6 +45,7 @@ _WHERE = {
     "describe": ("nas.report.facts", "describe"),
     "estimate": ("nas.report.facts", "estimate"),
     "export_arch": ("nas.evaluation.runs", "export_arch"),
+    "feasible": ("nas.search.overview", "feasible"),
     "fuse": ("nas.networks.building", "fuse"),
     "import_table": ("nas.tables.importing", "import_table"),
     "load_arch": ("nas.search.archs", "load_arch"),
@@ -70,6 +72,7 @@ __all__ = [
     "describe",
     "estimate",
     "export_arch",
+    "feasible",
     "fuse",
     "import_table",
     "load_arch",

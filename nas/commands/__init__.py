@@ -10,6 +10,18 @@ from nas.core.plugins import files_of
 __all__ = ["app", "main"]
 
 # as a person meets them; what is not named comes behind
-_ORDER = ["listing", "profile", "validate", "search", "report", "train", "export", "measure", "describe", "transfer"]
+_ORDER = [
+    "listing",
+    "profile",
+    "validate",
+    "search",
+    "report",
+    "train",
+    "export",
+    "measure",
+    "describe",
+    "feasible",
+    "transfer",
+]
 for _name in [*_ORDER, *(name for name in files_of(__name__) if name not in _ORDER)]:
     importlib.import_module(f"{__name__}.{_name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
@@ -83,10 +84,10 @@ def _sum_of(limit: Limit, lattice: ArchLattice, estimator: Estimator) -> tuple[S
     whole = metric.per_row(lattice.space, table) is not None and limit.confidence is None
     if limit.confidence is not None:  # of families and rows in doubt it is more: that is checked
         most /= table.bound(lattice.space.input_shape, limit.confidence)
-    return Sum(limit.title, costs, _inverse(of_sum, most, lattice.most(costs))), whole
+    return Sum(limit.title, costs, inverse(of_sum, most, lattice.most(costs))), whole
 
 
-def _inverse(of_sum: Callable[[np.ndarray], np.ndarray], value: float, high: float) -> float:
+def inverse(of_sum: Callable[[np.ndarray], np.ndarray], value: float, high: float) -> float:
     """The largest sum whose `of_sum`, which grows, is no larger than a value; by bisection."""
     low = 0.0
     if float(of_sum(np.array([high]))[0]) <= value:
@@ -112,10 +113,15 @@ def _require_some(fits: FeasibleSet, estimator: Estimator) -> None:
         for limit, used in zip(estimator.limits, estimate.used, strict=True)
     ]
     asked = ", ".join(limit.title for limit in estimator.limits)
+    pairs = [
+        f"; {one.name} and {two.name} contradict each other"
+        for one, two in itertools.combinations(fits.sums if len(estimator.limits) > 2 else (), 2)
+        if FeasibleSet(lattice, [one, two]).about == 0
+    ]
     params = " ".join(f"{name}={value}" for name, value in lattice.params_of(path).items())
     raise BudgetError(
-        f"no architecture of space {lattice.space.name} keeps {asked} together. The nearest, arch {arch.id}, takes "
-        f"{to_ms(estimate.latency.total_us):.4g} ms: {estimator.misfit(estimate)}; it has {params}. "
+        f"no architecture of space {lattice.space.name} keeps {asked} together{''.join(pairs)}. "
+        f"The nearest, arch {arch.id}, takes {to_ms(estimate.latency.total_us):.4g} ms: {estimator.misfit(estimate)}; it has {params}. "
         f"Ask for {', '.join(needs)}, or loosen one of them further"
     )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nas.core.files import FULL, lock, writing
 from nas.evaluation.devices import cpu_threads
-from nas.search.context import Context
+from nas.search.context import REQUEST, Context
 from nas.search.request import Request
 from nas.search.resolved import Log, Progress, name_request
 from nas.search.steps import Step, load_steps
@@ -41,9 +41,19 @@ def run_search(request: Request, *, log: Log = print, progress: Progress | None 
     """
     steps, run_dir, deadline = load_steps(), request.run_dir, Deadline(request.minutes, clock)
     with lock(run_dir / "lock", run_dir), writing(run_dir, FULL), cpu_threads(1):  # the cores belong to the workers
-        run = Context(name_request(request, log), deadline, log, progress or _silent)
+        run = Context(name_request(_with_its_sampler(request), log), deadline, log, progress or _silent)
         carry_out(steps, run)
     return run_dir
+
+
+def _with_its_sampler(request: Request) -> Request:
+    """The request with the sampler that its run was begun with, where it names none: another version has another
+    default.
+    """
+    stored = request.run_dir / REQUEST
+    if "sampler" in request.model_fields_set or not stored.is_file():
+        return request
+    return request.with_(sampler=Request.read(stored).sampler)
 
 
 def _silent(done: float, total: float, seconds_left: float | None = None, text: str = "") -> None:

@@ -92,6 +92,22 @@ def test_help_shows_the_way_to_a_network_in_its_order_on_one_screen(nas):
     assert not [line for line in out.splitlines() if line.startswith("│   ")]  # each command has one line
 
 
+def test_feasible_says_what_budgets_leave_in_80_columns(nas, table_path):
+    asked = ("feasible", "efficientformer-32", "--table", table_path, "--budget", "latency_ms<=p40")
+    code, out, error = nas(*asked, "--budget", "params<=1e12", columns=80)
+    assert (code, error) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
+    facts = json.loads(nas(*asked, "--json")[1])
+    assert facts["share"] == pytest.approx(0.4, abs=0.03)
+    for name in ("smallest", "median", "largest"):
+        assert facts[name]["arch"] in out
+    assert "params<=1e12: kept by 100 % of all; DOES NOT BIND" in " ".join(out.split())
+    assert out.count("binds most") == 1
+    code, _, error = nas("feasible", "efficientformer-32", "-t", table_path, "-b", "latency_ms<=0.0001")
+    assert code == 2
+    assert "is below the smallest architecture" in error
+
+
 def test_settings_of_a_recipe_are_read_as_files_are(nas):
     code, _, err = nas("train", "efficientformer-l1", "-d", "digits", "--set", "lr={a: 1, a: 2}")
     assert code == 2

@@ -199,6 +199,17 @@ def test_a_run_of_the_version_before_goes_on(old_run, world):
     assert "unknown versions before trial" in result["provenance"]["version_changes"][0]
 
 
+def test_a_run_keeps_its_sampler_where_the_request_names_none(old_run, world):
+    said = Request.read(old_run / "request.yaml").model_dump()
+    del said["sampler"]
+    assert Request(**said).sampler != "tpe"
+    _, result = carry_out(Request(**said | {"trials": 4}), world)
+    assert result["counts"]["evaluated"] == 4
+    assert Request.read(old_run / "request.yaml").sampler == "tpe"
+    with pytest.raises(RunError, match="sampler: 'tpe' there, 'guided' now"):
+        carry_out(Request(**said | {"trials": 4, "sampler": "guided"}), world)
+
+
 def test_a_run_of_the_version_before_is_refused_with_a_reason(old_run, world):
     table = Table.read(old_run / "table.csv")
     Table(table.header, table.entries, table.networks[1:]).write(old_run / "table.csv")
