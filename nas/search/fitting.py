@@ -121,8 +121,8 @@ def _require_some(fits: FeasibleSet, estimator: Estimator) -> None:
     params = " ".join(f"{name}={value}" for name, value in lattice.params_of(path).items())
     raise BudgetError(
         f"no architecture of space {lattice.space.name} keeps {asked} together{''.join(pairs)}. "
-        f"The nearest, arch {arch.id}, takes {to_ms(estimate.latency.total_us):.4g} ms: {estimator.misfit(estimate)}; it has {params}. "
-        f"Ask for {', '.join(needs)}, or loosen one of them further"
+        f"The nearest, arch {arch.id}, takes {to_ms(estimate.latency.total_us):.4g} ms: {estimator.misfit(estimate)}; "
+        f"it has {params}. Ask for {', '.join(needs)}, or loosen one of them further"
     )
 
 
