@@ -187,10 +187,20 @@ class Surrogate:
         """Whether cross-validation leaves the parts out that are no sums over steps."""
         return not any(self.variances.get(name) for name in CURVED)
 
-    def mean(self, candidates: Encoded) -> np.ndarray:
-        """Expected losses. Shape: n candidates -> (n,)"""
-        found = self._sum(kernels(candidates, self.known)) @ self._weights
-        return np.asarray(self.middle + self.spread * found)
+    def gain(self, candidates: Encoded) -> np.ndarray:
+        """By how much each candidate is expected to fall below the best known one, noise aside (expected improvement).
+
+        Shape: n candidates -> (n,)
+        """
+        across = self._sum(kernels(candidates, self.known))
+        half = linalg.solve_triangular(self._solve[0], across.T, lower=True)
+        own = np.zeros(len(candidates))  # the diagonal of the kernel
+        for name, variance in self.variances.items():
+            own += variance * (1.0 if name in CURVED else (candidates.groups[name] ** 2).sum(1))
+        deviation = np.sqrt(np.maximum(own - (half**2).sum(0), 1e-12))
+        least = float((self._kernel @ self._weights).min())
+        ahead = (least - across @ self._weights) / deviation
+        return np.asarray(self.spread * deviation * (ahead * stats.norm.cdf(ahead) + stats.norm.pdf(ahead)))
 
     def linear(self, rng: np.random.Generator | None = None, heat: float = 1.0) -> dict[str, np.ndarray]:
         """Weights of the linear features: their mean, or a posterior draw whose deviations are scaled by `heat`.
@@ -218,13 +228,13 @@ class Surrogate:
             for name in names
         }
 
-    def draws(self, candidates: Encoded, rng: np.random.Generator, count: int = 1, heat: float = 1.0) -> np.ndarray:
+    def draws(self, candidates: Encoded, rng: np.random.Generator, count: int = 1) -> np.ndarray:
         """Joint posterior draws of losses. Shape: n candidates -> (count, n)"""
         across = self._sum(kernels(candidates, self.known))
         half = linalg.solve_triangular(self._solve[0], across.T, lower=True)
         cover = self._sum(kernels(candidates, candidates)) - half.T @ half
         noise = rng.normal(size=(count, len(candidates)))
-        drawn = across @ self._weights + heat * noise @ _root(cover).T
+        drawn = across @ self._weights + noise @ _root(cover).T
         return np.asarray(self.middle + self.spread * drawn)
 
 

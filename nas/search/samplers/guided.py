@@ -1,9 +1,10 @@
 """Guided: learns from what was trained which networks are worth training, inside what fits; the default.
 
-A model of loss (`nas.search.surrogate`) is drawn from by Thompson sampling. Candidates are even draws, mutations of the
-best, and the exact best of the linear part of a draw of the model, found over the whole set. With two objectives it is
-the expected gain of the front (hypervolume), latency being known exactly. A tenth of the candidates is drawn by chance,
-so that a wrong model cannot trap the search.
+A model of loss (`nas.search.surrogate`) is asked which candidate is expected to improve most on the best: what is
+likely good, or unknown enough. Candidates are even draws, mutations of the best, and the exact best of the linear part of
+draws of the model, found over the whole set (Thompson sampling). With two objectives it is the expected gain of the
+front (hypervolume), latency being known exactly. A tenth of the candidates is drawn by chance, so that a wrong model
+cannot trap the search.
 """
 
 from __future__ import annotations
@@ -20,16 +21,15 @@ from nas.search.surrogate import Encoder, Surrogate
 SPREAD_OUT = 8  # candidates that fill the set before a model is asked
 BY_CHANCE = 10  # every so many trials one is drawn evenly
 EVEN, BEST, MUTATIONS = 192, 5, 12  # candidates: even draws, whose mutations, how many of each
-HEATS = (0.0, 0.25, 0.5, 1.0)  # of the draws that are maximized exactly: 0 is the model's mean
+HEATS = ((0.0, 3), (0.5, 2), (1.0, 2), (1.0, 2))  # of draws that are maximized exactly (0: the mean), how many best
 FRONT_DRAWS, LEVELS = 8, 12  # of the model, and of latency, with two objectives
-CHOICE_HEAT = 0.5  # of the draw that decides between the candidates
 
 
 class Guided(PathSampler):
     """See the module."""
 
     def propose(self, study: Study, trial: FrozenTrial, history: History) -> Path | None:
-        """The candidate that a draw of the model likes best."""
+        """The candidate that the model expects most of."""
         for path in self.context.starts:
             if self.fitting_and_new(path, history) and trial.number < len(self.context.starts):
                 return path
@@ -65,19 +65,20 @@ class Guided(PathSampler):
     def _liked(self, model: Surrogate, history: History) -> Path | None:
         two = self.context.objectives == 2
         found: dict[Path, None] = {}
-        for heat in HEATS:
+        for heat, count in HEATS:
             weights = model.linear(self.rng, heat)
             scores = [-score for score in self._encoder.scores(weights)] if weights else []
             if scores and two:
                 found.update(dict.fromkeys(self.feasible.front(scores, LEVELS)))
             elif scores:
-                found.update(dict.fromkeys(self.feasible.best(scores, 3 if heat == 0 else 1, history.seen)))
+                found.update(dict.fromkeys(self.feasible.best(scores, count, history.seen)))
+        exact = list(found)
         found.update(dict.fromkeys(_as_paths(self.feasible.draw(self.rng, EVEN))))
         order = np.argsort(history.values[:, 0], kind="stable")[:BEST]
         parents = [history.paths[place] for place in order]
         if two:
             parents = [path for path, _ in zip(self._front(history)[0], range(2 * BEST), strict=False)]
-        for parent in [*parents, *list(found)[: len(HEATS) + 2]]:
+        for parent in [*parents, *exact[:6]]:
             found.update(dict.fromkeys(self.feasible.neighbours(parent, self.rng, MUTATIONS)))
         found = {path: None for path in found if path not in history.seen}
         if not found:
@@ -88,13 +89,13 @@ class Guided(PathSampler):
         encoded = self._encoder(np.array(paths))
         if two:
             return paths[int(np.argmax(self._gains(model.draws(encoded, self.rng, FRONT_DRAWS), paths, history)))]
-        return paths[int(np.argmin(model.draws(encoded, self.rng, 1, CHOICE_HEAT)[0]))]
+        return paths[int(np.argmax(model.gain(encoded)))]
 
     def _refined(self, model: Surrogate, found: dict[Path, None], history: History) -> dict[Path, None]:
         """The candidates with mutations of those that the model expects most of."""
         for _ in range(2):
             paths = list(found)
-            order = np.argsort(model.mean(self._encoder(np.array(paths))), kind="stable")
+            order = np.argsort(-model.gain(self._encoder(np.array(paths))), kind="stable")
             found = dict.fromkeys(paths[place] for place in order[:200])
             for place in order[:4]:
                 found.update(dict.fromkeys(self.feasible.neighbours(paths[place], self.rng, MUTATIONS)))
