@@ -1,8 +1,8 @@
 """Guided: learns from what was trained which networks are worth training, inside what fits; the default.
 
 A model of loss (`nas.search.surrogate`) is asked which candidate is expected to improve most on the best: what is
-likely good, or unknown enough. Candidates are even draws, mutations of the best, and the exact best of the linear part of
-draws of the model, found over the whole set (Thompson sampling). With two objectives it is the expected gain of the
+likely good, or unknown enough. Candidates are even draws, mutations of the best, and the exact best of the linear part
+of draws of the model, found over the whole set (Thompson sampling). With two objectives it is the expected gain of the
 front (hypervolume), latency being known exactly. A tenth of the candidates is drawn by chance, so that a wrong model
 cannot trap the search.
 """
