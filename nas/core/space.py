@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from nas.core.arch import Arch, Blocks, calls_of
+from nas.core.arch import Arch, Blocks, steps_of
 from nas.core.errors import InputError, suggest
 from nas.core.ops import Block, Choice, FromStage, Row, Shape, Unit, parse_row
 from nas.core.remembered import Remembered, remembered
@@ -244,8 +244,8 @@ class Laid(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One way through a stage: its blocks, their rows, the state behind it, behind the last stage the head, and the
-    choices of the stage that give it.
+    """One way through a stage: its blocks, their rows (see `Space.all_rows`), the state behind it, behind the last stage
+    the head, and the choices of the stage that give it.
     """
 
     blocks: Blocks
@@ -502,12 +502,21 @@ class Space:
         return layers
 
     def rows(self) -> tuple[Row, ...]:
-        """Every row at block level that any arch of this space can need, sorted by their text."""
+        """Every row at block level that a table has to hold for any arch of this space, sorted by their text."""
         return self._rows
+
+    def all_rows(self) -> tuple[Row, ...]:
+        """`rows`, and behind them those of blocks without ops: they take no time, but may have parameters."""
+        return self._all_rows
 
     @functools.cached_property
     def _rows(self) -> tuple[Row, ...]:
-        return self._read_rows("rows") or self._keep_rows("rows", self._walked_rows())
+        return tuple(row for row in self.all_rows() if calls_of_unit(row).ops)
+
+    @functools.cached_property
+    def _all_rows(self) -> tuple[Row, ...]:
+        found = self._read_rows("all rows") or self._keep_rows("all rows", self._walked_rows())
+        return tuple(sorted(found, key=lambda row: not calls_of_unit(row).ops))  # which keeps the order of the others
 
     def _walked_rows(self) -> set[Row]:
         found: set[Row] = set()
@@ -586,7 +595,7 @@ class Space:
             yield Arch(self.name, self.input_shape, self.classes, stages)
 
     def extreme(self, cost: Callable[[Row], float], largest: bool = False) -> tuple[float, Arch]:
-        """The smallest (or largest) sum of row costs over all archs, and an arch that reaches it; exact.
+        """The smallest (or largest) sum of costs of `all_rows` over all archs, and an arch that reaches it; exact.
 
         A shortest path over the states between stages, so it takes no sampling.
         """
@@ -607,12 +616,12 @@ class Space:
         return sign * total, Arch(self.name, self.input_shape, self.classes, stages)
 
     def encode(self, archs: Iterable[Arch]) -> np.ndarray:
-        """Archs as a matrix of row numbers, archs x slots, int32: an index into `rows()`, or `len(rows())` where a
+        """Archs as a matrix of row numbers, archs x slots, int32: an index into `all_rows()`, or their number where a
         slot is empty because the arch is shallower. `Table.price_matrix` prices it.
         """
         import numpy as np
 
-        lists = [[self._row_numbers[call.row] for call in calls_of(arch)] for arch in archs]
+        lists = [[self._row_numbers[call.row] for call in steps_of(arch)] for arch in archs]
         matrix = np.full((len(lists), max(map(len, lists), default=0)), len(self._row_numbers), dtype=np.int32)
         for line, numbers in zip(matrix, lists, strict=True):
             line[: len(numbers)] = numbers
@@ -620,7 +629,7 @@ class Space:
 
     @functools.cached_property
     def _row_numbers(self) -> dict[Row, int]:
-        return {row: number for number, row in enumerate(self.rows())}
+        return {row: number for number, row in enumerate(self.all_rows())}
 
 
 class _Asked(dict[str, Any]):
@@ -651,23 +660,21 @@ def _given(blocks: Blocks, streams: Names) -> Names:
 def _rows_behind(
     blocks: Blocks, streams: tuple[tuple[str, Shape], ...]
 ) -> tuple[tuple[Row, ...], tuple[tuple[str, Shape], ...]]:
-    """The rows of blocks in sequence from these streams, and the streams behind them; blocks without ops have none."""
+    """The rows of blocks in sequence from these streams, and the streams behind them."""
     rows: list[Row] = []
     for block in blocks:
         row, streams = _row_behind(block, streams)
-        rows += row
+        rows.append(row)
     return tuple(rows), streams
 
 
 @functools.cache
-def _row_behind(
-    block: Block, streams: tuple[tuple[str, Shape], ...]
-) -> tuple[tuple[Row, ...], tuple[tuple[str, Shape], ...]]:
+def _row_behind(block: Block, streams: tuple[tuple[str, Shape], ...]) -> tuple[Row, tuple[tuple[str, Shape], ...]]:
     shapes = dict(streams)
     row = Row(block, tuple(shapes[name] for name in block.takes))
     call = calls_of_unit(row)
     shapes.update(zip(block.gives, call.outputs, strict=True))
-    return ((row,) if call.ops else ()), tuple(sorted(shapes.items()))
+    return row, tuple(sorted(shapes.items()))
 
 
 _unfilled = functools.cache(Block.unfilled)

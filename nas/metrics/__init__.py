@@ -85,7 +85,7 @@ class Metric(ABC):
         cost = self.per_row(space, table) if confidence is None else None
         if cost is None:
             return np.array([self.predict(arch, table, confidence) for arch in archs])
-        per_row = np.array([*map(cost, space.rows()), 0.0])  # the last: an empty slot
+        per_row = np.array([*map(cost, space.all_rows()), 0.0])  # the last: an empty slot
         return self.of_sum(space, table, per_row[matrix].sum(1))
 
     def smallest(self, space: Space, table: Table, confidence: float | None = None) -> tuple[float, Arch]:

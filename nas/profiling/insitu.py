@@ -59,7 +59,7 @@ def cover(space: Space, rows: Iterable[Row], seed: int = 0) -> tuple[Arch, ...]:
 
     Greedy: the arch with the most rows still uncovered for the time it takes, until none adds any.
     """
-    number_of = {row: number for number, row in enumerate(space.rows())}
+    number_of = {row: number for number, row in enumerate(space.all_rows())}
     rng = random.Random(seed)
     pool = list(dict.fromkeys(space.sample(rng) for _ in range(POOL)))
     matrix = space.encode(pool)

@@ -201,7 +201,7 @@ class ArchLattice:
 
     def __init__(self, space: Space) -> None:
         self.space = space
-        self.rows: tuple[Row, ...] = space.rows()
+        self.rows: tuple[Row, ...] = space.all_rows()
         numbers = {row: number for number, row in enumerate(self.rows)}
         known: dict[int, int] = {}  # by identity, which spares most hashes; the walk keeps the rows alive
         self.layers: list[Layer] = []

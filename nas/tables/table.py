@@ -329,7 +329,7 @@ class Table:
     def cost_of_row(self, space: Space) -> Callable[[Row], float]:
         """What each block of a space's archs adds to the sum that `total_us` turns into a prediction.
 
-        The function raises MissingLatency where the table lacks a row.
+        The function raises MissingLatency where the table lacks a row. A block without ops takes no time.
         """
         known = self._weighted(space.input_shape)
 
@@ -338,6 +338,8 @@ class Table:
             try:
                 return sum([known[item] for item in rows])
             except KeyError:
+                if not calls_of_unit(row).ops:
+                    return 0.0
                 raise self._missing(rows) from None
 
         return cost
@@ -400,7 +402,7 @@ class Table:
         if space not in cached:
             self.require(space)
             cost = self.cost_of_row(space)
-            cached[space] = np.array([*map(cost, space.rows()), 0.0])  # the last: an empty slot
+            cached[space] = np.array([*map(cost, space.all_rows()), 0.0])  # the last: an empty slot
         return cached[space]
 
     def _weighted(self, size: Size) -> dict[Row, float]:

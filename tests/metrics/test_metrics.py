@@ -9,10 +9,14 @@ import onnx
 import pytest
 
 import nas
+import search_spaces
 from nas import metrics
+from nas.core.arch import calls_of, steps_of
 from nas.core.errors import BudgetError
+from nas.core.tracing import params_of_unit
 from nas.networks.export import export_onnx
 from nas.search.budgets import Budget
+from nas.search.lattice import ArchLattice, sums
 from tests.search.fakes import fake_table, tiny_space
 
 SPACE = tiny_space()
@@ -69,3 +73,22 @@ def test_the_model_size_is_that_of_the_weights_in_the_exported_file(preset, tmp_
         onnx.numpy_helper.to_array(item).nbytes for item in onnx.load(str(tmp_path / "model.onnx")).graph.initializer
     )
     assert metrics.load_metric("size_mb").predict(arch, None) == pytest.approx(weights / 1e6, rel=0.01)
+
+
+def test_sums_over_a_space_count_the_parameters_of_blocks_without_ops():
+    space = search_spaces.load("mobileformer-32")
+    table = fake_table(space)
+    everything = list(space.archs())
+    counts = [nas.cost_of(arch).params for arch in everything]
+    timed = [sum(params_of_unit(call.row) for call in calls_of(arch)) for arch in everything]
+    assert max(count - part for count, part in zip(counts, timed, strict=True)) > 0, "tokens have parameters"
+    params = metrics.load_metric("params")
+    assert params.of_archs(space, everything, space.encode(everything), table).tolist() == counts
+    assert params.smallest(space, table)[0] == min(counts)
+    lattice = ArchLattice(space)
+    paths = np.array([lattice.path_of_arch(arch) for arch in everything[:100]])
+    assert sums(lattice.costs(params_of_unit), paths).tolist() == counts[:100]
+    latency = table.price_matrix(space, space.encode(everything[:5]))
+    np.testing.assert_allclose(latency, [table.price(calls_of(arch)).total_us for arch in everything[:5]])
+    assert {call.row for arch in everything for call in calls_of(arch)} == set(space.rows())
+    assert {call.row for arch in everything for call in steps_of(arch)} == set(space.all_rows())
