@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import hashlib
 import os
 import shutil
 import stat
@@ -91,6 +92,12 @@ def write_bytes(path: str | os.PathLike[str], content: bytes | memoryview, *, sy
 def write_text(path: str | os.PathLike[str], text: str, *, sync: bool = True) -> None:
     """Write a file of text whole, in UTF-8; see `whole`."""
     write_bytes(path, text.encode(), sync=sync)
+
+
+def hash_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -18,6 +18,9 @@ from nas.core.space import Space
 from nas.core.units import show_count
 from nas.evaluation.data import Data, load_data
 from nas.evaluation.devices import pick_device
+from nas.evaluation.recipes import read_recipe
+from nas.evaluation.runs import teacher_for
+from nas.evaluation.training import check_fit
 from nas.metrics import load_metric
 from nas.profiling import profiler
 from nas.profiling.backends import load_backend
@@ -28,6 +31,7 @@ from nas.search.doubts import noisy
 from nas.search.fitting import feasible_set
 from nas.search.limits import Estimator, Limit, Survey, resolve
 from nas.search.request import Request
+from nas.search.scoring import evaluator_of
 from nas.search.timing import PROFILE_SHARE
 from nas.tables.calibration import networks_for
 from nas.tables.table import Table
@@ -113,6 +117,7 @@ def name_request(request: Request, log: Log) -> Named:
         InputError: a name is unknown, or does not fit.
     """
     device = str(pick_device(request.device))
+    evaluator_of(request)
     table = None if request.table is None else _table(request.table, request.level)
     space, data = _space(request, table, log)
     budgets = tuple(map(Budget.parse, request.budgets))
@@ -121,6 +126,9 @@ def name_request(request: Request, log: Log) -> Named:
     filled = request.with_(space=space.name, out=str(request.run_dir), device=device)
     if table is not None:
         filled = filled.with_(runtime=table.header.runtime, threads=table.header.threads)
+    check_fit(
+        data, read_recipe(request.final_recipe), teacher_for(data, request.final_teacher, request.weights_of_teacher)
+    )
     facts: dict[str, Any] = {part: len(getattr(data, part)) for part in ("train", "val", "test")}
     facts |= {"classes": data.classes, "fingerprint": data.fingerprint}
     return Named(filled, space, budgets, table, tables, facts)

@@ -31,6 +31,8 @@ class Context:
         scalars: further numbers that are sums over steps, such as multiply-adds, by name.
         latency: the second objective of paths, in ms, (n, layers) -> (n,); exact, since tables know it.
         starts: candidates to begin with.
+        features: scores of paths by the evaluators that the request names as features, (n, layers) -> (n, features);
+            None where it names none. What was asked for once is known; else each costs what its evaluator takes.
     """
 
     feasible: FeasibleSet
@@ -38,6 +40,7 @@ class Context:
     scalars: Mapping[str, Costs] = field(default_factory=dict)
     latency: Callable[[np.ndarray], np.ndarray] | None = None
     starts: tuple[Path, ...] = ()
+    features: Callable[[np.ndarray], np.ndarray] | None = None
     _paths: dict[tuple[int, int], Path | None] = field(default_factory=dict, repr=False)
 
     @functools.cached_property
