@@ -25,6 +25,7 @@ from nas.search.limits import Limit
 from nas.search.request import Request
 from nas.search.resolved import Log, Named, Progress, Resolved, resolve_request, table_begun_with
 from nas.search.samplers import load_sampler
+from nas.search.samplers._context import Context as SamplerContext
 from nas.search.scoring import CandidateScorer, Features, evaluator_of
 from nas.search.study import JOURNAL, distributions_of, note_versions, open_study
 from nas.search.timing import Allotment, Deadline, Pace
@@ -261,17 +262,23 @@ class Context:
         return Pool(scorer_of(self), self.request.workers, on_stages)
 
 
-def sampler_of(run: Context) -> BaseSampler:
-    """The request's sampler, told what fits, and its features; both are kept in the run's folder."""
+def known_of(run: Context) -> SamplerContext:
+    """What a sampler of the request is told: what fits, and its features; both are kept in the run's folder."""
     found, request = run.found, run.request
     fits = feasible_set(found.space, found.estimator, run.folder)
     objectives = 2 if request.objective == "front" else 1
     context = context_of(found.space, found.estimator, fits, objectives, request.start == "presets")
-    if request.features:
-        scorers = {name: scorer_of(run, asked) for asked in request.features for name in asked}
-        features, lattice = Features(scorers, request.seed, run.folder / FEATURES), lattice_of(found.space)
-        context = replace(context, features=lambda paths: features([lattice.arch(path) for path in paths]))
-    return load_sampler(request.sampler, request.seed, distributions_of(found.space.choices), context)
+    if not request.features:
+        return context
+    scorers = {name: scorer_of(run, asked) for asked in request.features for name in asked}
+    features, lattice = Features(scorers, request.seed, run.folder / FEATURES), lattice_of(found.space)
+    return replace(context, features=lambda paths: features([lattice.arch(path) for path in paths]))
+
+
+def sampler_of(run: Context) -> BaseSampler:
+    """The request's sampler."""
+    request = run.request
+    return load_sampler(request.sampler, request.seed, distributions_of(run.found.space.choices), known_of(run))
 
 
 def scorer_of(run: Context, asked: Asked | None = None) -> CandidateScorer:

@@ -43,6 +43,7 @@ def result_data(
     winner: Finalist,
     training: Figures,
     onnx: Mapping[str, Any] | None,
+    belief: Mapping[str, Any] | None,
 ) -> schema.Result:
     """The content of `result.json`; latencies in ms, times of blocks in microseconds, accuracies as fractions.
 
@@ -52,6 +53,7 @@ def result_data(
         winner: the one of them that was trained to the end.
         training: figures of that training.
         onnx: on how many images the winner's file was compared, and how far it was off; None where it was not.
+        belief: of a model fitted to the candidates, see `nas.search.belief`; None where they are too few.
     """
     found, study = run.found, run.study
     trials = trials_frame(study, found.estimator.table.hash)
@@ -86,6 +88,7 @@ def result_data(
         },
         "reference": _reference(found),
         "ranking": {"text": ranking.text, "pairs_sure": ranking.pairs_sure, "noise_sigma": ranking.noise_sigma},
+        "belief": None if belief is None else dict(belief),
         "smallest": {"predicted_ms": found.smallest[0], "arch": found.smallest[1].id},
         "provenance": _provenance(found, study),
     }

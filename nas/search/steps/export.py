@@ -16,7 +16,8 @@ from nas.core.files import hash_of, whole, write_text
 from nas.evaluation.checkpoint import read_weights
 from nas.networks.building import build, input_shape_of, load_weights
 from nas.networks.export import check_onnx, export_onnx
-from nas.search.context import Context
+from nas.search.belief import belief_of
+from nas.search.context import Context, known_of
 from nas.search.results import Figures, result_data
 from nas.search.steps import Step
 from nas.search.steps.repeat import finalists_of, winner_of
@@ -55,8 +56,8 @@ class Export(Step):
             for name, source in (("best.pt", weights), ("training.csv", weights.with_name("training.csv"))):
                 with whole(staged / name) as temporary:
                     shutil.copyfile(source, temporary)
-        figures = Figures(**run.output("train")["figures"])
-        result = result_data(run, finalists, winner, figures, checked)
+        figures, belief = Figures(**run.output("train")["figures"]), belief_of(known_of(run), run.study)
+        result = result_data(run, finalists, winner, figures, checked, belief)
         for warning in result["warnings"]:
             run.log(f"WARNING: {warning}")
         write_text(staged / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
