@@ -244,7 +244,7 @@ class Laid(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One way through a stage: its blocks, their rows (as in `Space.all_rows`), the state behind it, behind the last
+    """One way through a stage: its blocks, their rows (see `Space.all_rows`), the state behind it, behind the last
     stage the head, and the choices of the stage that give it.
     """
 
