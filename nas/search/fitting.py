@@ -156,4 +156,4 @@ def context_of(
         return estimator.table.total_us(space, sums(fits.sums[0].costs, paths)) / 1000
 
     begin = tuple(path for path in lattice.presets().values() if fits.fits(path)) if starts else ()
-    return Context(fits, objectives, scalars, latency, begin)
+    return Context(fits, objectives, scalars, latency, begin, estimator=estimator)

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from nas.core.errors import InputError
 from nas.search.feasible import FeasibleSet
 from nas.search.lattice import Costs, Path
+from nas.search.limits import Estimator
 from nas.search.surrogate import Encoder
 
 MOST_LISTED = 7000  # candidates of a set that are all looked at
@@ -35,6 +36,7 @@ class Context:
         starts: candidates to begin with.
         features: scores of paths by the evaluators that the request names as features, (n, layers) -> (n, features);
             None where it names none. What was asked for once is known; else each costs what its evaluator takes.
+        estimator: the limits and tables: it says what any arch costs, and whether it fits.
     """
 
     feasible: FeasibleSet
@@ -43,7 +45,13 @@ class Context:
     latency: Callable[[np.ndarray], np.ndarray] | None = None
     starts: tuple[Path, ...] = ()
     features: Callable[[np.ndarray], np.ndarray] | None = None
+    estimator: Estimator | None = None
     _paths: dict[tuple[int, int], Path | None] = field(default_factory=dict, repr=False)
+
+    @property
+    def space(self) -> Any:
+        """All networks, those that do not fit among them: sampled, mutated, and turned to parameters and back."""
+        return self.feasible.lattice.space
 
     @functools.cached_property
     def reference(self) -> np.ndarray:
