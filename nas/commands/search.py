@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from nas.commands._app import PATH, app
+from nas.commands._app import BUILT_LATE, PATH, app
 from nas.commands._options import JsonOption
 from nas.commands._output import note, print_json, progress_bar, say
 from nas.core.errors import InputError, suggest
@@ -26,7 +26,7 @@ def search() -> None:
     Budgets are hard. The winner is exported, and the run reported. The same command continues a stopped or killed
     search.
     """
-    raise NotImplementedError  # _Commands puts the command with all flags in its place
+    raise NotImplementedError  # the command with all flags takes its place
 
 
 def search_with_flags() -> Any:
@@ -49,6 +49,9 @@ def search_with_flags() -> Any:
     only = typer.Typer(add_completion=False)
     only.command(name="search")(command)
     return typer.main.get_command(only)
+
+
+BUILT_LATE["search"] = search_with_flags
 
 
 def _flag(name: str, field: Any) -> inspect.Parameter:
