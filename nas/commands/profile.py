@@ -24,7 +24,7 @@ from nas.core.errors import InputError
 
 if TYPE_CHECKING:
     from nas.core.space import Space
-    from nas.profiling.profiler import Outcome
+    from nas.profiling.profiler import Profiled
     from nas.tables.table import Table
 
 
@@ -206,7 +206,7 @@ def _collect(folder: Path, table: Path | None, partial: bool, accept_noise: bool
     say(f"[bold]{result.path}[/bold]: {found['rows']} rows, {found['networks']} networks, on {result.header.cpu}")
 
 
-def _profile_facts(space: Space, outcome: Outcome) -> dict[str, Any]:
+def _profile_facts(space: Space, outcome: Profiled) -> dict[str, Any]:
     """What a profile put into its table, for this space and as a whole."""
     from nas.profiling.profiler import unmeasured_percent
     from nas.report import facts

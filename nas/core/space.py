@@ -467,7 +467,12 @@ class Space:
         return tuple(dict.fromkeys(tuple(values[name] for name in self.shared) for values in settled))
 
     def _steps(self, index: int, state: State, laid: Iterable[Laid]) -> Iterator[Step]:
-        """Every distinct way through stage `index` from a state."""
+        """Every distinct way through stage `index` from a state.
+
+        What is left out: widths that the stage before does not allow; a block of another kind behind one of the tail
+        (the tail is the end of the net, however many stages it reaches back); and more, or at the end fewer, blocks of
+        the tail than the space allows.
+        """
         stage, least, most = self.stages[index], *_range(self.tail)
         reaches, is_last = index >= len(self.stages) - self._tail_reach, index == len(self.stages) - 1
         for way in laid:

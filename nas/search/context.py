@@ -17,13 +17,13 @@ from nas.core.arch import Arch
 from nas.core.errors import RunError
 from nas.core.files import write_text
 from nas.evaluation.data import Data, load_data
-from nas.evaluation.evaluators import Asked, Evaluator, epochs_of, key_of, load_asked
+from nas.evaluation.evaluators import Asked, Evaluator, Progress, epochs_of, key_of, load_asked
 from nas.evaluation.runs import epoch_seconds, teacher_for
 from nas.search.archs import CLASSES
 from nas.search.fitting import context_of, feasible_set, lattice_of
 from nas.search.limits import Limit
 from nas.search.request import Request
-from nas.search.resolved import Log, Named, Progress, Resolved, resolve_request, table_begun_with
+from nas.search.resolved import Named, Resolved, Say, resolve_request, table_begun_with
 from nas.search.samplers import load_sampler
 from nas.search.samplers._context import Context as SamplerContext
 from nas.search.scoring import CandidateScorer, Features, evaluator_of
@@ -72,7 +72,7 @@ class Context:
         RunError: the run there was begun with another request, table or data; or what is there is no run.
     """
 
-    def __init__(self, named: Named, deadline: Deadline, log: Log, progress: Progress) -> None:
+    def __init__(self, named: Named, deadline: Deadline, log: Say, progress: Progress) -> None:
         self.named, self.deadline, self.log, self.progress = named, deadline, log, progress
         self.folder = named.request.run_dir
         self._found: Resolved | None = None

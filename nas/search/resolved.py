@@ -18,6 +18,7 @@ from nas.core.space import Space
 from nas.core.units import show_count
 from nas.evaluation.data import Data, load_data
 from nas.evaluation.devices import pick_device
+from nas.evaluation.evaluators import Progress
 from nas.evaluation.recipes import read_recipe
 from nas.evaluation.runs import teacher_for
 from nas.evaluation.training import check_fit
@@ -39,9 +40,7 @@ from nas.tables.table import Table
 NETWORKS = 12  # behind the calibration of a table that a search makes for itself: no interval, but minutes less
 TWINS = ("device", "cpu", "runtime", "precision", "threads")  # header fields that a table and its twin share
 ON_THE_SPOT = 16  # rows that a table may lack and that are measured before a search
-Log = Callable[[str], None]
-Progress = Callable[..., None]
-"""Called with (done, total, seconds left or None, text), as the profiler does."""
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ class Named:
         return self.request.run_dir / f"table{copied}.csv"
 
 
-def name_request(request: Request, log: Log) -> Named:
+def name_request(request: Request, log: Say) -> Named:
     """Find everything that a request names, and measure nothing.
 
     Raises:
@@ -134,7 +133,7 @@ def name_request(request: Request, log: Log) -> Named:
     return Named(filled, space, budgets, table, tables, facts)
 
 
-def resolve_request(named: Named, table: Table, log: Log, limits: tuple[Limit, ...] | None = None) -> Resolved:
+def resolve_request(named: Named, table: Table, log: Say, limits: tuple[Limit, ...] | None = None) -> Resolved:
     """Check that tables fit, and turn budgets into limits.
 
     Args:
@@ -196,7 +195,7 @@ def _table(name: str, level: str | None) -> Table:
     return found
 
 
-def _space(request: Request, table: Table | None, log: Log) -> tuple[Space, Data]:
+def _space(request: Request, table: Table | None, log: Say) -> tuple[Space, Data]:
     """The space asked for, or the table's, with the classes of the data set, and that."""
     if request.space is not None:
         space = search_spaces.load(request.space)
@@ -221,7 +220,7 @@ def _networks(budgets: Sequence[Budget]) -> int:
     return max([NETWORKS, *needed])
 
 
-def complete_table(named: Named, log: Log, progress: Progress) -> Table:
+def complete_table(named: Named, log: Say, progress: Progress) -> Table:
     """The request's table, or one that this machine is profiled into; a few rows that it lacks are measured.
 
     Only on the table's own machine, and into a copy: a classifier for another number of classes is one row.
@@ -307,7 +306,7 @@ def _measured_here(tables: Sequence[tuple[str | None, Table]]) -> tuple[str | No
     return tuple(name for name, _ in here)
 
 
-def _tell(found: Resolved, log: Log) -> None:
+def _tell(found: Resolved, log: Say) -> None:
     table, limits = found.estimator.table, found.estimator.limits
     if found.not_this_machine:
         log(

@@ -32,8 +32,8 @@ from nas.tables.calibration import (
     MIN_NETWORKS,
     Calibration,
     calibrate,
-    kind_of,
     networks_for,
+    row_kind,
 )
 from nas.tables.card import Card, Checked, card_of
 from nas.tables.kinds import family_of, line_of
@@ -420,7 +420,7 @@ class Table:
             raise self._missing(rows)
         sums: dict[str, float] = defaultdict(float)
         for row in rows:
-            sums[kind_of(row)] += self._us[row]
+            sums[row_kind(row)] += self._us[row]
         return sums
 
     def repeatability(self, least_us: float) -> float | None:
