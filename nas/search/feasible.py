@@ -27,6 +27,7 @@ BINS = 4096  # of what a budget leaves beyond the smallest candidate, for counts
 BINS_OF_TWO = 160  # a side, where two budgets are kept track of
 BINS_OF_BEST = 128  # for bounds of the exact search, which itself has no bins
 ENOUGH = 0.05  # share of draws that must keep the other budgets; below it two are kept track of
+STATES_AT_ONCE = 8  # there: what they need fits the cache of a core
 EXPANSIONS = 20_000  # of the exact search, after which it settles for the best it has
 DRAWS = 256  # at once
 TRIES = 200  # batches without one that fits, after which a set counts as empty
@@ -495,10 +496,14 @@ class _Search:
                 np.maximum.accumulate(here, axis=1, out=here)
             else:
                 padded = np.concatenate([np.full((len(behind), side + 1), -np.inf), behind], axis=1)
-                starts = layer.target * (2 * side + 2) + np.maximum(side + 1 - cost, 0)
-                values = padded.ravel()[starts[:, None] + np.arange(side + 1)]
-                values += score[:, None]
-                np.maximum.reduceat(values, layer.first[:-1], axis=0, out=here)
+                windows = np.lib.stride_tricks.sliding_window_view(padded, side + 1, axis=1)
+                begins = np.maximum(side + 1 - cost, 0)
+                for one in range(0, len(here), STATES_AT_ONCE):
+                    two = min(one + STATES_AT_ONCE, len(here))
+                    steps = slice(layer.first[one], layer.first[two])
+                    values = windows[layer.target[steps], begins[steps]]
+                    values += score[steps, None]
+                    np.maximum.reduceat(values, layer.first[one:two] - steps.start, axis=0, out=here[one:two])
             behind = here
             self.tables.append(here)
         self.tables.reverse()
