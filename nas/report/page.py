@@ -101,7 +101,7 @@ def _check_same_study(run: Run) -> None:
 
 
 def figures(run: Run) -> dict[str, go.Figure]:
-    """Every plot of the report by name; `budgets` is there only if the run has a budget."""
+    """Every plot of the report by name; `budgets` and `effects` are there only if the run has such."""
     winner, budget = run.result["winner"], run.latency_budget_ms
     drawn = {
         "front": plots.plot_candidates(plots.candidates_data(run.trials), budget, winner["arch"]),
@@ -112,6 +112,8 @@ def figures(run: Run) -> dict[str, go.Figure]:
     }
     if run.result["budgets"]:
         drawn["budgets"] = plots.plot_budgets(budgets(run))
+    if belief := run.result.get("belief"):
+        drawn["effects"] = plots.plot_effects(plots.effects_data(belief["effects"]))
     return drawn
 
 

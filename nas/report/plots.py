@@ -254,6 +254,45 @@ def plot_budgets(data: pd.DataFrame) -> go.Figure:
     return figure.update_yaxes(categoryorder="array", categoryarray=data["label"][::-1], showgrid=False)
 
 
+def effects_data(effects: Iterable[Mapping[str, Any]], most: int = 24) -> pd.DataFrame:
+    """The choices that matter most by a fitted model, the largest effect first, each with its interval.
+
+    Args:
+        effects: mappings with `choice`, `value`, `share`, `effect`, `low`, `high`.
+        most: how many are kept.
+    """
+    data = _frame(effects, "effect", ["choice", "value", "share", "effect", "low", "high"])
+    order = data["effect"].abs().sort_values(ascending=False, kind="stable").index[:most]
+    data = data.loc[order].reset_index(drop=True)
+    labels = [f"{escape(str(row['choice']))} = {escape(str(row['value']))}" for row in data.to_dict("records")]
+    return data.assign(label=labels, is_sure=(data["low"] > 0) | (data["high"] < 0))
+
+
+def plot_effects(data: pd.DataFrame) -> go.Figure:
+    """One line a choice: its expected effect on the loss and the 95 % interval; paler where that holds zero."""
+    figure = _figure(110 + 22 * len(data))
+    for sure, name, color in ((True, "effect", BLUE), (False, "interval holds zero", GREY)):
+        rows = data[data["is_sure"] == sure]
+        if rows.empty:
+            continue
+        text = [
+            f"{row['label']}<br>{row['effect']:+.3g} ({row['low']:+.3g} to {row['high']:+.3g})<br>"
+            f"in {100 * row['share']:.0f} % of what fits"
+            for row in rows.to_dict("records")
+        ]
+        figure.add_scatter(x=rows["effect"], y=rows["label"], mode="markers", name=name, marker={"size": 9})
+        figure.data[-1].update(marker_color=color, hovertext=text, hoverinfo="text")
+        figure.data[-1].error_x = {
+            "array": rows["high"] - rows["effect"],
+            "arrayminus": rows["effect"] - rows["low"],
+            "symmetric": False,
+            **ERROR_BAR,
+        }
+    figure.add_vline(x=0, line={"color": BLACK, "width": 1})
+    figure.update_xaxes(title_text="expected effect on validation loss (lower is better)")
+    return figure.update_yaxes(categoryorder="array", categoryarray=data["label"][::-1])
+
+
 def training_data(training: pd.DataFrame) -> pd.DataFrame:
     """The epochs of a training run in their order, accuracy in percent; `lr` stays missing where it is not known."""
     lacking = [name for name in ("epoch", "train_loss", "val_loss", "val_accuracy") if name not in training]

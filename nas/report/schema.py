@@ -146,6 +146,47 @@ class Ranking(TypedDict):
     noise_sigma: NotRequired[FiniteFloat | None]
 
 
+class Liked(TypedDict):
+    """A network and what a fitted model expects of it, with a 95 % interval."""
+
+    arch: str
+    number: NonNegativeInt | None
+    expected: FiniteFloat
+    low: FiniteFloat
+    high: FiniteFloat
+    predicted_ms: PositiveFloat
+    choices: dict[str, Any]
+
+
+class Effect(TypedDict):
+    """How much better or worse networks with a choice are expected to be than the mean of what fits."""
+
+    choice: str
+    value: Any
+    share: Fraction
+    effect: FiniteFloat
+    low: FiniteFloat
+    high: FiniteFloat
+
+
+class Belief(TypedDict):
+    """What a linear model fitted to the candidates' losses says; none of it is trained or measured.
+
+    `rank_correlation` is Spearman's, of losses predicted each without its own candidate; `best` is the best of the
+    fitted model among all networks that fit, `best_trained` the trained one of lowest loss, `behind` what the model
+    expects between the two.
+    """
+
+    candidates: NonNegativeInt
+    rank_correlation: FiniteFloat | None
+    best: Liked
+    best_trained: Liked
+    behind: FiniteFloat
+    behind_low: FiniteFloat
+    behind_high: FiniteFloat
+    effects: list[Effect]
+
+
 class Smallest(TypedDict):
     """The lowest latency that the space can reach."""
 
@@ -229,6 +270,7 @@ class Result(TypedDict):
     winner: Winner
     reference: NotRequired[Reference | None]
     ranking: Ranking
+    belief: NotRequired[Belief | None]
     smallest: NotRequired[Smallest | None]
     feasible: NotRequired[Feasible]
     provenance: Provenance

@@ -21,6 +21,7 @@ from nas.search.limits import Limit
 from nas.search.request import Request
 from nas.search.resolved import Log, Named, Progress, Resolved, resolve_request, table_begun_with
 from nas.search.samplers import load_sampler
+from nas.search.samplers._context import Context as SamplerContext
 from nas.search.scoring import TrainingScorer
 from nas.search.study import JOURNAL, distributions_of, note_versions, open_study
 from nas.search.timing import Allotment, Deadline, Pace
@@ -196,13 +197,19 @@ class Context:
         return Pool(scorer_of(self.found), self.request.workers, on_stages)
 
 
-def sampler_of(found: Resolved) -> BaseSampler:
-    """The request's sampler, told what fits; the tables of that are kept in the run's folder."""
+def known_of(found: Resolved) -> SamplerContext:
+    """What a sampler of the request is told, above all what fits; the tables of that are kept in the run's folder."""
     request = found.request
     found.fits.keep(request.run_dir)
     objectives = 2 if request.objective == "front" else 1
-    context = context_of(found.space, found.estimator, found.fits, objectives, request.start == "presets")
-    return load_sampler(request.sampler, request.seed, distributions_of(found.space.choices), context)
+    return context_of(found.space, found.estimator, found.fits, objectives, request.start == "presets")
+
+
+def sampler_of(found: Resolved) -> BaseSampler:
+    """The request's sampler."""
+    request = found.request
+    distributions = distributions_of(found.space.choices)
+    return load_sampler(request.sampler, request.seed, distributions, known_of(found))
 
 
 def scorer_of(found: Resolved) -> TrainingScorer:

@@ -31,6 +31,7 @@ from nas.search.lattice import Costs, Lattice, Layer, Path, sums
 BINS = (4096, 160, 32)  # a side where one, two or three budgets are kept track of, for counts and draws
 BINS_OF_BEST = 128  # for bounds of the exact search, which itself has no bins
 ENOUGH = 0.05  # share of draws that must keep the other budgets; below it one more is kept track of
+STATES_AT_ONCE = 8  # there: what they need fits the cache of a core
 LISTED = 20_000  # candidates that the tables leave, up to which each is looked at
 PAIRS = 1e8  # beginnings and ends of paths, up to which they are paired to count exactly
 EXPANSIONS = 20_000  # of the exact search, after which it settles for the best it can reach at once,
@@ -265,7 +266,7 @@ class FeasibleSet:
         return float(self._counts(places)[0][(0, *(-1,) * len(places))])
 
     @functools.cached_property
-    def _listed(self) -> np.ndarray | None:
+    def listed(self) -> np.ndarray | None:
         """All candidates that fit, where the tables hold few; None where they hold many. Shape: (n, layers)"""
         if self._most > LISTED:
             return None
@@ -331,8 +332,8 @@ class FeasibleSet:
     def _bounds(self) -> tuple[float, float]:
         if not any(item.binds for item in self._reduced) and self.check is None:
             return (self.size_of_all(),) * 2
-        if self._listed is not None:
-            return (len(self._listed),) * 2
+        if self.listed is not None:
+            return (len(self.listed),) * 2
         paired = None if self.check is not None and not self._order else self._paired
         if paired is not None and self.check is None and len(self._order) <= 2:
             return paired, paired
@@ -357,7 +358,7 @@ class FeasibleSet:
         """Whether no candidate keeps all budgets; where many come close, as far as a search finds none."""
         if self._most and self.fits(self.closest()):
             return False
-        return len(self._listed) == 0 if self._listed is not None else not (self.about or self.smallest())
+        return len(self.listed) == 0 if self.listed is not None else not (self.about or self.smallest())
 
     def share_of(self, place: int) -> float:
         """The share of all candidates that keeps one of the budgets on sums."""
@@ -397,10 +398,10 @@ class FeasibleSet:
         Raises:
             BudgetError: nothing that fits was found.
         """
-        if self._listed is not None:
-            if not len(self._listed):
+        if self.listed is not None:
+            if not len(self.listed):
                 raise BudgetError("no network keeps all budgets")
-            return self._listed[rng.integers(len(self._listed), size=count)]
+            return self.listed[rng.integers(len(self.listed), size=count)]
         found: list[np.ndarray] = []
         have = drawn = 0
         while have < count:
@@ -423,8 +424,10 @@ class FeasibleSet:
             for path in self.draw(rng, count):
                 if (found := tuple(map(int, path))) not in seen:
                     return found
-        nothing = [np.zeros(len(layer.way)) for layer in self.layers]
-        left = self.best(nothing, 64, seen)
+        if self.listed is not None:
+            left = [path for path in map(tuple, self.listed.tolist()) if path not in seen]
+        else:
+            left = self.best([np.zeros(len(layer.way)) for layer in self.layers], 64, seen)
         return left[int(rng.integers(len(left)))] if left else None
 
     # near ones
@@ -621,10 +624,14 @@ class _Search:
                 np.maximum.accumulate(here, axis=1, out=here)
             else:
                 padded = np.concatenate([np.full((len(behind), side + 1), -np.inf), behind], axis=1)
-                starts = layer.target * (2 * side + 2) + np.maximum(side + 1 - cost, 0)
-                values = padded.ravel()[starts[:, None] + np.arange(side + 1)]
-                values += score[:, None]
-                np.maximum.reduceat(values, layer.first[:-1], axis=0, out=here)
+                windows = np.lib.stride_tricks.sliding_window_view(padded, side + 1, axis=1)
+                begins = np.maximum(side + 1 - cost, 0)
+                for one in range(0, len(here), STATES_AT_ONCE):
+                    two = min(one + STATES_AT_ONCE, len(here))
+                    steps = slice(layer.first[one], layer.first[two])
+                    values = windows[layer.target[steps], begins[steps]]
+                    values += score[steps, None]
+                    np.maximum.reduceat(values, layer.first[one:two] - steps.start, axis=0, out=here[one:two])
             behind = here
             self.tables.append(here)
         self.tables.reverse()

@@ -42,6 +42,7 @@ def result_data(
     ranking: Ranking,
     training: Figures,
     onnx: Mapping[str, Any] | None,
+    belief: Mapping[str, Any] | None,
 ) -> schema.Result:
     """The content of `result.json`; latencies in ms, times of blocks in microseconds, accuracies as fractions.
 
@@ -53,6 +54,7 @@ def result_data(
         ranking: how sure their order is.
         training: figures of that training.
         onnx: on how many images the winner's file was compared, and how far it was off; None where it was not.
+        belief: of a model fitted to the candidates, see `nas.search.belief`; None where they are too few.
     """
     trials = trials_frame(study, found.estimator.table.hash)
     counts = trials["state"].value_counts().to_dict()
@@ -85,6 +87,7 @@ def result_data(
         "reference": _reference(found),
         "ranking": {"text": ranking.text, "pairs_sure": ranking.pairs_sure, "noise_sigma": ranking.noise_sigma},
         "feasible": {key: found.summary[key] for key in schema.Feasible.__annotations__},
+        "belief": None if belief is None else dict(belief),
         "smallest": {"predicted_ms": found.smallest[0], "arch": found.smallest[1].id},
         "provenance": _provenance(found, study),
     }

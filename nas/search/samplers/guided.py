@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 
 from nas.search.lattice import Path
 from nas.search.samplers._context import Context, History, PathSampler
-from nas.search.surrogate import Encoder, Surrogate
+from nas.search.surrogate import Surrogate
 
 SPREAD_OUT = 8  # candidates that fill the set before a model is asked
 BY_CHANCE = 10  # every so many trials one is drawn evenly
@@ -37,26 +37,17 @@ class Guided(PathSampler):
             return self._spread_out(history)
         if trial.number % BY_CHANCE == BY_CHANCE - 1:
             return None
-        model = Surrogate(self._encoder(np.array(history.paths)), history.values[:, 0])
+        model = Surrogate(self.context.encoder(np.array(history.paths)), history.values[:, 0])
         return self._liked(model, history)
-
-    @property
-    def _encoder(self) -> Encoder:
-        memory = self.context.memory
-        if "encoder" not in memory:
-            scalars = list(self.context.scalars.values())
-            memory["encoder"] = Encoder(self.feasible.lattice.groups(), scalars, self.context.reference)
-        found: Encoder = memory["encoder"]
-        return found
 
     def _spread_out(self, history: History) -> Path | None:
         """Of even draws the one that lies farthest from what was seen."""
         drawn = [path for path in _as_paths(self.feasible.draw(self.rng, 64)) if path not in history.seen]
         if not drawn or not history.seen:
             return drawn[0] if drawn else None
-        mine, theirs = self._encoder(np.array(drawn)), self._encoder(np.array(sorted(history.seen)))
+        mine, theirs = self.context.encoder(np.array(drawn)), self.context.encoder(np.array(sorted(history.seen)))
         gaps = sum(
-            ((mine.groups[name][:, None] - theirs.groups[name][None]) ** 2).sum(2)
+            mine.squares(name)[:, None] + theirs.squares(name)[None] - 2 * mine.products(name, theirs)
             for name in ("choices", "numbers")
             if name in mine.groups
         )
@@ -64,10 +55,13 @@ class Guided(PathSampler):
 
     def _liked(self, model: Surrogate, history: History) -> Path | None:
         two = self.context.objectives == 2
+        if self.context.listed and not two:
+            paths = [path for path in self.context.listed if path not in history.seen]
+            return paths[int(np.argmax(model.gain(self.context.encoder(np.array(paths)))))] if paths else None
         found: dict[Path, None] = {}
         for heat, count in HEATS:
             weights = model.linear(self.rng, heat)
-            scores = [-score for score in self._encoder.scores(weights)] if weights else []
+            scores = [-score for score in self.context.encoder.scores(weights)] if weights else []
             if scores and two:
                 found.update(dict.fromkeys(self.feasible.front(scores, LEVELS)))
             elif scores:
@@ -86,7 +80,7 @@ class Guided(PathSampler):
         if not two:
             found = self._refined(model, found, history)
         paths = list(found)
-        encoded = self._encoder(np.array(paths))
+        encoded = self.context.encoder(np.array(paths))
         if two:
             return paths[int(np.argmax(self._gains(model.draws(encoded, self.rng, FRONT_DRAWS), paths, history)))]
         return paths[int(np.argmax(model.gain(encoded)))]
@@ -95,7 +89,7 @@ class Guided(PathSampler):
         """The candidates with mutations of those that the model expects most of."""
         for _ in range(2):
             paths = list(found)
-            order = np.argsort(-model.gain(self._encoder(np.array(paths))), kind="stable")
+            order = np.argsort(-model.gain(self.context.encoder(np.array(paths))), kind="stable")
             found = dict.fromkeys(paths[place] for place in order[:200])
             for place in order[:4]:
                 found.update(dict.fromkeys(self.feasible.neighbours(paths[place], self.rng, MUTATIONS)))

@@ -17,7 +17,8 @@ from nas.evaluation.checkpoint import read_weights
 from nas.evaluation.data import load_data
 from nas.networks.building import build, input_shape_of, load_weights
 from nas.networks.export import check_onnx, export_onnx
-from nas.search.context import Context
+from nas.search.belief import belief_of
+from nas.search.context import Context, known_of
 from nas.search.finalists import rank
 from nas.search.results import Figures, result_data
 from nas.search.steps import Step
@@ -58,9 +59,9 @@ class Export(Step):
                 with whole(staged / name) as temporary:
                     shutil.copyfile(source, temporary)
         ranking = rank([finalist for finalist in finalists if finalist.fits])
-        result = result_data(
-            run.found, run.study, finalists, winner, ranking, Figures(**run.output("train")["figures"]), checked
-        )
+        figures = Figures(**run.output("train")["figures"])
+        belief = belief_of(known_of(run.found), run.study)
+        result = result_data(run.found, run.study, finalists, winner, ranking, figures, checked, belief)
         for warning in result["warnings"]:
             run.log(f"WARNING: {warning}")
         write_text(staged / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
