@@ -66,11 +66,8 @@ class Context:
     @functools.cached_property
     def listed(self) -> list[Path]:
         """All candidates, where they are few enough to look at each; else none."""
-        if self.feasible.about > MOST_LISTED:
-            return []
-        nothing = [np.zeros(len(layer.way)) for layer in self.feasible.layers]
-        found = self.feasible.best(nothing, 2 * MOST_LISTED)
-        return found if len(found) > 0.95 * self.feasible.about else []  # the search gave up
+        found = self.feasible.listed
+        return [] if found is None or len(found) > MOST_LISTED else [tuple(line) for line in found.tolist()]
 
     def path_of(self, study: Study, trial: FrozenTrial) -> Path | None:
         """The candidate of a trial that has all its parameters; None before, or where they choose none."""
