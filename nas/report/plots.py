@@ -429,7 +429,7 @@ def _uses(
 ) -> list[tuple[str, float]]:
     """The winner's figures that a budget limits, each with how it is known."""
     counted = not load_metric(budget["metric"]).of_table
-    if counted and budget["metric"] in winner:
+    if budget["metric"] in ("params", "macs"):
         return [("counted", winner[budget["metric"]])]
     if budget["metric"] == "latency_ms" and budget["table"] in (None, table):
         measured = [] if winner["measured_ms"] is None else [("measured", winner["measured_ms"])]
