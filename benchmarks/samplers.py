@@ -67,7 +67,7 @@ class Here:
         value = float(self.score(Arch.from_json(task.arch)))
         if not math.isfinite(value):
             return Outcome(task.key, None, f"the score is {value}")
-        return Outcome(task.key, Score(-value, 0.0, 0.0, "free"))
+        return Outcome(task.key, Score(-value, "score", seconds=0.0))
 
 
 class Timed:
@@ -125,7 +125,7 @@ def searched(
     study: optuna.Study = open_study("benchmark", InMemoryStorage(), made, 1)
     Engine(Ledger(study, distributions), space, estimator, Here(score), trials=count, seed=seed).run()
     records = [record for record in map(record_of, study.get_trials(deepcopy=False)) if record is not None]
-    values = [-record.val_loss for record in records if record.state == "evaluated" and record.val_loss is not None]
+    values = [-record.value for record in records if record.state == "evaluated" and record.value is not None]
     states = [record.state for record in records]
     return np.maximum.accumulate(values), states, timed.seconds
 

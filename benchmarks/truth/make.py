@@ -31,7 +31,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ from nas.core.arch import Arch
 from nas.core.errors import InputError, NasError
 from nas.core.files import lock_of, writing
 from nas.evaluation.data import Data, load_data
-from nas.evaluation.evaluators import Score
+from nas.evaluation.evaluators import LOSS, Score
 from nas.evaluation.recipes import RECIPES
 from nas.evaluation.training import train
 from nas.networks.building import build, cost_of
@@ -84,6 +84,14 @@ def plan() -> list[Planned]:
 
 
 @dataclass(frozen=True)
+class Trained(Score):
+    """With the figures of the test split, cross entropy in nats and share of right answers."""
+
+    test_loss: float | None = None
+    test_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
 class Training:
     """Trains an arch, in a process of `nas.search.workers`."""
 
@@ -91,13 +99,12 @@ class Training:
     images: int
     recipe: str
 
-    def __call__(self, arch: str, seed: int, on_epoch: OnEpoch) -> Score:
+    def __call__(self, arch: str, seed: int, on_epoch: OnEpoch) -> Trained:
         torch.set_num_threads(1)
         network, recipe = Arch.from_json(arch), RECIPES[self.recipe]
         data = _data(self.dataset, network.input_shape, self.images)
-        return cast(
-            Score, train(build(network, seed=seed, drop_path=recipe.drop_path), data, recipe, seed=seed, test=True)
-        )
+        found = train(build(network, seed=seed, drop_path=recipe.drop_path), data, recipe, seed=seed, test=True)
+        return Trained(found.val_loss, LOSS, **{name: getattr(found, name) for name in FIGURES})
 
 
 @functools.lru_cache(maxsize=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import hashlib
 import os
 import shutil
 import stat
@@ -93,6 +94,12 @@ def write_text(path: str | os.PathLike[str], text: str, *, sync: bool = True) ->
     write_bytes(path, text.encode(), sync=sync)
 
 
+def hash_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on disk."""
     number = os.open(path, os.O_RDONLY)
@@ -120,10 +127,9 @@ def sweep() -> None:
 def _left_over(folder: Path, begin: str) -> list[Path]:
     """What a folder holds whose name begins so and goes on with a process of this machine that is dead."""
     with os.scandir(folder) as entries:
-        named = [entry for entry in entries if entry.name.startswith(begin)]
-    processes = [entry.name.removeprefix(begin).partition(".")[0] for entry in named]
-    pairs = zip(named, processes, strict=True)
-    return [Path(entry.path) for entry, number in pairs if number.isdigit() and not _is_alive(int(number))]
+        named = {Path(entry.path): entry.name[len(begin) :] for entry in entries if entry.name.startswith(begin)}
+    processes = {path: rest.partition(".")[0] for path, rest in named.items()}
+    return [path for path, number in processes.items() if number.isdigit() and not _is_alive(int(number))]
 
 
 def _is_alive(process: int) -> bool:

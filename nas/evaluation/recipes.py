@@ -94,7 +94,7 @@ def read_recipe(fields: Mapping[str, Any], name: str | None = None) -> Recipe:
     for field in fields:
         if field not in Recipe.model_fields:
             raise InputError(suggest("recipe field", field, Recipe.model_fields))
-    base = RECIPES[name].model_dump() if name is not None else {}
+    base = RECIPES[name].model_dump(exclude_unset=True) if name is not None else {}
     try:
         return Recipe(**base | dict(fields))
     except ValidationError as error:

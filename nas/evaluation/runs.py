@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ from nas.evaluation.distributed import joined, own_process
 from nas.evaluation.log import write_history as write_history
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.recipes import read_recipe
-from nas.evaluation.teacher import load_teacher
+from nas.evaluation.teacher import Teacher, load_teacher
 from nas.evaluation.training import TrainResult, train
 from nas.networks.building import build, input_shape_of, load_arch, load_weights, with_classes
 from nas.networks.export import check_onnx, export
+
+BATCHES = 3  # that show how long an epoch takes
 
 
 def train_arch(
@@ -80,10 +83,7 @@ def train_arch(
     folder = default_folder(name or fitted.id, data) if folder is None else folder
     _check_folder(folder, fitted)
     model = build(fitted, seed=seed, drop_path=settings.drop_path)
-    guide = None
-    if teacher is not None:
-        seen = data.train.normalisation
-        guide = load_teacher(teacher, teacher_weights, arch.input_shape, data.classes, seen)
+    guide = teacher_for(data, teacher, teacher_weights)
 
     def show(epoch: Mapping[str, Any]) -> None:
         if progress is not None:
@@ -122,6 +122,39 @@ def train_arch(
         "arch_file": str(folder / "arch.json"),
         "log": str(folder / "training.csv"),
     }
+
+
+def teacher_for(data: Data, name: str | None, weights: Path | None) -> Teacher | None:
+    """A teacher of networks that learn from these images, None where none is named; raises as `load_teacher`."""
+    if name is None:
+        return None
+    return load_teacher(name, weights, data.train.input_shape, data.classes, data.train.normalisation)
+
+
+def epoch_seconds(
+    arch: Arch,
+    data: Data,
+    fields: Mapping[str, Any],
+    *,
+    teacher: Teacher | None = None,
+    device: str = "auto",
+    threads: int | None = 1,
+) -> float:
+    """About how long an epoch of a training takes: a few of its batches are trained on, and the result thrown away."""
+    settings = read_recipe(dict(fields) | {"epochs": 1})
+    request = data.request
+    most = math.ceil(BATCHES * settings.batch_size / (1 - request.val_fraction)) + 1
+    spec = request.name if request.path is None else f"{request.name}:{request.path}"
+    few = load_data(
+        spec,
+        request.input_shape,
+        seed=request.seed,
+        val_fraction=request.val_fraction,
+        limit=min(most, request.limit or most),
+    )
+    with cpu_threads(threads):
+        found = train(build(with_classes(arch, data.classes)), few, settings, device=device, teacher=teacher)
+    return found.seconds * len(data.train) / len(few.train)
 
 
 def default_folder(name: str, data: Data) -> Path:

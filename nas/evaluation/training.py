@@ -119,7 +119,7 @@ def train(
     """
     where = pick_device(device)
     first = own_process()[0] == 0
-    _check(data, recipe, teacher)
+    check_fit(data, recipe, teacher)
     journal = Log(log) if log is not None and first else None
     with contextlib.ExitStack() as after, naming_memory(recipe.batch_size, data.train.input_shape, where):
         if journal is not None:
@@ -337,7 +337,12 @@ class _Trainer:
         }
 
 
-def _check(data: Data, recipe: Recipe, teacher: Teacher | None) -> None:
+def check_fit(data: Data, recipe: Recipe, teacher: Teacher | None) -> None:
+    """Check that a recipe can be carried out on these images.
+
+    Raises:
+        InputError: it cannot, and why.
+    """
     parts = own_process()[1] * recipe.accumulate
     if recipe.batch_size > len(data.train):
         raise InputError(f"batch_size {recipe.batch_size} exceeds the {len(data.train)} training images of {data.name}")

@@ -1,6 +1,6 @@
 """The front of a study: reading its trials, the exact non-dominated set, the hypervolume it covers.
 
-Everything works on the frame of `trials.csv`, one row a trial: candidates that were trained (`evaluated`), candidates
+Everything works on the frame of `trials.csv`, one row a trial: candidates that were scored (`evaluated`), candidates
 over a budget that never were (`infeasible`), repeats (`duplicate`) and failures (`failed`). Only evaluated trials can
 be on a front.
 """
@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from nas.core.errors import InputError, RunError, suggest
-from nas.report.schema import REAL, STATES, TRIAL_COLUMNS, WHOLE
+from nas.evaluation.evaluators import LOSS
+from nas.report.schema import LATER, REAL, STATES, TRIAL_COLUMNS, WHOLE
 
 HIGHER_IS_BETTER = frozenset({"val_accuracy"})
 
@@ -59,7 +60,7 @@ def _keep_of_many(rows: np.ndarray) -> np.ndarray:
     return keep
 
 
-def front_data(trials: pd.DataFrame, cost: str = "predicted_ms", score: str = "val_loss") -> pd.DataFrame:
+def front_data(trials: pd.DataFrame, cost: str = "predicted_ms", score: str = "value") -> pd.DataFrame:
     """The evaluated trials that no other evaluated trial dominates, cheapest first, with all their columns.
 
     `cost` is minimized (`predicted_ms`, `params`, `macs`); `score` is minimized too, unless it is `val_accuracy`.
@@ -126,6 +127,9 @@ def read_trials(path: Path | str) -> pd.DataFrame:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)  # an arch id such as 123456789e12 is no number
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise RunError(f"{path} is no table of trials: {error}") from error
+    if not set(LATER) & set(frame):
+        scored = frame["val_loss"] != "" if "val_loss" in frame else False
+        frame = frame.assign(value=frame.get("val_loss"), score=np.where(scored, LOSS, ""), cost="")
     lacking = [name for name in TRIAL_COLUMNS if name not in frame]
     if lacking:
         raise RunError(f"{path} lacks the column{'s' if len(lacking) > 1 else ''} {', '.join(lacking)}")

@@ -21,6 +21,7 @@ from plotly.offline import get_plotlyjs
 from nas.core.errors import RunError, without_passwords
 from nas.core.files import write_text
 from nas.core.units import show_count, show_seconds, to_ms
+from nas.evaluation.evaluators import title_of
 from nas.metrics import load_metric
 from nas.report import plots
 from nas.report.front import evaluated_trials, front_data, read_trials
@@ -89,7 +90,7 @@ def _read_training(path: Path) -> pd.DataFrame:
 
 def _check_same_study(run: Run) -> None:
     """Every finalist must be an evaluated trial of the same arch."""
-    evaluated = evaluated_trials(run.trials, "predicted_ms", "val_loss")
+    evaluated = evaluated_trials(run.trials, "predicted_ms", "value")
     archs = dict(zip(evaluated["number"], evaluated["arch"], strict=True))
     for finalist in (*run.result["finalists"], run.result["winner"]):
         number, arch = finalist["number"], finalist["arch"]
@@ -101,7 +102,7 @@ def _check_same_study(run: Run) -> None:
 
 
 def figures(run: Run) -> dict[str, go.Figure]:
-    """Every plot of the report by name; `budgets` is there only if the run has a budget."""
+    """Every plot of the report by name; `budgets` and `effects` are there only if the run has such."""
     winner, budget = run.result["winner"], run.latency_budget_ms
     drawn = {
         "front": plots.plot_candidates(plots.candidates_data(run.trials), budget, winner["arch"]),
@@ -112,6 +113,8 @@ def figures(run: Run) -> dict[str, go.Figure]:
     }
     if run.result["budgets"]:
         drawn["budgets"] = plots.plot_budgets(budgets(run))
+    if belief := run.result.get("belief"):
+        drawn["effects"] = plots.plot_effects(plots.effects_data(belief["effects"]))
     return drawn
 
 
@@ -151,6 +154,7 @@ def render(run: Run) -> str:
         us=lambda us: plots.show_ms(to_ms(us)),
         count=show_count,
         metric=lambda name: load_metric(name).title,
+        title=title_of,
         seconds=show_seconds,
         percent=_percent,
         mean=_mean,
@@ -162,6 +166,7 @@ def render(run: Run) -> str:
         plots={name: _plot_html(name, figure) for name, figure in figures(run).items()},
         plotly=Markup(get_plotlyjs()),
         budget_ms=run.latency_budget_ms,
+        accuracies=bool(run.trials.loc[run.trials["state"] == "evaluated", "val_accuracy"].notna().all()),
         front=front_data(run.trials).to_dict("records"),
         agreement=agreement(run).to_dict("records"),
         interval=_interval(run),

@@ -18,6 +18,7 @@ from plotly.subplots import make_subplots
 
 from nas.core.errors import InputError
 from nas.core.units import US_PER_MS, show_count, to_ms
+from nas.evaluation.evaluators import title_of
 from nas.metrics import load_metric, names
 from nas.report.front import evaluated_trials, front_data
 from nas.report.schema import STATES
@@ -56,20 +57,22 @@ AXIS_TITLES = {
     "predicted_ms": "predicted latency (ms)",
     "params": "parameters",
     "macs": "multiply-adds (MACs)",
-    "val_loss": "validation loss",
+    "val_loss": title_of("val_loss"),
     "val_accuracy": "validation accuracy (fraction)",
 }
 BAND_PERCENT = 5.0
 
 
-def candidates_data(trials: pd.DataFrame, cost: str = "predicted_ms", score: str = "val_loss") -> pd.DataFrame:
+def candidates_data(trials: pd.DataFrame, cost: str = "predicted_ms", score: str = "value") -> pd.DataFrame:
     """Evaluated and infeasible trials with their cost and score; `on_front` marks the non-dominated ones.
 
-    An infeasible trial was never trained, so it has no score.
+    An infeasible trial has no score.
     """
     evaluated_trials(trials, cost, score)
     rows = trials[trials["state"].isin(["evaluated", "infeasible"])].sort_values("number").reset_index(drop=True)
-    columns = dict.fromkeys(["number", "arch", "state", "reason", cost, score, "predicted_ms", "params", "macs"])
+    columns = dict.fromkeys(
+        ["number", "arch", "state", "reason", cost, score, "score", "predicted_ms", "params", "macs"]
+    )
     front = front_data(trials, cost, score)["number"]
     return rows[list(columns)].assign(on_front=rows["number"].isin(front))
 
@@ -79,7 +82,7 @@ def plot_candidates(
     budget: float | None = None,
     winner: str | None = None,
     cost: str = "predicted_ms",
-    score: str = "val_loss",
+    score: str = "value",
 ) -> go.Figure:
     """Cost against score, with the front and the budget (in the unit of `cost`); in a strip below, what exceeded it."""
     figure = _figure_with_strip(data, 420)
@@ -95,29 +98,31 @@ def plot_candidates(
         text = f"budget {_amount('latency_ms' if cost == 'predicted_ms' else cost, budget)}"
         figure.add_shape(type="line", x0=budget, x1=budget, y0=0, y1=1, yref="paper", line=BUDGET_LINE)
         figure.layout.shapes[-1].update(name=text, showlegend=True)
-    figure.update_yaxes(title_text=AXIS_TITLES.get(score, score), row=1, col=1)
+    figure.update_yaxes(
+        title_text=_title_of_values(data) if score == "value" else AXIS_TITLES.get(score, score), row=1, col=1
+    )
     _spread(figure, data[cost])
     return _title_last_x(figure, AXIS_TITLES.get(cost, cost))
 
 
 def progress_data(trials: pd.DataFrame) -> pd.DataFrame:
-    """All trials in their order, with the lowest validation loss reached so far (missing until one is evaluated)."""
-    evaluated_trials(trials, "val_loss")
+    """All trials in their order, with the lowest value reached so far (missing until one is evaluated)."""
+    evaluated_trials(trials, "value")
     rows = trials.sort_values("number").reset_index(drop=True)
-    loss = rows["val_loss"].where(rows["state"] == "evaluated")
-    columns = ["number", "arch", "state", "reason", "predicted_ms", "params", "macs", "seconds"]
-    return rows[columns].assign(val_loss=loss, best_val_loss=loss.cummin().ffill())
+    value = rows["value"].where(rows["state"] == "evaluated")
+    columns = ["number", "arch", "state", "reason", "score", "predicted_ms", "params", "macs", "seconds"]
+    return rows[columns].assign(value=value, best_value=value.cummin().ffill())
 
 
 def plot_progress(data: pd.DataFrame) -> go.Figure:
-    """Validation loss of each trial and the best so far; in a strip below, the trials that were not evaluated."""
+    """The value of each trial and the best so far; in a strip below, the trials that were not evaluated."""
     figure = _figure_with_strip(data, 420)
-    _markers(figure, data[data["state"] == "evaluated"], "number", "val_loss", "evaluated", STATE_STYLES["evaluated"])
-    best = data.dropna(subset="best_val_loss")
-    figure.add_scatter(x=best["number"], y=best["best_val_loss"], name="best so far", mode="lines", hoverinfo="skip")
+    _markers(figure, data[data["state"] == "evaluated"], "number", "value", "evaluated", STATE_STYLES["evaluated"])
+    best = data.dropna(subset="best_value")
+    figure.add_scatter(x=best["number"], y=best["best_value"], name="best so far", mode="lines", hoverinfo="skip")
     figure.data[-1].update(line={**BEST_LINE, "shape": "hv"})
     _strip(figure, data, "number")
-    figure.update_yaxes(title_text=AXIS_TITLES["val_loss"], row=1, col=1)
+    figure.update_yaxes(title_text=_title_of_values(data), row=1, col=1)
     return _title_last_x(figure, "trial")
 
 
@@ -254,6 +259,45 @@ def plot_budgets(data: pd.DataFrame) -> go.Figure:
     return figure.update_yaxes(categoryorder="array", categoryarray=data["label"][::-1], showgrid=False)
 
 
+def effects_data(effects: Iterable[Mapping[str, Any]], most: int = 24) -> pd.DataFrame:
+    """The choices that matter most by a fitted model, the largest effect first, each with its interval.
+
+    Args:
+        effects: mappings with `choice`, `value`, `share`, `effect`, `low`, `high`.
+        most: how many are kept.
+    """
+    data = _frame(effects, "effect", ["choice", "value", "share", "effect", "low", "high"])
+    order = data["effect"].abs().sort_values(ascending=False, kind="stable").index[:most]
+    data = data.loc[order].reset_index(drop=True)
+    labels = [f"{escape(str(row['choice']))} = {escape(str(row['value']))}" for row in data.to_dict("records")]
+    return data.assign(label=labels, is_sure=(data["low"] > 0) | (data["high"] < 0))
+
+
+def plot_effects(data: pd.DataFrame) -> go.Figure:
+    """One line a choice: its expected effect on the loss and the 95 % interval; paler where that holds zero."""
+    figure = _figure(110 + 22 * len(data))
+    for sure, name, color in ((True, "effect", BLUE), (False, "interval holds zero", GREY)):
+        rows = data[data["is_sure"] == sure]
+        if rows.empty:
+            continue
+        text = [
+            f"{row['label']}<br>{row['effect']:+.3g} ({row['low']:+.3g} to {row['high']:+.3g})<br>"
+            f"in {100 * row['share']:.0f} % of what fits"
+            for row in rows.to_dict("records")
+        ]
+        figure.add_scatter(x=rows["effect"], y=rows["label"], mode="markers", name=name, marker={"size": 9})
+        figure.data[-1].update(marker_color=color, hovertext=text, hoverinfo="text")
+        figure.data[-1].error_x = {
+            "array": rows["high"] - rows["effect"],
+            "arrayminus": rows["effect"] - rows["low"],
+            "symmetric": False,
+            **ERROR_BAR,
+        }
+    figure.add_vline(x=0, line={"color": BLACK, "width": 1})
+    figure.update_xaxes(title_text="expected effect on validation loss (lower is better)")
+    return figure.update_yaxes(categoryorder="array", categoryarray=data["label"][::-1])
+
+
 def training_data(training: pd.DataFrame) -> pd.DataFrame:
     """The epochs of a training run in their order, accuracy in percent; `lr` stays missing where it is not known."""
     lacking = [name for name in ("epoch", "train_loss", "val_loss", "val_accuracy") if name not in training]
@@ -335,13 +379,19 @@ def _markers(
     )
 
 
+def _title_of_values(data: pd.DataFrame) -> str:
+    """What the values of trials are, in words."""
+    names = data.loc[data["state"] == "evaluated", "score"]
+    return title_of(str(names.iloc[0])) if len(names) else "value"
+
+
 def _hover(rows: pd.DataFrame) -> list[str]:
     """A few lines about each trial, of the columns that it has."""
     shown: dict[str, Callable[[Any], str]] = {
         "predicted_ms": lambda ms: f"predicted {show_ms(ms)}",
         "measured_ms": lambda ms: f"measured {show_ms(ms)}",
         "error_percent": lambda error: f"prediction off by {error:+.1f} %",
-        "val_loss": lambda loss: f"validation loss {loss:.4g}",
+        "value": escape,
         "params": lambda count: f"{show_count(count)} parameters",
         "macs": lambda count: f"{show_count(count)} MACs",
         "reason": escape,
@@ -349,6 +399,8 @@ def _hover(rows: pd.DataFrame) -> list[str]:
     texts = []
     for row in rows.to_dict("records"):
         known = {name: value for name, value in row.items() if not pd.isna(value) and value != ""}
+        if "value" in known and known.get("score"):
+            known["value"] = f"{title_of(known['score'])} {known['value']:.4g}"
         lines = [show(known[name]) for name, show in shown.items() if name in known]
         texts.append("<br>".join([f"<b>trial {row['number']}</b>, arch {escape(row['arch'])}", *lines]))
     return texts

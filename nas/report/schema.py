@@ -6,6 +6,7 @@ results of earlier versions.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, get_args
 
@@ -13,17 +14,22 @@ from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat, TypeAdap
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
 from nas.core.errors import RunError
+from nas.evaluation.evaluators import LOSS
 
 VERSION = 1  # of `result.json`
 State = Literal["evaluated", "infeasible", "duplicate", "failed"]
-"""What became of a trial: trained; over a budget, so never trained; the arch of an earlier trial; without a score."""
+"""What became of a trial: scored; over a budget, so never scored; the arch of an earlier trial; without a score."""
 STATES: tuple[State, ...] = get_args(State)
 
-TEXT = ("state", "reason", "started", "arch", "table_hash")
+TEXT = ("state", "reason", "score", "cost", "started", "arch", "table_hash")
 WHOLE = ("number", "params", "macs", "duplicate_of", "seed")
-REAL = ("predicted_ms", "predicted_low_ms", "predicted_high_ms", "val_loss", "val_accuracy", "seconds")
+REAL = ("predicted_ms", "predicted_low_ms", "predicted_high_ms", "value", "val_loss", "val_accuracy", "seconds")
 TRIAL_COLUMNS = (*TEXT, *WHOLE, *REAL)
-"""Columns of `trials.csv`; the parameters of the space stand in further ones, `param.*`."""
+"""Columns of `trials.csv`; the parameters of the space stand in further ones, `param.*`. Candidates are compared by
+`value`, `score` is the name of that.
+"""
+LATER = ("value", "score", "cost")
+"""Those that `trials.csv` of version 0.1 lacks: its values are losses."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -64,8 +70,9 @@ class Candidate(TypedDict):
     memory_mb: NotRequired[PositiveFloat | None]
     params: NonNegativeInt
     macs: NonNegativeInt
-    val_losses: Annotated[list[FiniteFloat], Field(min_length=1)]
-    val_accuracies: Annotated[list[Fraction], Field(min_length=1)]
+    values: Annotated[list[FiniteFloat], Field(min_length=1)]
+    val_losses: list[FiniteFloat]
+    val_accuracies: list[Fraction]
     fits: bool
 
 
@@ -146,6 +153,47 @@ class Ranking(TypedDict):
     noise_sigma: NotRequired[FiniteFloat | None]
 
 
+class Liked(TypedDict):
+    """A network and what a fitted model expects of it, with a 95 % interval."""
+
+    arch: str
+    number: NonNegativeInt | None
+    expected: FiniteFloat
+    low: FiniteFloat
+    high: FiniteFloat
+    predicted_ms: PositiveFloat
+    choices: dict[str, Any]
+
+
+class Effect(TypedDict):
+    """How much better or worse networks with a choice are expected to be than the mean of what fits."""
+
+    choice: str
+    value: Any
+    share: Fraction
+    effect: FiniteFloat
+    low: FiniteFloat
+    high: FiniteFloat
+
+
+class Belief(TypedDict):
+    """What a linear model fitted to the candidates' losses says; none of it is trained or measured.
+
+    `rank_correlation` is Spearman's, of losses predicted each without its own candidate; `best` is the best of the
+    fitted model among all networks that fit, `best_trained` the trained one of lowest loss, `behind` what the model
+    expects between the two.
+    """
+
+    candidates: NonNegativeInt
+    rank_correlation: FiniteFloat | None
+    best: Liked
+    best_trained: Liked
+    behind: FiniteFloat
+    behind_low: FiniteFloat
+    behind_high: FiniteFloat
+    effects: list[Effect]
+
+
 class Smallest(TypedDict):
     """The lowest latency that the space can reach."""
 
@@ -183,6 +231,7 @@ class Result(TypedDict):
     name: str
     space: str
     objective: Literal["accuracy", "front"]
+    score: str
     warnings: NotRequired[list[str]]
     budgets: list[Budget]
     counts: Counts
@@ -190,6 +239,7 @@ class Result(TypedDict):
     winner: Winner
     reference: NotRequired[Reference | None]
     ranking: Ranking
+    belief: NotRequired[Belief | None]
     smallest: NotRequired[Smallest | None]
     provenance: Provenance
 
@@ -228,9 +278,27 @@ def _unknown(data: Any, found: Any, place: str = "") -> list[str]:
 def read_result(path: Path) -> Result:
     """A `result.json`; raises as `check_result`, also where it is no JSON."""
     try:
-        return TypeAdapter(Result).validate_json(path.read_bytes())
+        data = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise RunError(f"{path}: Invalid JSON: {error}") from error
+    if isinstance(data, dict) and "score" not in data:
+        data = _of_version_0_1(data)
+    try:
+        return TypeAdapter(Result).validate_python(data)
     except ValidationError as error:
         raise _wrong(error, str(path)) from error
+
+
+def _of_version_0_1(data: dict[str, Any]) -> dict[str, Any]:
+    """A result of version 0.1, which knew no other values than losses, as this one has it."""
+
+    def valued(candidate: Any) -> Any:
+        known = isinstance(candidate, dict) and "val_losses" in candidate
+        return candidate | {"values": candidate["val_losses"]} if known else candidate
+
+    listed = data.get("finalists")
+    finalists = [valued(each) for each in listed] if isinstance(listed, list) else listed
+    return data | {"score": LOSS, "winner": valued(data.get("winner")), "finalists": finalists}
 
 
 def _wrong(error: ValidationError, where: str) -> RunError:

@@ -6,22 +6,27 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
 from optuna.samplers import BaseSampler
 
+from nas.core.arch import Arch
 from nas.core.errors import RunError
 from nas.core.files import write_text
-from nas.evaluation.evaluators import load_evaluator
+from nas.evaluation.data import Data, load_data
+from nas.evaluation.evaluators import Asked, Evaluator, epochs_of, key_of, load_asked
+from nas.evaluation.runs import epoch_seconds, teacher_for
 from nas.search.archs import CLASSES
-from nas.search.fitting import context_of, feasible_set
+from nas.search.fitting import context_of, feasible_set, lattice_of
 from nas.search.limits import Limit
 from nas.search.request import Request
 from nas.search.resolved import Log, Named, Progress, Resolved, resolve_request, table_begun_with
 from nas.search.samplers import load_sampler
-from nas.search.scoring import TrainingScorer
+from nas.search.samplers._context import Context as SamplerContext
+from nas.search.scoring import CandidateScorer, Features, evaluator_of
 from nas.search.study import JOURNAL, distributions_of, note_versions, open_study
 from nas.search.timing import Allotment, Deadline, Pace
 from nas.search.trials import record_of
@@ -29,7 +34,9 @@ from nas.search.workers import Pool, Stage
 from nas.tables.table import Table
 
 RECORDS = "steps.json"
+PREPARE = "prepare"  # the step that evaluators get ready in
 REQUEST = "request.yaml"
+FEATURES = "features.jsonl"
 FINISHED_BY = (
     "trials",
     "finalists",
@@ -70,6 +77,7 @@ class Context:
         self.folder = named.request.run_dir
         self._found: Resolved | None = None
         self._study: optuna.Study | None = None
+        self._epoch_seconds: dict[str, float] = {}  # by arch
         stored = Request.read(self.folder / REQUEST) if (self.folder / REQUEST).is_file() else None
         if stored is None:
             _require_no_training(self.folder)
@@ -107,9 +115,61 @@ class Context:
         return Pace(record for record in records if record is not None)
 
     @functools.cached_property
+    def evaluator(self) -> Evaluator:
+        """What scores the candidates."""
+        return evaluator_of(self.request)
+
+    @functools.cached_property
+    def data(self) -> Data:
+        """The images."""
+        request, size = self.request, self.found.space.input_shape
+        return load_data(request.dataset, size, seed=request.seed, limit=request.limit)
+
+    @property
+    def wanted_repeats(self) -> int:
+        """How many further scores each finalist is to get: none where no training stands behind them."""
+        return self.request.repeats if self.evaluator.trains else 0
+
+    @functools.cached_property
     def allotment(self) -> Allotment:
         """How the time that is left when it is first asked for is divided among the steps."""
-        return Allotment(self.request, self.deadline, self.pace, measured=not self.found.not_this_machine)
+        return Allotment(
+            self.request,
+            self.deadline,
+            self.pace,
+            measured=not self.found.not_this_machine,
+            repeats=self.wanted_repeats,
+            epoch=self.epoch_seconds,
+        )
+
+    def epoch_seconds(self, candidate_seconds: float, arch: Arch | None = None) -> float:
+        """About how long an epoch of the winner's training takes.
+
+        Args:
+            candidate_seconds: that the winner took as a candidate. Where candidates are not trained in epochs, or the
+                winner is trained otherwise than they are, it is tried out instead.
+            arch: of the winner; None for the slowest that fits.
+        """
+        request, epochs = self.request, epochs_of(self.evaluator)
+        if epochs is not None and not request.final_recipe and request.final_teacher is None:
+            return candidate_seconds / epochs
+        if arch is None:
+            lattice, fits = (
+                lattice_of(self.found.space),
+                feasible_set(self.found.space, self.found.estimator, self.folder),
+            )
+            arch = lattice.arch(fits.largest() or fits.closest())
+        if arch.id not in self._epoch_seconds:
+            self.progress(0, 1, None, f"trying out how long an epoch of {arch.id} takes")
+            self._epoch_seconds[arch.id] = epoch_seconds(
+                arch,
+                self.data,
+                request.final_recipe,
+                teacher=teacher_for(self.data, request.final_teacher, request.weights_of_teacher),
+                device=request.device,
+                threads=request.final_threads,
+            )
+        return self._epoch_seconds[arch.id]
 
     def _open(self) -> optuna.Study:
         request = self.named.request
@@ -191,26 +251,43 @@ class Context:
         finished = self.study.user_attrs.get("finished")
         return finished is not None and all(finished.get(name) == getattr(self.request, name) for name in FINISHED_BY)
 
+    def prepared(self, asked: Asked) -> Mapping[str, Any]:
+        """What an evaluator of the request prepared for the search."""
+        record = self._records.get(PREPARE, {"output": {"prepared": {}}})
+        found: Mapping[str, Any] = record["output"]["prepared"].get(key_of(asked), {})
+        return found
+
     def pool(self, on_stages: Callable[[tuple[Stage, ...]], None]) -> Pool:
         """Processes that score candidates, and say what they are at."""
-        return Pool(scorer_of(self.found), self.request.workers, on_stages)
+        return Pool(scorer_of(self), self.request.workers, on_stages)
 
 
-def sampler_of(found: Resolved, folder: Path) -> BaseSampler:
-    """The request's sampler, told what fits; the counts of that are kept in the run's folder."""
-    request = found.request
-    fits = feasible_set(found.space, found.estimator, folder)
+def known_of(run: Context) -> SamplerContext:
+    """What a sampler of the request is told: what fits, and its features; both are kept in the run's folder."""
+    found, request = run.found, run.request
+    fits = feasible_set(found.space, found.estimator, run.folder)
     objectives = 2 if request.objective == "front" else 1
     context = context_of(found.space, found.estimator, fits, objectives, request.start == "presets")
-    return load_sampler(request.sampler, request.seed, distributions_of(found.space.choices), context)
+    if not request.features:
+        return context
+    scorers = {name: scorer_of(run, asked) for asked in request.features for name in asked}
+    features, lattice = Features(scorers, request.seed, run.folder / FEATURES), lattice_of(found.space)
+    return replace(context, features=lambda paths: features([lattice.arch(path) for path in paths]))
 
 
-def scorer_of(found: Resolved) -> TrainingScorer:
-    """What scores the candidates of a request."""
-    request = found.request
-    evaluator = load_evaluator(request.evaluator, epochs=request.epochs)
-    size = found.space.input_shape
-    return TrainingScorer(evaluator, request.dataset, size, request.seed, request.device, request.limit)
+def sampler_of(run: Context) -> BaseSampler:
+    """The request's sampler."""
+    request = run.request
+    return load_sampler(request.sampler, request.seed, distributions_of(run.found.space.choices), known_of(run))
+
+
+def scorer_of(run: Context, asked: Asked | None = None) -> CandidateScorer:
+    """What scores the candidates of a request, or scores them as one of its features."""
+    asked = run.request.evaluator[0] if asked is None else asked
+    request, size = run.request, run.found.space.input_shape
+    return CandidateScorer(
+        load_asked(asked), request.dataset, size, request.seed, request.device, request.limit, run.prepared(asked)
+    )
 
 
 def _require_no_training(folder: Path) -> None:

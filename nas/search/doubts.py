@@ -10,9 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from nas.core.space import Space
-from nas.evaluation.data import Data, Split, load_data
-from nas.evaluation.evaluators import load_evaluator
+from nas.evaluation.data import Data, Split
+from nas.evaluation.evaluators import Evaluator, epochs_of, title_of
 from nas.evaluation.recipe import Recipe
+from nas.evaluation.recipes import read_recipe
 from nas.search.finalists import Finalist, Ranking
 from nas.search.request import Request
 from nas.tables.table import Table
@@ -20,6 +21,10 @@ from nas.tables.table import Table
 SURE = 0.01  # probability that a network which guesses comes so far by luck
 CANDIDATE_STEPS = 100  # with fewer, candidates differ by how fast they start: digits, hybrid space
 WINNER_STEPS = 300  # of the shortest training that brought a winner on digits to 99 %
+OF_TRAININGS = {
+    "Candidates trained": ("to be told apart", "epochs"),
+    "The winner trained": ("to learn what it can", "final_epochs"),
+}
 
 
 class Trained(Protocol):
@@ -78,32 +83,34 @@ def at_least(right: int, images: int, level: float) -> float:
     return min(float(np.exp(logs).sum()), 1.0)
 
 
-def winners_chance(request: Request, size: tuple[int, int, int], training: Trained) -> Chance | None:
+def winners_chance(data: Data, training: Trained) -> Chance | None:
     """The winner's accuracy on the test images beside that of guessing; None where it has none."""
-    if training.test_accuracy is None:
-        return None
-    return chance_of(training.test_accuracy, _data(request, size).test)
+    return None if training.test_accuracy is None else chance_of(training.test_accuracy, data.test)
 
 
 def doubts(
     request: Request,
-    size: tuple[int, int, int],
-    losses: Sequence[float],
+    data: Data,
+    evaluator: Evaluator,
+    score: str,
+    values: Sequence[float],
     accuracies: Sequence[float],
     ranking: Ranking,
     training: Trained,
 ) -> list[str]:
-    """What the trainings of a search leave in doubt, a sentence or two each; nothing where all is sound.
+    """What the scores and trainings of a search leave in doubt, a sentence or two each; nothing where all is sound.
 
     Args:
         request: of the search.
-        size: (C, H, W) of the images.
-        losses, accuracies: validation figures of the evaluated candidates.
+        data: its images.
+        evaluator: of its candidates.
+        score: the name of their values.
+        values, accuracies: of the evaluated candidates; no accuracies where the evaluator gives none.
         ranking: of the finalists, whose repeats show how far trainings of one network lie apart.
         training: the winner's.
     """
-    data, found = _data(request, size), []
-    chance = winners_chance(request, size, training)
+    found = []
+    chance = winners_chance(data, training)
     if chance is not None and not chance.beyond:
         found.append(
             f"The winner is no better than chance: {chance} on the test split. Its latency is right, its accuracy says "
@@ -115,24 +122,20 @@ def doubts(
             f"No candidate is better than chance: at best {best} on the validation split. So nothing chose among them; "
             "give their training more epochs or images"
         )
-    found += _too_short(request, data, training.epochs)
-    found += _alike(losses, ranking.noise_sigma)
+    found += _too_short(request, data, evaluator, training.epochs)
+    found += _alike(score, values, ranking.noise_sigma)
     return found
 
 
-def _data(request: Request, size: tuple[int, int, int]) -> Data:
-    return load_data(request.dataset, size, seed=request.seed, limit=request.limit)
-
-
-def _too_short(request: Request, data: Data, final_epochs: int) -> list[str]:
+def _too_short(request: Request, data: Data, evaluator: Evaluator, final_epochs: int) -> list[str]:
     """Trainings with too few steps to tell anything."""
-    recipe = getattr(load_evaluator(request.evaluator, epochs=request.epochs), "recipe", Recipe())
+    trainings = [("The winner trained", read_recipe(request.final_recipe), final_epochs, WINNER_STEPS)]
+    if isinstance(recipe := getattr(evaluator, "recipe", None), Recipe) and (epochs := epochs_of(evaluator)):
+        trainings.insert(0, ("Candidates trained", recipe, epochs, CANDIDATE_STEPS))
     found = []
-    for whose, batch, epochs, least, why, name in (
-        ("Candidates trained", recipe.batch_size, request.epochs, CANDIDATE_STEPS, "to be told apart", "epochs"),
-        ("The winner trained", Recipe().batch_size, final_epochs, WINNER_STEPS, "to learn what it can", "final_epochs"),
-    ):
-        each = max(len(data.train) // batch, 1)
+    for whose, recipe, epochs, least in trainings:
+        why, name = OF_TRAININGS[whose]
+        each = max(len(data.train) // recipe.batch_size, 1)
         if epochs * each < least:
             found.append(
                 f"{whose} for {epochs} epoch{'s' if epochs > 1 else ''} of {each} step{'s' if each > 1 else ''}, and "
@@ -142,16 +145,24 @@ def _too_short(request: Request, data: Data, final_epochs: int) -> list[str]:
     return found
 
 
-def _alike(losses: Sequence[float], sigma: float | None) -> list[str]:
-    """Whether candidates differ less than two trainings of one of them do."""
-    if sigma is None or len(losses) < 3:
+def _alike(score: str, values: Sequence[float], sigma: float | None) -> list[str]:
+    """Whether candidates differ not at all, or less than two trainings of one of them do."""
+    if len(values) < 3:
         return []
-    seen = float(np.std(losses, ddof=1))
+    title = title_of(score)
+    if len(set(values)) == 1:
+        return [
+            f"All {len(values)} candidates have the same {title}, {values[0]:.6g}, so nothing chose among them. Look "
+            "at the evaluator"
+        ]
+    if sigma is None:
+        return []
+    seen = float(np.std(values, ddof=1))
     own = math.sqrt(max(seen**2 - sigma**2, 0.0))  # of the networks themselves: variances add
     if own >= sigma:
         return []
     return [
-        f"Candidates differ less than their trainings do: the validation losses of {len(losses)} candidates vary by "
+        f"Candidates differ less than their trainings do: the {title} of {len(values)} candidates varies by "
         f"{seen:.3g} (standard deviation), two trainings of one network by {sigma:.3g}, which leaves {own:.3g} to the "
         "networks themselves. So chance had the larger part in choosing; more epochs or images tell them apart"
     ]
@@ -181,16 +192,18 @@ def noisy(table: Table, space: Space) -> list[str]:
     ]
 
 
-def shortened(request: Request, evaluated: int, finalists: Sequence[Finalist], training: Trained) -> list[str]:
+def shortened(
+    request: Request, evaluated: int, finalists: Sequence[Finalist], wanted_repeats: int, training: Trained
+) -> list[str]:
     """What a search left out to end in time."""
-    repeats = min((len(each.losses) - 1 for each in finalists if each.fits), default=0)
+    repeats = min((len(each.values) - 1 for each in finalists if each.fits), default=0)
     wanted = min(request.finalists, evaluated)
     parts = [
         f"{done} of {asked} {what}"
         for done, asked, what in (
             (evaluated, request.trials, "candidates"),
             (sum(each.fits for each in finalists), wanted, "finalists that fit"),
-            (repeats, request.repeats, "repeats of each"),
+            (repeats, wanted_repeats, "repeats of each"),
             (training.epochs, request.final_epochs, "epochs of the winner"),
         )
         if done < asked

@@ -48,14 +48,14 @@ class Progress:
         record: what became of it.
         trials: evaluated candidates that were asked for.
         counts: trials so far by state, those of earlier processes included.
-        best_loss: the lowest validation loss so far, None before the first.
+        best: the lowest value so far, None before the first.
     """
 
     number: int
     record: Record
     trials: int
     counts: dict[str, int]
-    best_loss: float | None
+    best: float | None
 
 
 @dataclass(frozen=True)
@@ -199,8 +199,7 @@ class Engine:
 
     def _again(self, record: Record) -> Record:
         number, earlier = self._scores[record.arch]
-        loss, accuracy = earlier.val_loss, earlier.val_accuracy
-        return replace(record, state="duplicate", duplicate_of=number, val_loss=loss, val_accuracy=accuracy)
+        return replace(record.scored(earlier), state="duplicate", duplicate_of=number)
 
     def _failed_again(self, record: Record) -> Record:
         number, reason = self._failures[record.arch]
@@ -217,9 +216,8 @@ class Engine:
             self._require_successes(outcome.reason)
             return
         score = outcome.score
-        loss, accuracy, seconds = score.val_loss, score.val_accuracy, score.seconds
-        record = replace(first.record, val_loss=loss, val_accuracy=accuracy, seconds=seconds)
-        self._finish(first.proposal, record)
+        record = first.record.scored(score)
+        self._finish(first.proposal, replace(record, seconds=score.seconds, cost=score.cost))
         for candidate in followers:
             self._finish(candidate.proposal, self._again(candidate.record))
         self._failed_in_a_row = 0
@@ -243,9 +241,9 @@ class Engine:
     def _remember(self, number: int, record: Record) -> None:
         self._count(record.state)
         self._since_new = 0 if record.state == "evaluated" else self._since_new + 1
-        if record.state == "evaluated" and record.val_loss is not None:
+        if record.state == "evaluated" and record.value is not None:
             self._scores[record.arch] = number, record
-            self._best = record.val_loss if self._best is None else min(self._best, record.val_loss)
+            self._best = record.value if self._best is None else min(self._best, record.value)
         elif record.state == "failed" and record.arch:
             self._failures.setdefault(record.arch, (number, record.reason))
 

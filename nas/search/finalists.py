@@ -15,6 +15,7 @@ import optuna
 from nas.core.arch import Arch
 from nas.core.errors import RunError
 from nas.core.units import to_ms
+from nas.evaluation.evaluators import title_of
 from nas.metrics import MB
 from nas.search.limits import Estimator, Limit
 from nas.search.study import remembered
@@ -22,6 +23,7 @@ from nas.search.trials import Record
 from nas.search.workers import Outcome, Pool, Task
 from nas.tables.table import Table
 
+SCORED = ("value", "val_loss", "val_accuracy")  # of a score, in this order
 TRIES = 2  # of a measurement in one command; each of them is taken anew where the machine was disturbed
 
 
@@ -82,7 +84,8 @@ class Finalist:
         fits: whether that keeps every limit.
         timing: latency with the request's table's runtime; None where this is not the table's machine.
         memory_bytes: measured likewise where there is a budget on memory, else None.
-        losses, accuracies: of its trainings, that of the search first.
+        values: of its scores, that of the search first.
+        losses, accuracies: of the trainings behind them; none where the scores have none.
     """
 
     number: int
@@ -92,6 +95,7 @@ class Finalist:
     fits: bool = True
     timing: Timing | None = None
     memory_bytes: int | None = None
+    values: tuple[float, ...] = ()
     losses: tuple[float, ...] = ()
     accuracies: tuple[float, ...] = ()
 
@@ -107,10 +111,10 @@ class Finalist:
         return replace(self, used=tuple(data["used"]), fits=data["fits"], timing=timing, memory_bytes=memory_bytes)
 
     @property
-    def mean_loss(self) -> float:
-        """Mean validation loss of its repeated trainings; that of the search, which favours it, where there is none."""
-        losses = self.losses[1:] or self.losses
-        return sum(losses) / len(losses)
+    def mean_value(self) -> float:
+        """Mean value of its repeated scores; that of the search, which favours it, where there is none."""
+        values = self.values[1:] or self.values
+        return sum(values) / len(values)
 
     def __str__(self) -> str:
         times = [f"{to_ms(self.record.predicted_us or 0):.4g} ms predicted"]
@@ -200,14 +204,14 @@ def require_fit(finalists: Sequence[Finalist], limits: Sequence[Limit]) -> None:
 def with_repeats(
     finalists: Sequence[Finalist], study: optuna.Study, pool: Pool, repeats: int, on_done: Callable[[Outcome], None]
 ) -> list[Finalist]:
-    """Train those that fit again with other seeds; each training is done once in the life of a study.
+    """Score those that fit again with other seeds; each of that is done once in the life of a study.
 
     Args:
         finalists: measured.
         study: keeps the scores.
-        pool: trains.
-        repeats: further trainings of each, with the seeds after that of the search.
-        on_done: called with each training as it ends; one that fails is left out.
+        pool: scores.
+        repeats: further scores of each, with the seeds after that of the search.
+        on_done: called with each as it ends; one that fails is left out.
     """
     pairs = [
         (finalist, finalist.record.seed + extra)
@@ -219,7 +223,7 @@ def with_repeats(
     tasks = (Task(number, finalist.arch.to_json(), seed) for number, (finalist, seed) in enumerate(left))
     for outcome in pool.run(tasks):
         if outcome.score is not None:
-            found = [outcome.score.val_loss, outcome.score.val_accuracy]
+            found = {name: getattr(outcome.score, name) for name in SCORED}
             study.set_user_attr(_score_key(*left[outcome.key]), found)
         on_done(outcome)
     known = study.user_attrs
@@ -231,11 +235,15 @@ def _score_key(finalist: Finalist, seed: int) -> str:
 
 
 def _with_scores(finalist: Finalist, known: Mapping[str, Any], seeds: Sequence[int]) -> Finalist:
-    record = finalist.record
-    scores = [(record.val_loss, record.val_accuracy)]
-    scores += [known[_score_key(finalist, seed)] for seed in seeds if _score_key(finalist, seed) in known]
-    losses, accuracies = zip(*scores, strict=True)
-    return replace(finalist, losses=losses, accuracies=accuracies)
+    scores = [{name: getattr(finalist.record, name) for name in SCORED}]
+    for seed in seeds:
+        found = known.get(_score_key(finalist, seed))
+        if isinstance(found, list):  # of an earlier version: loss and accuracy
+            found = {"value": found[0], "val_loss": found[0], "val_accuracy": found[1]}
+        if found is not None:
+            scores.append(found)
+    values, losses, accuracies = (tuple(each[name] for each in scores if each[name] is not None) for name in SCORED)
+    return replace(finalist, values=values, losses=losses, accuracies=accuracies)
 
 
 @dataclass(frozen=True)
@@ -245,7 +253,7 @@ class Ranking:
     Attributes:
         text: in words.
         pairs_sure: share of the pairs of finalists whose order is beyond chance, 0..1; None where nothing says so.
-        noise_sigma: standard deviation of a validation loss between two trainings of one network; None as well.
+        noise_sigma: standard deviation of a value between two scores of one network; None as well.
     """
 
     text: str
@@ -253,43 +261,51 @@ class Ranking:
     noise_sigma: float | None
 
 
-def rank(finalists: Sequence[Finalist]) -> Ranking:
+def rank(finalists: Sequence[Finalist], trained: bool = True) -> Ranking:
     """Judge the order of finalists by the noise that their repeated trainings show, pooled over all of them.
 
     The score that chose a finalist says nothing of that: it is the best of many, so chance has favoured it. A pair
-    counts as sure when its mean losses differ beyond the two-sided 95 % interval of their difference (Student's t, with
+    counts as sure when its mean values differ beyond the two-sided 95 % interval of their difference (Student's t, with
     the degrees of freedom of the pooled variance).
+
+    Args:
+        finalists: with their scores.
+        trained: whether a training stands behind a score.
     """
     if len(finalists) < 2:
         return Ranking("There was one finalist, so there is nothing to rank.", None, None)
-    losses = {finalist.number: finalist.losses[1:] for finalist in finalists}
-    freedom = sum(max(len(repeats) - 1, 0) for repeats in losses.values())
+    title = title_of(finalists[0].record.score)
+    if not trained:
+        by = f"The finalists are ordered by {title}, for which nothing was trained"
+        return Ranking(f"{by}; how well it tells good networks from others is not known.", None, None)
+    values = {finalist.number: finalist.values[1:] for finalist in finalists}
+    freedom = sum(max(len(repeats) - 1, 0) for repeats in values.values())
     if freedom == 0:
         by = (
             "trained again once"
-            if any(losses.values())
+            if any(values.values())
             else "not trained again: they are ordered by the score that chose them"
         )
         return Ranking(f"The finalists were {by}; how far chance decided their order is not known.", None, None)
-    squares = sum(float(np.var(repeats) * len(repeats)) for repeats in losses.values() if repeats)
+    squares = sum(float(np.var(repeats) * len(repeats)) for repeats in values.values() if repeats)
     sigma = math.sqrt(squares / freedom)
     times = _student(freedom)
-    ordered = sorted(finalists, key=lambda finalist: finalist.mean_loss)
+    ordered = sorted(finalists, key=lambda finalist: finalist.mean_value)
     pairs = list(itertools.combinations(ordered, 2))
 
     def is_sure(one: Finalist, other: Finalist) -> bool:
-        counts = len(losses[one.number]), len(losses[other.number])
+        counts = len(values[one.number]), len(values[other.number])
         error = sigma * math.sqrt(sum(1 / count for count in counts)) if all(counts) else math.inf
-        return abs(one.mean_loss - other.mean_loss) > times * error
+        return abs(one.mean_value - other.mean_value) > times * error
 
     sure = [pair for pair in pairs if is_sure(*pair)]
     best, second = pairs[0]
     lead = "beyond chance" if pairs[0] in sure else "within what chance does"
     text = (
-        f"Between two trainings of one network the validation loss varies by {sigma:.3g} (standard deviation, from "
+        f"Between two trainings of one network the {title} varies by {sigma:.3g} (standard deviation, from "
         f"repeats with {freedom} degree{'s' if freedom > 1 else ''} of freedom). By that, the order of {len(sure)} of "
         f"{len(pairs)} pairs of finalists is sure at 95 %; the winner's lead of "
-        f"{second.mean_loss - best.mean_loss:.3g} over the second is {lead}."
+        f"{second.mean_value - best.mean_value:.3g} over the second is {lead}."
     )
     return Ranking(text, len(sure) / len(pairs), sigma)
 

@@ -22,6 +22,7 @@ from nas.core.arch import Arch, Blocks
 from nas.core.errors import InputError
 from nas.core.ops import Row
 from nas.core.space import Space
+from nas.core.tracing import macs_of_unit, params_of_unit
 
 Path = tuple[int, ...]
 Costs = list[np.ndarray]  # of every step, layer by layer
@@ -133,14 +134,6 @@ def sums(costs: Costs, paths: np.ndarray) -> np.ndarray:
     return total
 
 
-def gathered(features: Sequence[sparse.csr_matrix], paths: np.ndarray) -> np.ndarray:
-    """Features of candidates. Shape: (n, layers) -> (n, features)"""
-    total = features[0][paths[:, 0]]
-    for layer in range(1, len(features)):
-        total = total + features[layer][paths[:, layer]]
-    return np.asarray(total.todense())
-
-
 def _coded(picks: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], np.ndarray, tuple[tuple[Any, ...], ...]]:
     """Names, codes and values of the choices of ways; names without a choice are left out."""
     found: dict[str, dict[Any, None]] = {}
@@ -192,8 +185,44 @@ def _beside(blocks: Sequence[sparse.csr_matrix]) -> list[sparse.csr_matrix]:
     return found
 
 
+SIZES = ("log of multiply-adds", "log of parameters", "root of multiply-adds", "root of parameters")
+
+
+def _kinds(rows: Sequence[Row]) -> list[str]:
+    return sorted({type(row.unit).__name__ for row in rows})
+
+
+def _traits(rows: Sequence[Row]) -> tuple[sparse.csr_matrix, list[str]]:
+    """What rows have in common, as zeros and ones: their kind, and with it each field and each size of their inputs.
+
+    Shape: (rows, traits)
+    """
+    columns: dict[str, int] = {}
+    lines, places = [], []
+    for line, row in enumerate(rows):
+        kind, *fields = str(row.unit).split()
+        sizes = [f"in{axis}={size}" for shape in row.inputs[:1] for axis, size in enumerate(shape)]
+        for trait in (kind, *(f"{kind} {item}" for item in (*fields, *sizes))):
+            lines.append(line)
+            places.append(columns.setdefault(trait, len(columns)))
+    shape = (len(rows), len(columns))
+    return sparse.csr_matrix((np.ones(len(lines)), (lines, places)), shape=shape), list(columns)
+
+
+def _sizes(rows: Sequence[Row]) -> sparse.csr_matrix:
+    """The sizes of rows on several scales, those of each kind apart. Shape: (rows, kinds * len(SIZES))"""
+    kinds = _kinds(rows)
+    both = np.array([(macs_of_unit(row), params_of_unit(row)) for row in rows], float)
+    scaled = np.concatenate([np.log1p(both), np.sqrt(both)], axis=1)
+    scaled /= np.maximum(scaled.std(0), 1e-12)
+    at = np.array([kinds.index(type(row.unit).__name__) for row in rows])
+    lines, columns = np.repeat(np.arange(len(rows)), len(SIZES)), at[:, None] * len(SIZES) + np.arange(len(SIZES))
+    shape = (len(rows), len(kinds) * len(SIZES))
+    return sparse.csr_matrix((scaled.ravel(), (lines, columns.ravel())), shape=shape)
+
+
 class ArchLattice:
-    """A space as a lattice; its features are counts of rows, counts of kinds of blocks, and choices.
+    """A space as a lattice; its features are counts of rows and of their traits, their sizes, and choices.
 
     Args:
         space: compiled from its walk, which takes seconds where there are many steps.
@@ -276,18 +305,19 @@ class ArchLattice:
     def _groups(self) -> tuple[dict[str, list[sparse.csr_matrix]], dict[str, list[str]]]:
         hot = [_one_hot(layer, f"stage{number}.") for number, layer in enumerate(self.layers, 1)]
         choices = [one[layer.way] for (one, _), layer in zip(hot, self.layers, strict=True)]
-        kinds = sorted({type(row.unit).__name__ for row in self.rows})
-        which = [kinds.index(type(row.unit).__name__) for row in self.rows]
-        to_kind = sparse.csr_matrix((np.ones(len(which)), (range(len(which)), which)))
+        traits, named = _traits(self.rows)
+        sizes = _sizes(self.rows)
         groups = {
             "rows": self._counts,
+            "traits": [sparse.csr_matrix(counts @ traits) for counts in self._counts],
+            "sizes": [sparse.csr_matrix(counts @ sizes) for counts in self._counts],
             "choices": _beside(choices),
-            "kinds": [sparse.csr_matrix(counts @ to_kind) for counts in self._counts],
         }
         names = {
             "rows": list(map(str, self.rows)),
+            "traits": [f"blocks {trait}" for trait in named],
+            "sizes": [f"{what} of {kind}" for kind in _kinds(self.rows) for what in SIZES],
             "choices": [name for _, found in hot for name in found],
-            "kinds": [f"blocks of {kind}" for kind in kinds],
         }
         return groups, names
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +16,7 @@ from nas.core.errors import HIDDEN, InputError, RunError, brief, suggest, withou
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Count = Annotated[int, Field(ge=0, le=2**32 - 1)]  # seeds of NumPy end there
 Positive = Annotated[int, Field(ge=1, le=1_000_000)]
+Evaluators = tuple[dict[str, dict[str, Any]], ...]  # each its name with all its settings; see `read_asked`
 
 #: what may differ when a run is continued; other fields decide what its scores mean (a table is compared by content)
 MAY_CHANGE = (
@@ -26,6 +28,9 @@ MAY_CHANGE = (
     "repeats",
     "final_epochs",
     "final_threads",
+    "final_recipe",
+    "final_teacher",
+    "final_teacher_weights",
     "minutes",
     "allow_uncalibrated",
 )
@@ -70,8 +75,17 @@ class Request(BaseModel):
     limit: int | None = Field(
         default=None, ge=2, description="Most images that each training learns from and is validated on; default: all."
     )
-    evaluator: str = Field(default="short", description="How candidates are scored: short (a short training).")
-    epochs: Positive = Field(default=4, description="Epochs of the evaluator, for each candidate.")
+    epochs: Positive | None = Field(
+        default=None, exclude=True, description="Epochs of the evaluator, for each candidate; short has 4 by default."
+    )
+    evaluator: Evaluators = Field(
+        default="short",
+        validate_default=True,
+        description="How candidates are scored: short (a short training), or with settings, {short: {epochs: 2}}.",
+    )
+    features: Evaluators = Field(
+        default=(), description="Evaluators whose scores of a few candidates a trial guide the sampler."
+    )
     sampler: str = Field(
         default="guided",
         description="How candidates are proposed: guided (a model of what was trained), tpe, nsga2, evolution, local "
@@ -96,10 +110,25 @@ class Request(BaseModel):
     device: str = Field(default="auto", description="Where networks are trained: auto, cpu, cuda, cuda:1, mps.")
     finalists: Positive = Field(default=3, description="How many of the best candidates are measured.")
     repeats: Count = Field(default=2, description="Further trainings of each finalist, with other seeds.")
-    final_epochs: Positive = Field(default=40, description="Epochs of the winner's longer training.")
+    final_recipe: dict[str, Any] = Field(
+        default={},
+        description="Recipe of the winner's longer training: a name (nas train --recipe), or fields, such as "
+        "{name: small, lr: 0.002}.",
+    )
+    final_epochs: Positive = Field(
+        default=None,
+        validate_default=True,
+        description="Epochs of that training; default: those of final_recipe, or 40.",
+    )
     final_threads: Positive = Field(
         default=1,
         description="CPU threads of that training: more are faster only on idle cores, and one repeats exactly.",
+    )
+    final_teacher: str | None = Field(
+        default=None, description="Teacher in that training: a preset, a JSON file of an arch, or a model of timm."
+    )
+    final_teacher_weights: str | None = Field(
+        default=None, description="File of its weights; by default those that timm publishes."
     )
     allow_uncalibrated: bool = Field(default=False, description="Accept a table without measured networks.")
 
@@ -108,6 +137,7 @@ class Request(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise InputError("\n".join(_problem(item) for item in error.errors())) from None
+        self.__dict__["epochs"] = None  # it stands in the evaluator's settings
 
     @field_validator("budgets", mode="before")
     @classmethod
@@ -133,16 +163,54 @@ class Request(BaseModel):
             raise ValueError("\n".join(problems))
         return tuple(known)
 
-    @field_validator("dataset", "evaluator", "sampler")
+    @field_validator("evaluator", "features", mode="before")
+    @classmethod
+    def _with_settings(cls, value: Any, info: Any) -> Any:
+        from nas.evaluation.evaluators import read_asked
+
+        found = read_asked(value, info.data.get("epochs") if info.field_name == "evaluator" else None)
+        if info.field_name == "evaluator":
+            if not found:
+                raise ValueError("expected an evaluator, such as short, got none")
+        elif twice := {name for name, count in Counter(name for asked in found for name in asked).items() if count > 1}:
+            raise ValueError(f"{', '.join(sorted(twice))}: stands there twice")
+        return found
+
+    @field_validator("final_recipe", mode="before")
+    @classmethod
+    def _known_recipe(cls, value: Any) -> Any:
+        from nas.core.plain import read_yaml
+        from nas.evaluation.recipes import read_recipe
+
+        if isinstance(value, str):
+            value = read_yaml(value, "recipe")
+        if isinstance(value, str):
+            value = {"name": value}
+        if not isinstance(value, Mapping):
+            raise ValueError(f"expected a recipe's name, or its fields, got {brief(value)}")
+        fields = {str(key): item for key, item in value.items() if key != "name"}
+        return read_recipe(fields, value.get("name")).model_dump(mode="json", exclude_unset=True)
+
+    @field_validator("final_epochs", mode="before")
+    @classmethod
+    def _of_recipe(cls, value: Any, info: Any) -> Any:
+        return info.data.get("final_recipe", {}).get("epochs", 40) if value is None else value
+
+    @field_validator("dataset", "sampler")
     @classmethod
     def _known_name(cls, value: str, info: Any) -> str:
-        from nas.evaluation import datasets, evaluators
+        from nas.evaluation import datasets
         from nas.search import samplers
 
-        legal = {"dataset": datasets.names, "evaluator": evaluators.names, "sampler": samplers.names}[info.field_name]()
+        legal = {"dataset": datasets.names, "sampler": samplers.names}[info.field_name]()
         if value.partition(":")[0] not in legal:
             raise ValueError(suggest(info.field_name, value, legal))
         return value
+
+    @property
+    def weights_of_teacher(self) -> Path | None:
+        """The file of `final_teacher_weights`."""
+        return None if self.final_teacher_weights is None else Path(self.final_teacher_weights)
 
     @property
     def run_dir(self) -> Path:
@@ -168,7 +236,7 @@ class Request(BaseModel):
         if not isinstance(data, Mapping):
             raise InputError(f"{path}: expected fields such as `trials: 60`, got {brief(data)}")
         try:
-            return cls(**{str(key): value for key, value in data.items()} | changes)
+            return cls(**_changed({str(key): value for key, value in data.items()}, changes))
         except InputError as error:
             raise InputError(f"{path}:\n{error}") from error
 
@@ -182,11 +250,13 @@ class Request(BaseModel):
     def _shown(self) -> dict[str, Any]:
         """All fields as plain data, without a password in the storage's URL."""
         shown = self.model_dump(mode="json")
+        if len(self.evaluator) == 1:
+            (shown["evaluator"],) = shown["evaluator"]
         return shown if self.storage is None else shown | {"storage": without_passwords(self.storage)}
 
     def with_(self, **changes: Any) -> Request:
         """A copy with some fields replaced, checked again."""
-        return Request(**self.model_dump() | changes)
+        return Request(**_changed(self.model_dump(), changes))
 
     def require_same(self, stored: Request) -> None:
         """Check that a run begun with `stored` can be continued with this request.
@@ -207,6 +277,18 @@ class Request(BaseModel):
                 f"the run in {self.run_dir} was begun with another request:\n" + "\n".join(differing) + "\n"
                 "Give the new request another name, or delete that folder"
             )
+
+
+def _changed(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields with some replaced; `epochs` that belong to what is replaced go with it."""
+    fields = dict(fields)
+    if "evaluator" in changes:
+        fields.pop("epochs", None)
+    elif changes.get("epochs") is not None and "evaluator" in fields:
+        from nas.evaluation.evaluators import without_epochs
+
+        fields["evaluator"] = without_epochs(fields["evaluator"])
+    return {**fields, **changes}
 
 
 def _compared(value: Any) -> Any:

@@ -18,6 +18,9 @@ from nas.core.space import Space
 from nas.core.units import show_count
 from nas.evaluation.data import Data, load_data
 from nas.evaluation.devices import pick_device
+from nas.evaluation.recipes import read_recipe
+from nas.evaluation.runs import teacher_for
+from nas.evaluation.training import check_fit
 from nas.metrics import load_metric
 from nas.profiling import profiler
 from nas.profiling.backends import load_backend
@@ -28,6 +31,7 @@ from nas.search.doubts import noisy
 from nas.search.fitting import feasible_set
 from nas.search.limits import Estimator, Limit, Survey, resolve
 from nas.search.request import Request
+from nas.search.scoring import evaluator_of
 from nas.search.timing import PROFILE_SHARE
 from nas.tables.calibration import networks_for
 from nas.tables.table import Table
@@ -113,6 +117,7 @@ def name_request(request: Request, log: Log) -> Named:
         InputError: a name is unknown, or does not fit.
     """
     device = str(pick_device(request.device))
+    evaluator_of(request)
     table = None if request.table is None else _table(request.table, request.level)
     space, data = _space(request, table, log)
     budgets = tuple(map(Budget.parse, request.budgets))
@@ -121,6 +126,9 @@ def name_request(request: Request, log: Log) -> Named:
     filled = request.with_(space=space.name, out=str(request.run_dir), device=device)
     if table is not None:
         filled = filled.with_(runtime=table.header.runtime, threads=table.header.threads)
+    check_fit(
+        data, read_recipe(request.final_recipe), teacher_for(data, request.final_teacher, request.weights_of_teacher)
+    )
     facts: dict[str, Any] = {part: len(getattr(data, part)) for part in ("train", "val", "test")}
     facts |= {"classes": data.classes, "fingerprint": data.fingerprint}
     return Named(filled, space, budgets, table, tables, facts)
@@ -267,13 +275,17 @@ def table_begun_with(named: Named, hash: str) -> Table:
     for table in (named.table, own):
         if table is not None and table.hash == hash:
             return table
-    name = named.own_table if named.table is None else named.table.where
-    now = "missing" if (there := named.table or own) is None else there.hash
+    found = named.table or own
+    if found is None:
+        raise RunError(
+            f"the run in {named.request.run_dir} was begun with a table that this command does not name, and there is "
+            f"no {named.own_table}. Name it (--table; its hash was {hash}), or give the new request another name"
+        )
     path = named.request.run_dir / "table.csv"
     begun = f", name the run's own (--table {path})" if named.table is not None and path.is_file() else ""
     raise RunError(
-        f"table {name} is not the one this run was begun with (its hash was {hash}, now {now}), so predictions would "
-        f"not compare. Put it back{begun}, or give the new request another name"
+        f"table {found.where} is not the one this run was begun with (its hash was {hash}, now {found.hash}), so "
+        f"predictions would not compare. Put it back{begun}, or give the new request another name"
     )
 
 

@@ -6,9 +6,7 @@ import importlib.metadata
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
-
-import optuna
+from typing import TYPE_CHECKING, Any
 
 from nas import __version__
 from nas.core.arch import Arch, calls_of
@@ -17,10 +15,15 @@ from nas.metrics import MB
 from nas.networks.building import cost_of
 from nas.report import facts, schema
 from nas.search.doubts import disturbed, doubts, noisy, shortened, winners_chance
-from nas.search.finalists import Finalist, Ranking
+from nas.search.finalists import Finalist, rank
 from nas.search.resolved import Resolved
 from nas.search.study import version_changes
 from nas.search.trials import trials_frame
+
+if TYPE_CHECKING:
+    import optuna
+
+    from nas.search.context import Context
 
 
 @dataclass(frozen=True)
@@ -35,40 +38,41 @@ class Figures:
 
 
 def result_data(
-    found: Resolved,
-    study: optuna.Study,
+    run: Context,
     finalists: Sequence[Finalist],
     winner: Finalist,
-    ranking: Ranking,
     training: Figures,
     onnx: Mapping[str, Any] | None,
+    belief: Mapping[str, Any] | None,
 ) -> schema.Result:
     """The content of `result.json`; latencies in ms, times of blocks in microseconds, accuracies as fractions.
 
     Args:
-        found: the request.
-        study: what was tried.
+        run: with what was tried.
         finalists: the best, measured and trained again.
         winner: the one of them that was trained to the end.
-        ranking: how sure their order is.
         training: figures of that training.
         onnx: on how many images the winner's file was compared, and how far it was off; None where it was not.
+        belief: of a model fitted to the candidates, see `nas.search.belief`; None where they are too few.
     """
+    found, study = run.found, run.study
     trials = trials_frame(study, found.estimator.table.hash)
     counts = trials["state"].value_counts().to_dict()
-    request, size = found.request, found.space.input_shape
-    chance = winners_chance(request, size, training)
+    request, score = found.request, winner.record.score
+    ranking = rank([finalist for finalist in finalists if finalist.fits], run.evaluator.trains)
+    chance = winners_chance(run.data, training)
     evaluated = trials[trials["state"] == "evaluated"]
-    losses, accuracies = evaluated["val_loss"].tolist(), evaluated["val_accuracy"].tolist()
-    warnings = doubts(request, size, losses, accuracies, ranking, training)
+    values, accuracies = evaluated["value"].tolist(), evaluated["val_accuracy"].dropna().tolist()
+    warnings = doubts(request, run.data, run.evaluator, score, values, accuracies, ranking, training)
     warnings += [*disturbed(finalists), *noisy(found.estimator.table, found.space)]
     if request.minutes is not None:
-        warnings += shortened(request, len(losses), finalists, training)
+        warnings += shortened(request, len(values), finalists, run.wanted_repeats, training)
     data = {
         "schema": schema.VERSION,
         "name": request.name,
         "space": found.space.name,
         "objective": request.objective,
+        "score": score,
         "warnings": warnings,
         "budgets": [
             limit.as_data() | {"used": used} for limit, used in zip(found.estimator.limits, winner.used, strict=True)
@@ -84,6 +88,7 @@ def result_data(
         },
         "reference": _reference(found),
         "ranking": {"text": ranking.text, "pairs_sure": ranking.pairs_sure, "noise_sigma": ranking.noise_sigma},
+        "belief": None if belief is None else dict(belief),
         "smallest": {"predicted_ms": found.smallest[0], "arch": found.smallest[1].id},
         "provenance": _provenance(found, study),
     }
@@ -111,6 +116,7 @@ def finalist_data(finalist: Finalist, found: Resolved) -> dict[str, Any]:
         "measured_memory_mb": None if finalist.memory_bytes is None else finalist.memory_bytes / MB,
         "params": record.params,
         "macs": record.macs,
+        "values": list(finalist.values),
         "val_losses": list(finalist.losses),
         "val_accuracies": list(finalist.accuracies),
         "fits": finalist.fits,

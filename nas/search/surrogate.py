@@ -1,47 +1,71 @@
 """A model of loss learned from few candidates: Bayesian ridge on sums over steps, and a Gaussian process on the rest.
 
 Both are one Gaussian process: each group of features (counts of rows, choices, numbers such as multiply-adds) has a
-linear kernel with a variance of its own, pairs of choices and curves of the numbers have kernels that are no sums over
-steps. Variances and noise are chosen by the leave-one-out predictive likelihood, which has a closed form (Rasmussen and
-Williams, sec. 5.4.2), so a kernel that does not predict is left out.
+linear kernel with a variance of its own; pairs of choices, likeness of choices and curves of the numbers have kernels
+that are no sums over steps. Variances and noise are those of the highest posterior density (Rasmussen and Williams,
+sec. 5.4.1); whether the kernels that are no sums belong to the model is decided by the predictive density of each
+candidate from all others, which has a closed form (sec. 5.4.2).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import linalg, sparse, stats
+from scipy import linalg, optimize, sparse, stats
 
-from nas.search.lattice import Costs, gathered
+from nas.search.lattice import Costs
 
 MOST_TUNED = 150  # candidates that variances are chosen on
-LEVELS = (0.0, 0.1, 0.3, 1.0, 3.0)
-NOISES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-ROUNDS = 2
-CURVED = ("pairs", "curves")
+CURVED = ("pairs", "alike", "curves")
+VARIANCE, NOISE = 0.3, 0.03  # of standardized losses: the middle of what is expected before anything is known
+OFFSET = 1.0  # variance of the level of all losses, beyond their mean
+DECADES = 1.0  # how many factors of ten off that are one standard deviation
+BOUNDS = (1e-5, 1e2)
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Candidates as features. Linear ones: (n, features) by group, centred and scaled so that lines have length one on
-    average; numbers, (n, scalars), as standardized logarithms.
+    """Candidates as features.
+
+    Attributes:
+        groups: linear features, scaled so that lines less the reference's middle have length one on average; by group,
+            (n, features).
+        middles: the reference's middle of each group; (features,)
+        numbers: (n, scalars), as standardized logarithms.
     """
 
-    groups: dict[str, np.ndarray]
+    groups: dict[str, sparse.csr_matrix]
+    middles: dict[str, np.ndarray]
     numbers: np.ndarray
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, places: np.ndarray) -> Encoded:
-        return Encoded({name: found[places] for name, found in self.groups.items()}, self.numbers[places])
+    @functools.cached_property
+    def shifts(self) -> dict[str, np.ndarray]:
+        """Products of lines with the middle; (n,)"""
+        return {name: found @ self.middles[name] for name, found in self.groups.items()}
 
-    def beside(self, other: Encoded) -> Encoded:
-        """These candidates and others."""
-        groups = {name: np.concatenate([found, other.groups[name]]) for name, found in self.groups.items()}
-        return Encoded(groups, np.concatenate([self.numbers, other.numbers]))
+    def beside(self, features: np.ndarray) -> Encoded:
+        """With further numbers, standardized, as a group of their own; (n, features)"""
+        groups = self.groups | {"features": sparse.csr_matrix(features / features.shape[1] ** 0.5)}
+        middles = self.middles | {"features": np.zeros(features.shape[1])}
+        return Encoded(groups, middles, np.concatenate([self.numbers, features], 1))
+
+    def squares(self, name: str) -> np.ndarray:
+        """Squared lengths of the centred lines of a group; (n,)"""
+        own = np.asarray(self.groups[name].multiply(self.groups[name]).sum(1)).ravel()
+        return np.asarray(np.maximum(own - 2 * self.shifts[name] + self.middles[name] @ self.middles[name], 0.0))
+
+    def products(self, name: str, other: Encoded) -> np.ndarray:
+        """Inner products of the centred lines of a group. Shape: n lines, m lines -> (n, m)"""
+        middle = self.middles[name]
+        found = (self.groups[name] @ other.groups[name].T).toarray()
+        found += middle @ middle - self.shifts[name][:, None] - other.shifts[name][None]
+        return np.asarray(found)
 
 
 class Encoder:
@@ -56,69 +80,132 @@ class Encoder:
     def __init__(
         self, groups: dict[str, list[sparse.csr_matrix]], scalars: Sequence[Costs], reference: np.ndarray
     ) -> None:
-        self.steps = dict(groups)
+        layers = range(reference.shape[1])
+        steps = {name: sparse.vstack(found, format="csr") for name, found in groups.items()}
         if scalars:
-            self.steps["numbers"] = [
-                sparse.csr_matrix(np.stack([cost[layer] for cost in scalars], 1)) for layer in range(reference.shape[1])
-            ]
-        self.middles, self.scales = {}, {}
-        for name, found in self.steps.items():
-            known = gathered(found, reference)
-            self.middles[name] = known.mean(0)
+            numbers = [np.stack([cost[layer] for cost in scalars], 1) for layer in layers]
+            steps["numbers"] = sparse.csr_matrix(np.concatenate(numbers))
+        sizes = [found.shape[0] for found in next(iter(groups.values()))]
+        self._first = np.concatenate([[0], np.cumsum(sizes)])
+        self._scalars = steps.get("numbers")
+        chosen = self._chosen(reference)
+        self._steps, self._middles = {}, {}
+        for name, found in steps.items():
+            known = (chosen @ found).toarray()
+            scale = known.std(0)
             if name == "numbers":
-                self.scales[name] = np.maximum(known.std(0), 1e-12) * known.shape[1] ** 0.5
+                scale = np.maximum(scale, 1e-12) * len(scale) ** 0.5
             else:
-                length = float(np.sqrt(((known - known.mean(0)) ** 2).sum(1).mean()))
-                self.scales[name] = np.full(known.shape[1], max(length, 1e-12))
-        logs = self._logs(reference)
+                scale = np.full(len(scale), max(float(np.sqrt((scale**2).sum())), 1e-12))
+            self._steps[name] = sparse.csr_matrix(found.multiply(1 / scale[None]))
+            self._middles[name] = known.mean(0) / scale
+        logs = self._logs(chosen)
         self._log_middle, self._log_scale = logs.mean(0), np.maximum(logs.std(0), 1e-12)
 
-    def _logs(self, paths: np.ndarray) -> np.ndarray:
-        if "numbers" not in self.steps:
-            return np.zeros((len(paths), 0))
-        logs: np.ndarray = np.log(np.maximum(gathered(self.steps["numbers"], paths), 1e-12))
-        return logs
+    def _chosen(self, paths: np.ndarray) -> sparse.csr_matrix:
+        """Which of all steps candidates take. Shape: (n, layers) -> (n, steps)"""
+        count, layers = paths.shape
+        places = (np.asarray(paths) + self._first[:-1]).ravel()
+        return sparse.csr_matrix(
+            (np.ones(len(places)), places, np.arange(0, len(places) + 1, layers)), (count, self._first[-1])
+        )
+
+    def _logs(self, chosen: sparse.csr_matrix) -> np.ndarray:
+        if self._scalars is None:
+            return np.zeros((chosen.shape[0], 0))
+        return np.asarray(np.log(np.maximum((chosen @ self._scalars).toarray(), 1e-12)))
 
     def __call__(self, paths: np.ndarray) -> Encoded:
         """Features of candidates. Shape: (n, layers) -> n lines"""
-        groups = {
-            name: (gathered(found, paths) - self.middles[name]) / self.scales[name]
-            for name, found in self.steps.items()
-        }
-        return Encoded(groups, (self._logs(paths) - self._log_middle) / self._log_scale)
+        chosen = self._chosen(paths)
+        groups = {name: chosen @ found for name, found in self._steps.items()}
+        return Encoded(groups, self._middles, (self._logs(chosen) - self._log_middle) / self._log_scale)
 
     def scores(self, weights: dict[str, np.ndarray]) -> Costs:
         """What steps add to a weighted sum of the linear features, up to a constant."""
-        layers = len(next(iter(self.steps.values())))
-        scaled = {name: found / self.scales[name] for name, found in weights.items()}
-        return [
-            np.asarray(sum(self.steps[name][layer] @ scaled[name] for name in scaled), dtype=float)
-            for layer in range(layers)
-        ]
+        total = np.zeros(self._first[-1])
+        for name, found in weights.items():
+            total += self._steps[name] @ found
+        return [total[first:last] for first, last in zip(self._first[:-1], self._first[1:], strict=True)]
 
 
 def kernels(one: Encoded, two: Encoded) -> dict[str, np.ndarray]:
     """The kernel of each part of the model. Shape: (n, m) each"""
-    found = {name: one.groups[name] @ two.groups[name].T for name in one.groups}
+    found = {name: one.products(name, two) for name in one.groups}
     if "choices" in one.groups:
-        mine, theirs = (np.linalg.norm(item.groups["choices"], axis=1) for item in (one, two))
-        cosine = found["choices"] / np.maximum(mine[:, None] * theirs[None], 1e-12)
-        found["pairs"] = cosine**2
+        mine, theirs = one.squares("choices")[:, None], two.squares("choices")[None]
+        found["pairs"] = found["choices"] ** 2 / np.maximum(mine * theirs, 1e-12)
+        found["alike"] = np.exp(-np.maximum(mine + theirs - 2 * found["choices"], 0.0))
     if one.numbers.shape[1]:
         gaps = ((one.numbers[:, None] - two.numbers[None]) ** 2).mean(2)
         found["curves"] = np.exp(-gaps / 2)
     return found
 
 
+@dataclass(frozen=True)
+class Fit:
+    """Variances of the parts of the model and of noise, and how well each candidate is predicted from the others.
+
+    Attributes:
+        variances: by part.
+        noise: variance.
+        held_out: the mean of each candidate, predicted from all others; (n,)
+        density: mean logarithm of its predictive density there.
+    """
+
+    variances: dict[str, float]
+    noise: float
+    held_out: np.ndarray
+    density: float
+
+
+def fit(parts: dict[str, np.ndarray], y: np.ndarray) -> Fit:
+    """The variances of the highest posterior density.
+
+    Args:
+        parts: kernel of each part; (n, n)
+        y: (n,), with mean 0 and variance 1
+    """
+    names, stack, count = list(parts), np.stack([*parts.values(), np.eye(len(y))]), len(y)
+    middle = np.log(np.array([VARIANCE] * len(names) + [NOISE]))
+    width = DECADES * np.log(10.0)
+
+    def solved(logs: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        matrix = np.tensordot(np.exp(logs), stack, 1) + OFFSET
+        factor = linalg.cholesky(matrix, lower=True, check_finite=False)
+        inverse = linalg.cho_solve((factor, True), np.eye(count), check_finite=False)
+        return inverse, inverse @ y, float(np.log(np.diag(factor)).sum())
+
+    def loss(logs: np.ndarray) -> tuple[float, np.ndarray]:
+        inverse, weights, volume = solved(logs)
+        off = (logs - middle) / width
+        value = 0.5 * float(y @ weights) + volume + 0.5 * float(off @ off)
+        slope = 0.5 * np.exp(logs) * np.einsum("gij,ij->g", stack, inverse - np.outer(weights, weights)) + off / width
+        return value, slope
+
+    bounds = [tuple(np.log(BOUNDS))] * len(middle)
+    found = optimize.minimize(loss, middle, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 40})
+    inverse, weights, _ = solved(found.x)
+    variance = 1 / np.diag(inverse)
+    error = weights * variance
+    density = float((-0.5 * np.log(2 * np.pi * variance) - 0.5 * error**2 / variance).mean())
+    values = np.exp(found.x).tolist()
+    return Fit(dict(zip(names, values[:-1], strict=True)), values[-1], y - error, density)
+
+
 class Surrogate:
     """The model, fitted.
+
+    Attributes:
+        correlation: Spearman's, of losses with what each is predicted from the others; NaN where all are the same.
 
     Args:
         known: candidates with a loss; two at least.
         losses: of them; (n,)
+        curved: whether kernels that are no sums over steps may belong to it.
     """
 
-    def __init__(self, known: Encoded, losses: np.ndarray) -> None:
+    def __init__(self, known: Encoded, losses: np.ndarray, curved: bool = True) -> None:
         self.known = known
         quarter, half, three = np.percentile(losses, [25, 50, 75])
         cut = half + 5 * max(three - quarter, 1e-12)  # a diverged training says no more than "bad"
@@ -126,66 +213,46 @@ class Surrogate:
         self.middle, self.spread = float(clipped.mean()), max(float(clipped.std()), 1e-12)
         self.y = (clipped - self.middle) / self.spread
         self._kernels = kernels(known, known)
-        self.variances, self.noise = self._tuned()
+        chosen = self._fitted(curved)
+        self.variances, self.noise = chosen.variances, chosen.noise
+        varies = np.ptp(self._tuned_y) > 0 and np.ptp(chosen.held_out) > 0
+        self.correlation = float(stats.spearmanr(chosen.held_out, self._tuned_y).statistic) if varies else np.nan
         self._kernel = self._sum(self._kernels)
         self._solve = linalg.cho_factor(self._kernel + self.noise * np.eye(len(known)), lower=True)
         self._weights = linalg.cho_solve(self._solve, self.y)
 
     def _sum(self, parts: dict[str, np.ndarray], names: Sequence[str] | None = None) -> np.ndarray:
-        chosen = [name for name in (names or self.variances) if self.variances[name]]
-        some = next(iter(parts.values()))
-        total = np.zeros(some.shape)
-        for name in chosen:
-            total += self.variances[name] * parts[name]
+        """The kernel of parts, of all of them with that of the level."""
+        total = np.full(next(iter(parts.values())).shape, 0.0 if names else OFFSET)
+        for name in names or parts:
+            if name in self.variances:
+                total += self.variances[name] * parts[name]
         return total
 
-    def _tuned(self) -> tuple[dict[str, float], float]:
-        """Variances and noise of the highest leave-one-out likelihood, one after the other."""
+    def _fitted(self, curved: bool) -> Fit:
+        """With the kernels that are no sums over steps, or without them: whichever predicts better."""
         count = len(self.y)
-        places = (
-            np.arange(count)
-            if count <= MOST_TUNED
-            else np.sort(
-                np.unique(
-                    np.concatenate([np.argsort(self.y)[: MOST_TUNED // 3], np.arange(count)[-2 * MOST_TUNED // 3 :]])
-                )
-            )
-        )
+        places = np.arange(count)
+        if count > MOST_TUNED:
+            best, last = np.argsort(self.y, kind="stable")[: MOST_TUNED // 3], places[-(2 * MOST_TUNED // 3) :]
+            places = np.unique(np.concatenate([best, last]))
         parts = {name: found[np.ix_(places, places)] for name, found in self._kernels.items()}
-        y, eye = self.y[places], np.eye(len(places))
-        chosen = {name: 0.0 if name in CURVED else 0.3 for name in parts}
-        noise = 0.1
-
-        def value(variances: dict[str, float], noise: float) -> float:
-            matrix = sum((v * parts[name] for name, v in variances.items() if v), noise * eye)
-            inverse = np.linalg.inv(matrix)
-            alpha, diagonal = inverse @ y, np.diag(inverse)
-            scale = float((alpha**2 / diagonal).mean())  # one common factor, at its best
-            prior = 0.02 * sum(1 for name, v in variances.items() if v and name in CURVED)
-            return -0.5 * float(np.log(scale) - np.log(diagonal).mean()) - prior
-
-        best = value(chosen, noise)
-        for _ in range(ROUNDS):
-            for name in [*parts, "noise"]:
-                for level in NOISES if name == "noise" else LEVELS:
-                    trial = chosen if name == "noise" else chosen | {name: level}
-                    level = level if name == "noise" else noise
-                    if not any(trial.values()):
-                        continue
-                    if (found := value(trial, level)) > best + 1e-9:
-                        best, chosen, noise = found, trial, level
-        matrix = sum((v * parts[name] for name, v in chosen.items() if v), noise * eye)
-        inverse = np.linalg.inv(matrix)
-        alpha, diagonal = inverse @ y, np.diag(inverse)
-        scale = float((alpha**2 / diagonal).mean())
-        held_out = y - alpha / diagonal
-        self.correlation = float(stats.spearmanr(held_out, y).statistic) if np.ptp(held_out) else 0.0
-        return {name: v * scale for name, v in chosen.items()}, noise * scale
+        y = self._tuned_y = self.y[places]
+        linear = fit({name: found for name, found in parts.items() if name not in CURVED}, y)
+        if not curved:
+            return linear
+        whole = fit(parts, y)
+        return whole if whole.density > linear.density else linear
 
     @property
     def is_linear(self) -> bool:
         """Whether cross-validation leaves the parts out that are no sums over steps."""
-        return not any(self.variances.get(name) for name in CURVED)
+        return not any(name in self.variances for name in CURVED)
+
+    def mean(self, candidates: Encoded) -> np.ndarray:
+        """Expected losses. Shape: n candidates -> (n,)"""
+        across = self._sum(kernels(candidates, self.known))
+        return np.asarray(self.middle + self.spread * (across @ self._weights))
 
     def gain(self, candidates: Encoded) -> np.ndarray:
         """By how much each candidate is expected to fall below the best known one, noise aside (expected improvement).
@@ -193,10 +260,10 @@ class Surrogate:
         Shape: n candidates -> (n,)
         """
         across = self._sum(kernels(candidates, self.known))
-        half = linalg.solve_triangular(self._solve[0], across.T, lower=True)
-        own = np.zeros(len(candidates))  # the diagonal of the kernel
+        half = linalg.solve_triangular(self._solve[0], across.T, lower=True, check_finite=False)
+        own = np.full(len(candidates), OFFSET)  # the diagonal of the kernel
         for name, variance in self.variances.items():
-            own += variance * (1.0 if name in CURVED else (candidates.groups[name] ** 2).sum(1))
+            own += variance * (1.0 if name in CURVED else candidates.squares(name))
         deviation = np.sqrt(np.maximum(own - (half**2).sum(0), 1e-12))
         least = float((self._kernel @ self._weights).min())
         ahead = (least - across @ self._weights) / deviation
@@ -207,35 +274,39 @@ class Surrogate:
 
         Matheron's rule: a draw of the prior, corrected by what the data say of its residual.
         """
-        names = [name for name in self.known.groups if self.variances[name]]
-        residual = self.y
-        prior: dict[str, np.ndarray] = {}
-        weights = {name: self.variances[name] * self.known.groups[name].T @ self._weights for name in names}
+        names = [name for name in self.known.groups if name in self.variances]
+        weights = {name: self._back(name, self._weights) for name in names}
         if rng is None or not heat:
             return weights
         count = len(self.y)
-        total = rng.normal(size=count) * self.noise**0.5
+        total = rng.normal(size=count) * self.noise**0.5 + rng.normal() * OFFSET**0.5
+        prior: dict[str, np.ndarray] = {}
         for name in names:
-            found = self.known.groups[name]
+            found, middle = self.known.groups[name], self.known.middles[name]
             prior[name] = rng.normal(size=found.shape[1]) * self.variances[name] ** 0.5
-            total = total + found @ prior[name]
+            total = total + found @ prior[name] - middle @ prior[name]
         if not self.is_linear:
-            curved = self._sum(self._kernels, [name for name in CURVED if name in self._kernels])
+            curved = self._sum(self._kernels, CURVED)
             total = total + _root(curved) @ rng.normal(size=count)
         residual = linalg.cho_solve(self._solve, total)
-        return {
-            name: weights[name] + heat * (prior[name] - self.variances[name] * self.known.groups[name].T @ residual)
-            for name in names
-        }
+        return {name: weights[name] + heat * (prior[name] - self._back(name, residual)) for name in names}
+
+    def _back(self, name: str, weights: np.ndarray) -> np.ndarray:
+        """What weights of the known candidates mean for the features of a group. Shape: (n,) -> (features,)"""
+        found, middle = self.known.groups[name], self.known.middles[name]
+        return np.asarray(self.variances[name] * (found.T @ weights - middle * weights.sum()))
+
+    def joint(self, candidates: Encoded) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and covariance of losses, noise aside. Shape: n candidates -> (n,), (n, n)"""
+        across = self._sum(kernels(candidates, self.known))
+        half = linalg.solve_triangular(self._solve[0], across.T, lower=True, check_finite=False)
+        cover = self._sum(kernels(candidates, candidates)) - half.T @ half
+        return self.middle + self.spread * (across @ self._weights), self.spread**2 * cover
 
     def draws(self, candidates: Encoded, rng: np.random.Generator, count: int = 1) -> np.ndarray:
         """Joint posterior draws of losses. Shape: n candidates -> (count, n)"""
-        across = self._sum(kernels(candidates, self.known))
-        half = linalg.solve_triangular(self._solve[0], across.T, lower=True)
-        cover = self._sum(kernels(candidates, candidates)) - half.T @ half
-        noise = rng.normal(size=(count, len(candidates)))
-        drawn = across @ self._weights + noise @ _root(cover).T
-        return np.asarray(self.middle + self.spread * drawn)
+        mean, cover = self.joint(candidates)
+        return np.asarray(mean + rng.normal(size=(count, len(candidates))) @ _root(cover).T)
 
 
 def _root(cover: np.ndarray) -> np.ndarray:

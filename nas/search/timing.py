@@ -11,14 +11,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nas.core.units import to_ms
+from nas.evaluation.evaluators import title_of
 from nas.search.workers import Outcome, Stage
 
 if TYPE_CHECKING:
     from optuna import Study
 
+    from nas.core.arch import Arch
     from nas.search import engine
     from nas.search.finalists import Finalist
     from nas.search.request import Request
@@ -61,15 +64,15 @@ class Pace:
     """
 
     def __init__(self, records: Iterable[Record] = (), guess: float | None = None) -> None:
-        self._known: list[tuple[float, float]] = []  # loss, seconds
+        self._known: list[tuple[float, float]] = []  # value, seconds
         self._guess = guess
         for record in records:
             self.add(record)
 
     def add(self, record: Record) -> None:
         """Take up a trial that is finished."""
-        if record.state == "evaluated" and record.seconds is not None and record.val_loss is not None:
-            self._known.append((record.val_loss, record.seconds))
+        if record.state == "evaluated" and record.seconds is not None and record.value is not None:
+            self._known.append((record.value, record.seconds))
 
     def look(self, stages: Iterable[Stage]) -> None:
         """Guess from candidates in training, as long as none is finished."""
@@ -89,14 +92,27 @@ class Allotment:
     """How the time of a command is divided among what stands after the candidates.
 
     Args:
-        request: says how many finalists, repeats and epochs are wanted.
+        request: says how many finalists and epochs are wanted.
         deadline: of the command.
         pace: of the candidates.
         measured: finalists are measured here.
+        repeats: of every finalist that are wanted.
+        epoch: seconds of an epoch of the winner's training, given what its candidate took, and the arch where it is
+            known.
     """
 
-    def __init__(self, request: Request, deadline: Deadline, pace: Pace, measured: bool) -> None:
+    def __init__(
+        self,
+        request: Request,
+        deadline: Deadline,
+        pace: Pace,
+        *,
+        measured: bool,
+        repeats: int,
+        epoch: Callable[[float, Arch | None], float],
+    ) -> None:
         self._request, self._deadline, self._pace = request, deadline, pace
+        self._wanted_repeats, self._epoch = repeats, epoch
         self._measure_seconds = MEASURE_SECONDS if measured else 0.0
         self._at_first = deadline.left
 
@@ -106,26 +122,31 @@ class Allotment:
         if left == math.inf:
             return False
         request, best = self._request, self._pace.of_best(self._request.finalists) or 0.0
-        epochs = request.final_epochs * best / request.epochs
-        behind = request.finalists * self._measure_seconds + self._repeats(request.finalists, request.repeats, best)
-        needed = min(MARGIN * (behind + epochs) + WRITE_SECONDS, (1 - CANDIDATES_SHARE) * self._at_first)
+        training = request.final_epochs * self._epoch(best, None)
+        behind = request.finalists * self._measure_seconds + self._repeats(
+            request.finalists, self._wanted_repeats, best
+        )
+        needed = min(MARGIN * (behind + training) + WRITE_SECONDS, (1 - CANDIDATES_SHARE) * self._at_first)
         return left < needed + MARGIN * (self._pace.each or 0.0)
 
     def measured(self, seconds: float) -> None:
         """A finalist was measured, which took so long."""
         self._measure_seconds = seconds
 
-    def has_time_to_measure(self, seconds: float) -> bool:
-        """Whether a further finalist can be measured, where the winner's epoch takes so many seconds."""
-        return self._deadline.left > MARGIN * (self._measure_seconds + seconds) + WRITE_SECONDS
+    def has_time_to_measure(self, candidate_seconds: float, arch: Arch) -> bool:
+        """Whether a further finalist can be measured, and trained for an epoch."""
+        left = self._deadline.left
+        if left == math.inf:
+            return True
+        return left > MARGIN * (self._measure_seconds + self._epoch(candidate_seconds, arch)) + WRITE_SECONDS
 
     def repeats(self, finalists: Sequence[float]) -> int:
         """How many repeats of every finalist there is time for, given the seconds that their candidates took."""
-        left, wanted = self._deadline.left - WRITE_SECONDS, self._request.repeats
-        if left == math.inf or not finalists:
+        left, wanted = self._deadline.left - WRITE_SECONDS, self._wanted_repeats
+        if left == math.inf or not finalists or not wanted:
             return wanted
         slowest = max(finalists)
-        final = self._request.final_epochs * slowest / self._request.epochs
+        final = self._request.final_epochs * self._epoch(slowest, None)
 
         def fits(count: int) -> bool:
             repeats = MARGIN * self._repeats(len(finalists), count, slowest)
@@ -133,10 +154,12 @@ class Allotment:
 
         return max(count for count in range(wanted + 1) if count == 0 or fits(count))
 
-    def final_epochs(self, candidate_seconds: float) -> int:
+    def final_epochs(self, candidate_seconds: float, arch: Arch) -> int:
         """Epochs of the winner that there is time for, at least one, given the seconds that its candidate took."""
         left, wanted = self._deadline.left - WRITE_SECONDS, self._request.final_epochs
-        each = MARGIN * candidate_seconds / self._request.epochs
+        if left == math.inf:
+            return wanted
+        each = MARGIN * self._epoch(candidate_seconds, arch)
         return wanted if wanted * each <= left else max(int(left / each), 1)
 
     def _repeats(self, finalists: int, count: int, seconds: float) -> float:
@@ -169,13 +192,14 @@ class Watch:
             self._pace.add(record)
             accuracy = "" if record.val_accuracy is None else f", accuracy {record.val_accuracy:.1%}"
             self._log(
-                f"trial {now.number}: loss {record.val_loss:.4f}{accuracy}, {to_ms(record.predicted_us or 0):.4g} ms "
+                f"trial {now.number}: {_shown(record)}{accuracy}, {to_ms(record.predicted_us or 0):.4g} ms "
                 f"predicted ({now.counts['evaluated']} of {now.trials})"
             )
         elif record.state == "failed":
             self._log(f"trial {now.number} failed: {record.reason}")
         self._done = now.counts["evaluated"]
-        self._best = f", best loss {now.best_loss:.4f}" if now.best_loss is not None else ""
+        if record.score and now.best is not None:
+            self._best = f", best {_shown(replace(record, value=now.best))}"
         self._show()
 
     def training(self, stages: tuple[Stage, ...]) -> None:
@@ -187,8 +211,13 @@ class Watch:
     def _show(self) -> None:
         total = self._request.trials
         left = seconds_left(total - self._done, self._stages, self._pace.each, self._request.workers)
-        text = f"{self._done} candidates evaluated{self._best}{epochs_of(self._stages)}"
+        text = f"{self._done} candidate{'s' * (self._done != 1)} evaluated{self._best}{epochs_of(self._stages)}"
         self._progress(self._done, total, left, text)
+
+
+def _shown(record: Record) -> str:
+    """`validation loss 0.4213`."""
+    return f"{title_of(record.score)} {record.value:.4f}"
 
 
 class RepeatsWatch:
@@ -244,6 +273,6 @@ def final_epochs(study: Study, request: Request, winner: Finalist, allotment: Al
     key, asked = f"epochs of {winner.arch.id}", {"final_epochs": request.final_epochs, "minutes": request.minutes}
     known = study.user_attrs.get(key, {})
     if {name: known.get(name) for name in asked} != asked:
-        known = asked | {"epochs": allotment.final_epochs(winner.record.seconds or 0.0)}
+        known = asked | {"epochs": allotment.final_epochs(winner.record.seconds or 0.0, winner.arch)}
         study.set_user_attr(key, known)
     return int(known["epochs"])

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nas.core.units import to_ms
+from nas.evaluation.evaluators import LOSS
 from nas.report.schema import WHOLE, State
 
 if TYPE_CHECKING:
     import pandas as pd
     from optuna.study import Study
     from optuna.trial import FrozenTrial
+
+    from nas.evaluation.evaluators import Score
 
 RECORD = "nas"  # name of the user attribute that holds a trial's record
 
@@ -28,8 +31,9 @@ class Record:
         reason: why there is no score of its own.
         predicted_us, low_us, high_us: latency by the request's table, with its interval where there is one.
         params, macs: of the arch.
-        val_loss, val_accuracy: its score; a duplicate has that of the earlier trial.
-        seconds: what the score took.
+        value, score: what it is compared by, and the name of that; a duplicate has those of the earlier trial.
+        val_loss, val_accuracy: where the score has them.
+        seconds, cost: what the score took.
         duplicate_of: number of the earlier trial.
         seed: of the training behind the score.
     """
@@ -42,9 +46,12 @@ class Record:
     high_us: float | None = None
     params: int | None = None
     macs: int | None = None
+    value: float | None = None
+    score: str = ""
     val_loss: float | None = None
     val_accuracy: float | None = None
     seconds: float | None = None
+    cost: str = ""
     duplicate_of: int | None = None
     seed: int = 0
 
@@ -52,20 +59,29 @@ class Record:
         """Plain data without what is unknown; `Record(**data)` reads it."""
         return {key: value for key, value in dataclasses.asdict(self).items() if value not in (None, "")}
 
+    def scored(self, score: Score | Record) -> Record:
+        """With a score, or with that of another record."""
+        name = score.score if isinstance(score, Record) else score.name
+        return replace(self, value=score.value, score=name, val_loss=score.val_loss, val_accuracy=score.val_accuracy)
+
     def values(self, objectives: int) -> list[float]:
-        """What the study is told: loss, and for a front also the latency in ms; the worst loss where infeasible.
+        """What the study is told: the value, and for a front also the latency in ms; the worst where infeasible.
 
         Args:
             objectives: 1, or 2 for a front.
         """
-        loss = math.inf if self.val_loss is None else self.val_loss
-        return [loss] if objectives == 1 else [loss, to_ms(self.predicted_us or math.inf)]
+        value = math.inf if self.value is None else self.value
+        return [value] if objectives == 1 else [value, to_ms(self.predicted_us or math.inf)]
 
 
 def record_of(trial: FrozenTrial) -> Record | None:
     """The record of a trial, None before it has one."""
     data = trial.user_attrs.get(RECORD)
-    return None if data is None else Record(**data)
+    if data is None:
+        return None
+    if "value" not in data and "val_loss" in data:  # of an earlier version, which knew no other score
+        data = data | {"value": data["val_loss"], "score": LOSS}
+    return Record(**data)
 
 
 def trials_frame(study: Study, table_hash: str) -> pd.DataFrame:
@@ -104,9 +120,12 @@ def _cells(record: Record, table_hash: str) -> dict[str, Any]:
         "predicted_high_ms": ms(record.high_us),
         "params": record.params,
         "macs": record.macs,
+        "value": record.value,
+        "score": record.score,
         "val_loss": record.val_loss,
         "val_accuracy": record.val_accuracy,
         "seconds": record.seconds,
+        "cost": record.cost,
         "started": "",
         "arch": record.arch,
         "duplicate_of": record.duplicate_of,

@@ -16,13 +16,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
-from nas.core.errors import NasError
-from nas.evaluation.evaluators import Score
+from nas.core.errors import NasError, RunError, brief
+from nas.evaluation.evaluators import Score, title_of
 
 _SPAWN = multiprocessing.get_context("spawn")  # forked children of a process with threads can deadlock
 _PR_SET_PDEATHSIG = 1
@@ -226,15 +226,28 @@ def _outcome(scorer: Scorer, task: Task, tell: Callable[[Stage], None]) -> Outco
         tell(Stage(task.key, epoch, epochs, time.monotonic() - begun))
 
     try:
-        score = scorer(task.arch, task.seed, on_epoch)
+        score = checked(scorer(task.arch, task.seed, on_epoch))
     except MemoryError as error:
         return Outcome(task.key, None, f"out of memory: {error}".rstrip(": "))
     except Exception as error:
         named = str(error) if isinstance(error, NasError) else f"{type(error).__name__}: {error}"
         return Outcome(task.key, None, named)
-    if not math.isfinite(score.val_loss):
-        return Outcome(task.key, None, f"the validation loss is {score.val_loss}")
+    if score.seconds is None:
+        score = replace(score, seconds=time.monotonic() - begun)
     return Outcome(task.key, score)
+
+
+def checked(score: Any) -> Score:
+    """A score that candidates can be compared by.
+
+    Raises:
+        RunError: it is none.
+    """
+    if not isinstance(score, Score):
+        raise RunError(f"the evaluator gave {brief(score)}, which is no Score")
+    if not math.isfinite(score.value):
+        raise RunError(f"the {title_of(score.name)} is {score.value}")
+    return score
 
 
 def _die_with(parent: int) -> None:

@@ -32,8 +32,8 @@ from ._half import HALF
 class {name}(Evaluator):
     epochs: int = 1
 
-    def score(self, build_model, data, *, seed=0, device="cpu", on_epoch=None):
-        return Score(HALF, 0.25, 0.0, "nothing")
+    def score(self, build_model, data, *, arch, prepared, seed=0, device="cpu", on_epoch=None):
+        return Score(HALF, "half", seconds=0.0)
 
 
 EVALUATOR = {name}
@@ -109,7 +109,7 @@ class Asking:
         self.evaluator = evaluator
 
     def __call__(self, arch: str, seed: int, on_epoch: Any = None) -> evaluators.Score:
-        return self.evaluator.score(None, None, seed=seed)
+        return self.evaluator.score(None, None, arch=None, prepared={}, seed=seed)
 
 
 def test_a_file_outside_reaches_the_processes_that_score(folder):
@@ -119,7 +119,7 @@ def test_a_file_outside_reaches_the_processes_that_score(folder):
     with Pool(Asking(evaluator), 1) as pool:
         (outcome,) = pool.run([Task(7, "", 0)])
     assert outcome.score is not None, outcome.reason
-    assert (outcome.key, outcome.score.val_loss) == (7, 0.5)
+    assert (outcome.key, outcome.score.value) == (7, 0.5)
 
 
 def test_a_family_outside_reaches_the_command_line(folder):
@@ -187,7 +187,7 @@ def test_an_installed_package_offers_its_files_by_entry_points(folder, tmp_path,
     plugins._entry_points.cache_clear()
     try:
         assert [point.name for point in importlib.metadata.entry_points(group="nas.evaluators")] == ["theirs"]
-        assert evaluators.load_evaluator("theirs").score(None, None).val_loss == 0.5
+        assert evaluators.load_evaluator("theirs").score(None, None, arch=None, prepared={}).value == 0.5
     finally:
         monkeypatch.undo()
         plugins._entry_points.cache_clear()

@@ -16,8 +16,8 @@ def brute_force(costs: np.ndarray) -> list[bool]:
 
 
 def study(*rows: tuple[int, str, float, float]) -> pd.DataFrame:
-    """Trials of (number, state, predicted_ms, val_loss)."""
-    return pd.DataFrame(rows, columns=["number", "state", "predicted_ms", "val_loss"])
+    """Trials of (number, state, predicted_ms, value)."""
+    return pd.DataFrame(rows, columns=["number", "state", "predicted_ms", "value"])
 
 
 def test_the_front_of_five_points_by_hand():
@@ -85,7 +85,7 @@ def test_accuracy_is_maximized():
 
 
 def test_an_evaluated_trial_without_a_score_is_an_error_not_a_zero():
-    with pytest.raises(InputError, match="trial 7 is evaluated but has no val_loss"):
+    with pytest.raises(InputError, match="trial 7 is evaluated but has no value"):
         front_data(study((7, "evaluated", 1.0, math.nan)))
 
 
@@ -101,7 +101,7 @@ def test_the_hypervolume_equals_the_number_of_dominated_unit_cells():
         frame = study(*[(i, "evaluated", x, y) for i, (x, y) in enumerate(points)])
         corner = (9, 8)  # points beyond it must add nothing
         cells = sum(any(x <= i and y <= j for x, y in points) for i in range(corner[0]) for j in range(corner[1]))
-        assert hypervolume(frame, corner, "predicted_ms", "val_loss") == cells
+        assert hypervolume(frame, corner, "predicted_ms", "value") == cells
 
 
 def test_the_hypervolume_of_accuracies_counts_upwards():
@@ -111,7 +111,7 @@ def test_the_hypervolume_of_accuracies_counts_upwards():
 
 def test_a_hypervolume_needs_a_finite_reference():
     with pytest.raises(InputError, match="finite"):
-        hypervolume(study((0, "evaluated", 1.0, 9.0)), (math.inf, 1.0), "predicted_ms", "val_loss")
+        hypervolume(study((0, "evaluated", 1.0, 9.0)), (math.inf, 1.0), "predicted_ms", "value")
 
 
 def test_trials_survive_the_file(tmp_path):

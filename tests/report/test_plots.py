@@ -20,7 +20,8 @@ def study() -> pd.DataFrame:
         (4, "evaluated", 3.0, 0.4, ""),
         (5, "evaluated", 4.0, 0.45, ""),
     ]
-    frame = pd.DataFrame(rows, columns=["number", "state", "predicted_ms", "val_loss", "reason"])
+    frame = pd.DataFrame(rows, columns=["number", "state", "predicted_ms", "value", "reason"])
+    frame["score"] = "val_loss"
     return frame.assign(arch=[f"{n:012x}" for n in frame["number"]], params=12_300, macs=4_500_000, seconds=1.0)
 
 
@@ -35,7 +36,7 @@ def test_candidates_are_the_evaluated_and_the_infeasible_with_the_front_marked(s
     assert data["number"].tolist() == [0, 1, 4, 5]
     assert data["state"].tolist() == ["infeasible", "evaluated", "evaluated", "evaluated"]
     assert data["on_front"].tolist() == [False, True, True, False]
-    assert data["val_loss"].tolist()[1:] == [0.5, 0.4, 0.45]
+    assert data["value"].tolist()[1:] == [0.5, 0.4, 0.45]
 
 
 def test_candidates_can_be_compared_by_parameters(study):
@@ -86,8 +87,8 @@ def test_a_wide_range_of_latencies_gets_a_logarithmic_axis_with_plain_ticks(stud
 def test_progress_keeps_the_best_evaluated_loss_so_far(study):
     data = plots.progress_data(study.sample(frac=1, random_state=0))
     assert data["number"].tolist() == [0, 1, 2, 3, 4, 5]
-    np.testing.assert_array_equal(data["best_val_loss"], [np.nan, 0.5, 0.5, 0.5, 0.4, 0.4])
-    np.testing.assert_array_equal(data["val_loss"], [np.nan, 0.5, np.nan, np.nan, 0.4, 0.45])
+    np.testing.assert_array_equal(data["best_value"], [np.nan, 0.5, 0.5, 0.5, 0.4, 0.4])
+    np.testing.assert_array_equal(data["value"], [np.nan, 0.5, np.nan, np.nan, 0.4, 0.45])
 
 
 def test_the_progress_figure_shows_every_trial_once_in_the_colour_of_its_state(study):

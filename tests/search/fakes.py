@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from nas.evaluation.evaluators import Score
+from nas.evaluation.evaluators import LOSS, Score
 
 if TYPE_CHECKING:
     import optuna
@@ -64,7 +64,7 @@ class FakeScorer:
             if self.fail == "kill":
                 os.kill(os.getpid(), 9)
             loss = float("nan")
-        return Score(loss, 1 - loss / 10, self.seconds, "free")
+        return Score(loss, LOSS, seconds=self.seconds, cost="free", val_loss=loss, val_accuracy=1 - loss / 10)
 
 
 @dataclass(frozen=True)

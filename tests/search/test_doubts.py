@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from nas.evaluation.data import DataRequest, in_memory
-from nas.search import doubts as module
-from nas.search.doubts import at_least, chance_of, doubts
+from nas.evaluation.evaluators import load_evaluator
+from nas.search.doubts import SURE, at_least, chance_of, doubts
 from nas.search.finalists import Ranking
 from nas.search.request import Request
 
@@ -52,11 +52,11 @@ def test_whoever_names_one_class_is_no_better_than_chance():
 
 
 def test_luck_shrinks_with_images_and_grows_with_tries():
-    assert exactly(14, 100, Fraction(1, 10)) > module.SURE > exactly(140, 1000, Fraction(1, 10))
+    assert exactly(14, 100, Fraction(1, 10)) > SURE > exactly(140, 1000, Fraction(1, 10))
     assert not chance_of(0.14, split(*[10] * 10)).beyond
     assert chance_of(0.14, split(*[100] * 10)).beyond
     by_luck = exactly(19, 100, Fraction(1, 10))  # 0.5 %
-    assert by_luck < module.SURE < 60 * by_luck
+    assert by_luck < SURE < 60 * by_luck
     assert chance_of(0.19, split(*[10] * 10)).beyond
     assert not chance_of(0.19, split(*[10] * 10), tries=60).beyond
 
@@ -75,14 +75,13 @@ def small_data(images: int, classes: int = 2):
 
 
 @pytest.fixture
-def said(monkeypatch):
+def said():
     """What is said of a search on so many images (a fifth of them to validate on)."""
 
     def say(images=6400, *, epochs=4, final=40, test=0.9, losses=(1.0, 2.0, 3.0), accuracies=(0.5, 0.9), sigma=None):
-        monkeypatch.setattr(module, "load_data", lambda *args, **settings: small_data(images))
-        request = Request(epochs=epochs, final_epochs=final)
-        training = SimpleNamespace(test_accuracy=test, epochs=final)
-        return doubts(request, (1, 4, 4), losses, accuracies, Ranking("", None, sigma), training)
+        request, evaluator = Request(final_epochs=final), load_evaluator("short", epochs=epochs)
+        training, ranking = SimpleNamespace(test_accuracy=test, epochs=final), Ranking("", None, sigma)
+        return doubts(request, small_data(images), evaluator, "val_loss", losses, accuracies, ranking, training)
 
     return say
 
@@ -118,6 +117,6 @@ def test_candidates_that_differ_less_than_their_trainings_are_said_so(said):
     # losses 1, 2, 3: standard deviation 1; of the networks themselves sqrt(1 - sigma^2)
     (line,) = said(sigma=0.8)  # leaves 0.6
     assert line.startswith("Candidates differ less than their trainings do")
-    assert "vary by 1 (standard deviation), two trainings of one network by 0.8, which leaves 0.6" in line
+    assert "varies by 1 (standard deviation), two trainings of one network by 0.8, which leaves 0.6" in line
     assert said(sigma=0.7) == []  # leaves 0.714
     assert "leaves 0 to" in said(sigma=1.5)[0]

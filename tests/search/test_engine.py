@@ -110,7 +110,7 @@ def test_progress_counts_all_trials():
     assert [progress.number for progress in seen] == [trial.number for trial in study.get_trials()]
     last = seen[-1]
     assert last.counts == {state: states(study).count(state) for state in last.counts}
-    assert last.best_loss == study.best_value
+    assert last.best == study.best_value
 
 
 @pytest.mark.parametrize("fail", ["nan", "error", "memory"])
@@ -288,7 +288,7 @@ def told(path) -> dict[str, float]:
 
 
 def test_a_record_survives_its_plain_form():
-    record = Record("evaluated", arch="a" * 12, predicted_us=1.5, params=0, macs=7, val_loss=0.0, val_accuracy=1.0)
+    record = Record("evaluated", arch="a" * 12, predicted_us=1.5, params=0, macs=7, value=0.0, score="made_up")
     assert Record(**json.loads(json.dumps(record.as_data()))) == record
     assert Record("infeasible", predicted_us=2000.0).values(2) == [math.inf, 2.0]
 

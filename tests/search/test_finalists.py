@@ -8,6 +8,7 @@ import pytest
 from optuna.storages import InMemoryStorage
 
 from nas.core.errors import RunError
+from nas.evaluation.evaluators import Score
 from nas.search.finalists import TRIES, Finalist, Timing, rank, require_fit, with_measurements, with_repeats
 from nas.search.limits import Estimator, Limit
 from nas.search.trials import Record
@@ -29,9 +30,10 @@ def study():
 
 
 def finalist(number=0, losses=(), **more):
-    record = Record("evaluated", arch=ARCHS[number].id, predicted_us=500.0, val_loss=1.0, val_accuracy=0.9)
-    accuracies = tuple(0.5 for _ in losses)
-    return Finalist(number, ARCHS[number], record, losses=tuple(losses), accuracies=accuracies, **more)
+    score = Score(1.0, "val_loss", val_loss=1.0, val_accuracy=0.9)
+    record = Record("evaluated", arch=ARCHS[number].id, predicted_us=500.0).scored(score)
+    found = {"values": tuple(losses), "losses": tuple(losses), "accuracies": tuple(0.5 for _ in losses)}
+    return Finalist(number, ARCHS[number], record, **found, **more)
 
 
 def timing(us=700.0, noise=0.0):
@@ -157,16 +159,16 @@ def test_finalists_that_fit_are_trained_again_with_other_seeds_and_once(study, t
             found = with_repeats(both, study, pool, 2, done.append)
     assert len(calls.read_text().splitlines()) == len(done) == 4
     for each in found[:2]:
-        assert each.losses == (1.0, *(digits(f"{each.arch.to_json()} {seed}") for seed in (1, 2)))
+        assert each.values == each.losses == (1.0, *(digits(f"{each.arch.to_json()} {seed}") for seed in (1, 2)))
         assert each.accuracies[0] == 0.9
-    assert found[2].losses == (1.0,)
+    assert found[2].values == (1.0,)
 
 
 def test_a_repeat_that_fails_is_left_out_and_told(study):
     done = []
     with Pool(FakeScorer(fail="error", failing=1.0), 1) as pool:
         (found,) = with_repeats([finalist()], study, pool, 2, done.append)
-    assert found.losses == (1.0,)
+    assert found.values == (1.0,)
     assert [outcome.score for outcome in done] == [None, None]
 
 
@@ -202,7 +204,7 @@ def test_an_order_is_sure_beyond_students_95_percent(repeats, quantile):
 
 def test_the_score_that_chose_the_finalists_does_not_order_them():
     lucky, better = finalist(0, (CHOSEN, 2.0, 2.1)), finalist(1, (1.0, 1.0, 1.1))
-    assert better.mean_loss < lucky.mean_loss
+    assert better.mean_value < lucky.mean_value
     assert "lead of 1 over" in rank([lucky, better]).text
 
 
@@ -216,5 +218,5 @@ def test_without_repeats_nothing_is_said_about_noise():
 
 
 def test_the_mean_of_the_repeats_decides_and_the_choosing_score_where_there_is_none():
-    assert replace(finalist(), losses=(1.0, 2.0, 6.0)).mean_loss == 4.0
-    assert replace(finalist(), losses=(1.0,)).mean_loss == 1.0
+    assert replace(finalist(), values=(1.0, 2.0, 6.0)).mean_value == 4.0
+    assert replace(finalist(), values=(1.0,)).mean_value == 1.0

@@ -299,7 +299,8 @@ def test_a_limit_of_images_reaches_every_training_and_is_compared(tmp_path, tabl
 
 
 def test_the_scorer_gets_the_limit():
-    assert SCORER_OF(SimpleNamespace(request=Request(limit=300), space=SPACE)).limit == 300
+    run = SimpleNamespace(request=Request(limit=300), found=SimpleNamespace(space=SPACE), prepared=lambda asked: {})
+    assert SCORER_OF(run).limit == 300
 
 
 @pytest.mark.parametrize(
@@ -390,6 +391,12 @@ def test_a_changed_table_is_refused(tmp_path, table_path, world):
     Table(table.header, table.entries, table.networks[1:]).write(mine)
     with pytest.raises(RunError, match="is not the one this run was begun with"):
         carry_out(request(tmp_path, mine), world)
+
+
+def test_a_command_that_leaves_the_table_out_is_told_so(tmp_path, table_path, world):
+    carry_out(request(tmp_path, table_path, space=SPACE.name), world)
+    with pytest.raises(RunError, match="was begun with a table that this command does not name"):
+        carry_out(request(tmp_path, "", table=None, space=SPACE.name, runtime="fake"), world)
 
 
 def test_a_study_of_another_folder_is_refused(tmp_path, table_path, world):
@@ -556,10 +563,10 @@ def test_a_table_that_lacks_many_rows_is_refused_naming_them(tmp_path, table_pat
 def test_the_real_scorer_trains_and_repeats_itself(table_path):
     from nas.evaluation.evaluators import load_evaluator
     from nas.metrics import load_metric
-    from nas.search.scoring import TrainingScorer
+    from nas.search.scoring import CandidateScorer
 
     _, arch = load_metric("macs").smallest(SPACE, Table.read(table_path))
-    scorer = TrainingScorer(load_evaluator("short", epochs=1), "digits", (3, 32, 32), 0, "cpu")
+    scorer = CandidateScorer(load_evaluator("short", epochs=1), "digits", (3, 32, 32), 0, "cpu")
     first, again, other = (scorer(arch.to_json(), seed) for seed in (0, 0, 1))
     assert first.val_loss == again.val_loss != other.val_loss
     assert 0.1 < first.val_accuracy <= 1

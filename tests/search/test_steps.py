@@ -347,11 +347,11 @@ def test_a_file_outside_the_package_is_a_step(tmp_path, monkeypatch):
 
 def test_steps_stand_in_the_order_that_they_ask_for():
     own = [step.name for step in load_steps()]
-    assert own == ["profile", "search", "measure", "repeat", "train", "export", "report"]
+    assert own == ["profile", "prepare", "search", "measure", "repeat", "train", "export", "report"]
     names = [
         step.name for step in in_order([*load_steps(), Noted("a", "export"), Noted("z", "train"), Noted("b", "z")])
     ]
-    assert names == ["profile", "search", "measure", "repeat", "train", "z", "b", "export", "a", "report"]
+    assert names == ["profile", "prepare", "search", "measure", "repeat", "train", "z", "b", "export", "a", "report"]
     with pytest.raises(InputError, match="step a: unknown step to stand after 'trian', did you mean 'train'"):
         in_order([*load_steps(), Noted("a", "trian")])
     with pytest.raises(NasError, match="steps a, b stand after each other"):

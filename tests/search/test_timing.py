@@ -46,12 +46,17 @@ def clock():
 
 
 def evaluated(loss, seconds):
-    return Record("evaluated", arch="a", val_loss=loss, val_accuracy=0.5, predicted_us=500.0, seconds=seconds)
+    score = Score(loss, "val_loss", val_loss=loss, val_accuracy=0.5)
+    return Record("evaluated", arch="a", predicted_us=500.0, seconds=seconds).scored(score)
 
 
 def allotment(clock, minutes, pace, measured=True, **changes):
-    asked = Request(**{"epochs": 4, "final_epochs": 40, "finalists": 3, "repeats": 2, "workers": 2} | changes)
-    return Allotment(asked, Deadline(minutes, clock), pace, measured)
+    asked = Request(**{"final_epochs": 40, "finalists": 3, "workers": 2} | changes)
+
+    def epoch(candidate_seconds, arch):
+        return candidate_seconds / 4
+
+    return Allotment(asked, Deadline(minutes, clock), pace, measured=measured, repeats=2, epoch=epoch)
 
 
 def test_without_minutes_nothing_is_ever_over(clock):
@@ -60,7 +65,7 @@ def test_without_minutes_nothing_is_ever_over(clock):
     mine = allotment(clock, None, Pace([evaluated(1.0, 1e9)]))
     assert not mine.is_over()
     assert mine.repeats([1e9]) == 2
-    assert mine.final_epochs(1e9) == 40
+    assert mine.final_epochs(1e9, None) == 40
 
 
 def test_a_deadline_counts_down_and_no_further(clock):
@@ -114,10 +119,10 @@ def test_repeats_and_final_epochs_are_as_many_as_there_is_time_for(clock):
     clock.now += 600 - (clock.now - 1000) - 60 - WRITE_SECONDS  # 60 s are left: 30 % of them for repeats
     assert mine.repeats([8.0, 8.0, 8.0]) == 0  # one of each is two rounds: 16 s, with margin 19.2 of 18
     assert mine.repeats([7.0, 7.0, 7.0]) == 1  # 14 s, with margin 16.8
-    assert mine.final_epochs(8.0) == 25  # 60 / (1.2 * 2)
+    assert mine.final_epochs(8.0, None) == 25  # 60 / (1.2 * 2)
     clock.now += 600
     assert mine.repeats([8.0]) == 0
-    assert mine.final_epochs(8.0) == 1
+    assert mine.final_epochs(8.0, None) == 1
 
 
 def test_the_time_left_is_the_work_left_among_the_workers():
@@ -140,16 +145,16 @@ def test_what_is_shown_while_candidates_train_also_right_after_a_resume(shown):
     asked, lines, facts, show = shown
     watch = Watch(asked, Pace([evaluated(0.5, 10.0)]), show, lines.append)
     watch.begin(1)
-    assert facts[-1] == (1, 4, 15.0, "1 candidates evaluated")  # three of 10 s on two workers
+    assert facts[-1] == (1, 4, 15.0, "1 candidate evaluated")  # three of 10 s on two workers
     watch.training((Stage(1, 1, 4, 2.5), Stage(2, 3, 4, 7.0)))
-    assert facts[-1] == (1, 4, 10.0, "1 candidates evaluated; epochs 1/4, 3/4")
+    assert facts[-1] == (1, 4, 10.0, "1 candidate evaluated; epochs 1/4, 3/4")
     counts = {"evaluated": 2}
     watch.trial(Progress(7, evaluated(0.25, 10.0), 4, counts, 0.25))
-    assert facts[-1][3].startswith("2 candidates evaluated, best loss 0.2500")
+    assert facts[-1][3].startswith("2 candidates evaluated, best validation loss 0.2500")
     watch.trial(Progress(8, Record("infeasible"), 4, counts, 0.25))
     watch.trial(Progress(9, Record("failed", reason="no room"), 4, counts, 0.25))
     assert lines == [
-        "trial 7: loss 0.2500, accuracy 50.0%, 0.5 ms predicted (2 of 4)",
+        "trial 7: validation loss 0.2500, accuracy 50.0%, 0.5 ms predicted (2 of 4)",
         "trial 9 failed: no room",
     ]
 
@@ -170,7 +175,7 @@ class Epochs:
     def __call__(self, arch, seed, on_epoch):
         for epoch in (1, 2, 3):
             on_epoch(epoch, 3)
-        return Score(digits(arch), 0.5, 1.0, "free")
+        return Score(digits(arch), "digits")
 
 
 def test_workers_tell_their_epochs_from_their_processes():
@@ -235,6 +240,7 @@ def test_a_profile_of_the_search_gets_half_of_the_time_where_it_needs_more(tmp_p
     monkeypatch.setattr(resolved.profiler, "profile", profile)
     for minutes in (None, 20, 10):  # 400 s of 600; of 300
         asked = Request(out=str(tmp_path / "r"), space="efficientformer-32", runtime="fake", minutes=minutes)
+        named = resolved.name_request(asked, lambda line: None)
         with pytest.raises(KeyboardInterrupt):
-            resolved.resolve_request(asked, lambda line: None, lambda *facts: None)
+            resolved.complete_table(named, lambda line: None, lambda *facts: None)
     assert given == [None, None, 5.0]

@@ -44,7 +44,7 @@ def test_the_table_survives_its_file(study, tmp_path):
 def test_an_arch_id_that_looks_like_a_number_stays_text(tmp_path):
     study = make_study(InMemoryStorage(), ToySpace())
     trial = study.ask()
-    trial.set_user_attr("nas", Record("evaluated", arch="123456789e12", val_loss=1.0).as_data())
+    trial.set_user_attr("nas", Record("evaluated", arch="123456789e12", value=1.0, score="made_up").as_data())
     study.tell(trial, 1.0)
     trials_frame(study, "1e5").to_csv(tmp_path / "t.csv", index=False)
     again = read_trials(tmp_path / "t.csv")

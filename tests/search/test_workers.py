@@ -35,7 +35,7 @@ def test_workers_score_as_the_scorer_does_in_processes_of_their_own(tmp_path):
         outcomes = list(pool.run([Task(number, f"arch {number}", 7) for number in range(6)]))
         assert pool.idle == 2
     assert sorted(outcome.key for outcome in outcomes) == list(range(6))
-    assert all(outcome.score.val_loss == digits(f"arch {outcome.key} 7") for outcome in outcomes)
+    assert all(outcome.score.value == digits(f"arch {outcome.key} 7") for outcome in outcomes)
     assert len(set(pids(calls)) - {os.getpid()}) == 2
     assert not any(map(is_alive, pids(calls)))
 

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import torch
-from torch import nn
+from pydantic import BeforeValidator, PositiveInt
 
-from nas.evaluation.data import Data
-from nas.evaluation.devices import seeded
-from nas.evaluation.evaluators import Evaluator, Score
+from nas.evaluation.evaluators import LOSS, Evaluator, Score
 from nas.evaluation.recipe import Recipe
-from nas.evaluation.training import Epoch, train
+from nas.evaluation.recipes import read_recipe
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from nas.core.arch import Arch
+    from nas.evaluation.data import Data
+    from nas.evaluation.training import Epoch
+
+
+def _named(recipe: Any) -> Any:
+    return read_recipe({}, recipe) if isinstance(recipe, str) else recipe
 
 
 @dataclass(frozen=True)
@@ -21,21 +31,28 @@ class ShortTraining(Evaluator):
 
     Attributes:
         epochs: replaces that of the recipe.
-        recipe: how it is trained; small batches, because few epochs need many steps.
+        recipe: how it is trained, by name or by its fields; small batches, because few epochs need many steps.
     """
 
-    epochs: int = 5
-    recipe: Recipe = field(default_factory=lambda: Recipe(batch_size=32))
+    trains: ClassVar[bool] = True
+
+    epochs: PositiveInt = 4
+    recipe: Annotated[Recipe, BeforeValidator(_named)] = field(default_factory=lambda: Recipe(batch_size=32))
 
     def score(
         self,
         build_model: Callable[[], nn.Module],
         data: Data,
         *,
+        arch: Arch | None = None,
+        prepared: Mapping[str, Any] | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
         on_epoch: Callable[[int, int], None] | None = None,
     ) -> Score:
+        from nas.evaluation.devices import seeded
+        from nas.evaluation.training import train
+
         recipe = self.recipe.model_copy(update={"epochs": self.epochs, "validate_every": self.epochs})
         with seeded(seed):
             model = build_model()
@@ -46,7 +63,8 @@ class ShortTraining(Evaluator):
 
         result = train(model, data, recipe, device=device, seed=seed, on_epoch=tell)
         cost = f"{self.epochs} epochs of {len(data.train)} images, {result.precision} on {result.device}"
-        return Score(result.val_loss, result.val_accuracy, result.seconds, cost)
+        reached = {"val_loss": result.val_loss, "val_accuracy": result.val_accuracy}
+        return Score(result.val_loss, LOSS, seconds=result.seconds, cost=cost, **reached)
 
 
 EVALUATOR = ShortTraining

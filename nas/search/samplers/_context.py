@@ -17,7 +17,9 @@ from optuna.trial import FrozenTrial, TrialState
 from nas.core.errors import InputError
 from nas.search.feasible import FeasibleSet
 from nas.search.lattice import Costs, Path
+from nas.search.surrogate import Encoder
 
+MOST_LISTED = 7000  # candidates of a set that are all looked at
 REFERENCE = 512  # draws that features are centred and scaled by
 
 
@@ -31,6 +33,8 @@ class Context:
         scalars: further numbers that are sums over steps, such as multiply-adds, by name.
         latency: the second objective of paths, in ms, (n, layers) -> (n,); exact, since tables know it.
         starts: candidates to begin with.
+        features: scores of paths by the evaluators that the request names as features, (n, layers) -> (n, features);
+            None where it names none. What was asked for once is known; else each costs what its evaluator takes.
     """
 
     feasible: FeasibleSet
@@ -38,6 +42,7 @@ class Context:
     scalars: Mapping[str, Costs] = field(default_factory=dict)
     latency: Callable[[np.ndarray], np.ndarray] | None = None
     starts: tuple[Path, ...] = ()
+    features: Callable[[np.ndarray], np.ndarray] | None = None
     _paths: dict[tuple[int, int], Path | None] = field(default_factory=dict, repr=False)
 
     @functools.cached_property
@@ -46,9 +51,18 @@ class Context:
         return self.feasible.draw(np.random.default_rng(0), REFERENCE)
 
     @functools.cached_property
-    def memory(self) -> dict[str, Any]:
-        """What a sampler computes once for a set, since samplers are made anew for every draw."""
-        return {}
+    def encoder(self) -> Encoder:
+        """Turns candidates into features of a model, made once since samplers are made anew for every draw."""
+        return Encoder(self.feasible.lattice.groups(), list(self.scalars.values()), self.reference)
+
+    @functools.cached_property
+    def listed(self) -> list[Path]:
+        """All candidates, where they are few enough to look at each; else none."""
+        if self.feasible.about > MOST_LISTED:
+            return []
+        nothing = [np.zeros(len(layer.way)) for layer in self.feasible.layers]
+        found = self.feasible.best(nothing, 2 * MOST_LISTED)
+        return found if len(found) > 0.95 * self.feasible.about else []  # the search gave up
 
     def path_of(self, study: Study, trial: FrozenTrial) -> Path | None:
         """The candidate of a trial that has all its parameters; None before, or where they choose none."""
@@ -66,7 +80,7 @@ class Context:
 
 @dataclass(frozen=True)
 class History:
-    """What was tried before a trial.
+    """What was tried before a trial, or at all.
 
     Attributes:
         seen: candidates of all earlier trials, those in evaluation among them.
@@ -78,25 +92,41 @@ class History:
     values: np.ndarray
 
     @classmethod
+    def of(cls, context: Context, study: Study) -> History:
+        """The history of a whole study."""
+        return cls._of(context, study, None)
+
+    @classmethod
     def before(cls, context: Context, study: Study, trial: FrozenTrial) -> History:
         """The history that a trial is drawn from: also where it was begun by an earlier process, which knew less."""
+        return cls._of(context, study, trial)
+
+    @classmethod
+    def _of(cls, context: Context, study: Study, trial: FrozenTrial | None) -> History:
         seen: set[Path] = set()
         scored: dict[Path, list[float]] = {}
         for other in study.get_trials(deepcopy=False):
-            if other.number == trial.number or not (other.params or other.state.is_finished()):
-                continue
-            later = other.datetime_complete is not None and trial.datetime_start is not None and trial.params
-            if other.number > trial.number and not other.state.is_finished():
+            if not (other.params or other.state.is_finished()) or (trial is not None and _is_later(other, trial)):
                 continue
             path = context.path_of(study, other)
             if path is None:
                 continue
             seen.add(path)
-            if later and other.datetime_complete > trial.datetime_start:  # type: ignore[operator]
+            if trial is not None and _was_unknown(other, trial):
                 continue
             if other.state is TrialState.COMPLETE and all(map(math.isfinite, other.values)):
                 scored.setdefault(path, other.values)
         return cls(seen, list(scored), np.array(list(scored.values())).reshape(len(scored), context.objectives))
+
+
+def _is_later(other: FrozenTrial, trial: FrozenTrial) -> bool:
+    return other.number == trial.number or (other.number > trial.number and not other.state.is_finished())
+
+
+def _was_unknown(other: FrozenTrial, trial: FrozenTrial) -> bool:
+    """Whether a trial was finished after another one had been begun and had some of its parameters."""
+    done, begun = other.datetime_complete, trial.datetime_start
+    return bool(done is not None and begun is not None and trial.params and done > begun)
 
 
 class PathSampler(BaseSampler):

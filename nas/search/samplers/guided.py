@@ -4,7 +4,8 @@ A model of loss (`nas.search.surrogate`) is asked which candidate is expected to
 likely good, or unknown enough. Candidates are even draws, mutations of the best, and the exact best of the linear part
 of draws of the model, found over the whole set (Thompson sampling). With two objectives it is the expected gain of the
 front (hypervolume), latency being known exactly. A tenth of the candidates is drawn by chance, so that a wrong model
-cannot trap the search.
+cannot trap the search. Where the request names features, the most promising candidates are scored by them, and a model
+that knows these scores chooses.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from optuna.trial import FrozenTrial
 
 from nas.search.lattice import Path
 from nas.search.samplers._context import Context, History, PathSampler
-from nas.search.surrogate import Encoder, Surrogate
+from nas.search.surrogate import Surrogate
 
 SPREAD_OUT = 8  # candidates that fill the set before a model is asked
 BY_CHANCE = 10  # every so many trials one is drawn evenly
 EVEN, BEST, MUTATIONS = 192, 5, 12  # candidates: even draws, whose mutations, how many of each
 HEATS = ((0.0, 3), (0.5, 2), (1.0, 2), (1.0, 2))  # of draws that are maximized exactly (0: the mean), how many best
+SHORTLIST = 8  # candidates a trial whose features are asked for
 FRONT_DRAWS, LEVELS = 8, 12  # of the model, and of latency, with two objectives
 
 
@@ -37,26 +39,17 @@ class Guided(PathSampler):
             return self._spread_out(history)
         if trial.number % BY_CHANCE == BY_CHANCE - 1:
             return None
-        model = Surrogate(self._encoder(np.array(history.paths)), history.values[:, 0])
+        model = Surrogate(self.context.encoder(np.array(history.paths)), history.values[:, 0])
         return self._liked(model, history)
-
-    @property
-    def _encoder(self) -> Encoder:
-        memory = self.context.memory
-        if "encoder" not in memory:
-            scalars = list(self.context.scalars.values())
-            memory["encoder"] = Encoder(self.feasible.lattice.groups(), scalars, self.context.reference)
-        found: Encoder = memory["encoder"]
-        return found
 
     def _spread_out(self, history: History) -> Path | None:
         """Of even draws the one that lies farthest from what was seen."""
         drawn = [path for path in _as_paths(self.feasible.draw(self.rng, 64)) if path not in history.seen]
         if not drawn or not history.seen:
             return drawn[0] if drawn else None
-        mine, theirs = self._encoder(np.array(drawn)), self._encoder(np.array(sorted(history.seen)))
+        mine, theirs = self.context.encoder(np.array(drawn)), self.context.encoder(np.array(sorted(history.seen)))
         gaps = sum(
-            ((mine.groups[name][:, None] - theirs.groups[name][None]) ** 2).sum(2)
+            mine.squares(name)[:, None] + theirs.squares(name)[None] - 2 * mine.products(name, theirs)
             for name in ("choices", "numbers")
             if name in mine.groups
         )
@@ -64,10 +57,13 @@ class Guided(PathSampler):
 
     def _liked(self, model: Surrogate, history: History) -> Path | None:
         two = self.context.objectives == 2
+        if self.context.listed and not two:
+            paths = [path for path in self.context.listed if path not in history.seen]
+            return self._chosen(paths, self._promise(model, paths, history), history) if paths else None
         found: dict[Path, None] = {}
         for heat, count in HEATS:
             weights = model.linear(self.rng, heat)
-            scores = [-score for score in self._encoder.scores(weights)] if weights else []
+            scores = [-score for score in self.context.encoder.scores(weights)] if weights else []
             if scores and two:
                 found.update(dict.fromkeys(self.feasible.front(scores, LEVELS)))
             elif scores:
@@ -86,16 +82,35 @@ class Guided(PathSampler):
         if not two:
             found = self._refined(model, found, history)
         paths = list(found)
-        encoded = self._encoder(np.array(paths))
-        if two:
-            return paths[int(np.argmax(self._gains(model.draws(encoded, self.rng, FRONT_DRAWS), paths, history)))]
-        return paths[int(np.argmax(model.gain(encoded)))]
+        return self._chosen(paths, self._promise(model, paths, history), history)
+
+    def _promise(
+        self, model: Surrogate, paths: list[Path], history: History, features: np.ndarray | None = None
+    ) -> np.ndarray:
+        """How much each candidate is expected to improve on what is known. Shape: (n,)"""
+        encoded = self.context.encoder(np.array(paths))
+        if features is not None:
+            encoded = encoded.beside(features)
+        if self.context.objectives == 2:
+            return self._gains(model.draws(encoded, self.rng, FRONT_DRAWS), paths, history)
+        return model.gain(encoded)
+
+    def _chosen(self, paths: list[Path], promise: np.ndarray, history: History) -> Path:
+        """The most promising candidate; with features, of the first few by a model that knows these, too."""
+        if self.context.features is None:
+            return paths[int(np.argmax(promise))]
+        paths = [paths[place] for place in np.argsort(-promise, kind="stable")[:SHORTLIST]]
+        known, new = self.context.features(np.array(history.paths)), self.context.features(np.array(paths))
+        middle, scale = known.mean(0), np.maximum(known.std(0), 1e-12)
+        encoded = self.context.encoder(np.array(history.paths)).beside((known - middle) / scale)
+        model = Surrogate(encoded, history.values[:, 0])
+        return paths[int(np.argmax(self._promise(model, paths, history, (new - middle) / scale)))]
 
     def _refined(self, model: Surrogate, found: dict[Path, None], history: History) -> dict[Path, None]:
         """The candidates with mutations of those that the model expects most of."""
         for _ in range(2):
             paths = list(found)
-            order = np.argsort(-model.gain(self._encoder(np.array(paths))), kind="stable")
+            order = np.argsort(-model.gain(self.context.encoder(np.array(paths))), kind="stable")
             found = dict.fromkeys(paths[place] for place in order[:200])
             for place in order[:4]:
                 found.update(dict.fromkeys(self.feasible.neighbours(paths[place], self.rng, MUTATIONS)))

@@ -12,17 +12,16 @@ from typing import Any
 
 from torch import nn
 
-from nas.core.files import whole, write_text
+from nas.core.files import hash_of, whole, write_text
 from nas.evaluation.checkpoint import read_weights
-from nas.evaluation.data import load_data
 from nas.networks.building import build, input_shape_of, load_weights
 from nas.networks.export import check_onnx, export_onnx
-from nas.search.context import Context
-from nas.search.finalists import rank
+from nas.search.belief import belief_of
+from nas.search.context import Context, known_of
 from nas.search.results import Figures, result_data
 from nas.search.steps import Step
 from nas.search.steps.repeat import finalists_of, winner_of
-from nas.search.steps.train import NEXT, hash_of, weights_of
+from nas.search.steps.train import NEXT, weights_of
 
 IMAGES = 32  # that the file is checked on
 SET = ("best.json", "best.pt", "best.onnx", "training.csv", "result.json")  # what belongs together; the last one last
@@ -57,10 +56,8 @@ class Export(Step):
             for name, source in (("best.pt", weights), ("training.csv", weights.with_name("training.csv"))):
                 with whole(staged / name) as temporary:
                     shutil.copyfile(source, temporary)
-        ranking = rank([finalist for finalist in finalists if finalist.fits])
-        result = result_data(
-            run.found, run.study, finalists, winner, ranking, Figures(**run.output("train")["figures"]), checked
-        )
+        figures, belief = Figures(**run.output("train")["figures"]), belief_of(known_of(run), run.study)
+        result = result_data(run, finalists, winner, figures, checked, belief)
         for warning in result["warnings"]:
             run.log(f"WARNING: {warning}")
         write_text(staged / "result.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
@@ -74,10 +71,7 @@ class Export(Step):
                 f"{path} is NOT CHECKED against PyTorch: that needs ONNX Runtime, pip install 'millinas[onnxruntime]'"
             )
             return None
-        data = load_data(
-            run.request.dataset, run.found.space.input_shape, seed=run.request.seed, limit=run.request.limit
-        )
-        images = [image for image, _ in itertools.islice(data.val.batches(1), IMAGES)]
+        images = [image for image, _ in itertools.islice(run.data.val.batches(1), IMAGES)]
         return {"images": len(images), "difference": check_onnx(path, model, images)}
 
 

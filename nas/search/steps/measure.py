@@ -40,8 +40,8 @@ class Measure(Step):
         wanted, finalists = run.request.finalists, list[Finalist]()
         for finalist in _candidates(run):
             fitting = sum(each.fits for each in finalists)
-            seconds = (finalist.record.seconds or 0.0) / run.request.epochs
-            if fitting == wanted or (fitting and not allotment.has_time_to_measure(seconds)):
+            seconds = finalist.record.seconds or 0.0
+            if fitting == wanted or (fitting and not allotment.has_time_to_measure(seconds, finalist.arch)):
                 break
             run.progress(fitting, wanted, None, f"measuring {finalist.arch.id}")
             begun = clock()
@@ -70,7 +70,7 @@ def _finalist(run: Context, trial: FrozenTrial) -> Finalist:
 def _candidates(run: Context) -> list[Finalist]:
     """Whom to measure, in this order, until enough of them fit.
 
-    The candidates of lowest loss; or as many as are wanted spread evenly along the front, the most accurate among them.
+    The candidates of lowest value; or as many as are wanted spread evenly along the front, the best score among them.
     """
     count, trials = run.request.finalists, trials_frame(run.study, run.found.estimator.table.hash)
     if run.request.objective == "front":
@@ -78,7 +78,7 @@ def _candidates(run: Context) -> list[Finalist]:
         places = len(front) - 1 - np.linspace(0, len(front) - 1, min(count, len(front))).round().astype(int)
         chosen = front.iloc[sorted(set(places.tolist()))]
     else:
-        chosen = trials[trials["state"] == "evaluated"].sort_values(["val_loss", "number"]).head(MEASURED * count)
+        chosen = trials[trials["state"] == "evaluated"].sort_values(["value", "number"]).head(MEASURED * count)
     by_number = {trial.number: trial for trial in run.study.get_trials(deepcopy=False)}
     return [_finalist(run, by_number[number]) for number in chosen["number"]]
 

@@ -1,4 +1,7 @@
-"""The finalists that fit are trained again with other seeds, and the winner is chosen; kept in the study."""
+"""The finalists that fit are trained again with other seeds, and the winner is chosen; kept in the study.
+
+Finalists of an evaluator that does not train are not: the same score again says nothing.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from nas.search.finalists import Finalist, rank, with_repeats
 from nas.search.steps import Step
 from nas.search.steps.measure import measured_finalists
 from nas.search.timing import RepeatsWatch
+
+KEPT = ("values", "losses", "accuracies")  # of a finalist
 
 
 class Repeat(Step):
@@ -30,9 +35,10 @@ class Repeat(Step):
         watch = RepeatsWatch(run.request, run.pace, repeats * len(seconds), run.progress, run.log)
         with run.pool(watch.training) as pool:
             finalists = with_repeats(finalists, run.study, pool, repeats, watch.trained)
-        winner, ranking = winner_of(finalists), rank([each for each in finalists if each.fits])
+        winner = winner_of(finalists)
+        ranking = rank([each for each in finalists if each.fits], run.evaluator.trains)
         run.log(f"the winner is {winner}; {ranking.text}")
-        scores = {str(each.number): {"losses": each.losses, "accuracies": each.accuracies} for each in finalists}
+        scores = {str(each.number): {name: getattr(each, name) for name in KEPT} for each in finalists}
         return {"winner": winner.arch.id, "scores": scores}
 
 
@@ -41,13 +47,19 @@ def finalists_of(run: Context) -> list[Finalist]:
     scores = run.output(Repeat.name)["scores"]
     finalists = [(each, scores[str(each.number)]) for each in measured_finalists(run)]
     return [
-        replace(each, losses=tuple(kept["losses"]), accuracies=tuple(kept["accuracies"])) for each, kept in finalists
+        replace(
+            each,
+            values=tuple(kept.get("values", kept["losses"])),  # an earlier version knew no others
+            losses=tuple(kept["losses"]),
+            accuracies=tuple(kept["accuracies"]),
+        )
+        for each, kept in finalists
     ]
 
 
 def winner_of(finalists: Sequence[Finalist]) -> Finalist:
-    """Of those that fit, the one of lowest mean loss."""
-    return min((finalist for finalist in finalists if finalist.fits), key=lambda finalist: finalist.mean_loss)
+    """Of those that fit, the one of lowest mean value."""
+    return min((finalist for finalist in finalists if finalist.fits), key=lambda finalist: finalist.mean_value)
 
 
 STEP = Repeat()

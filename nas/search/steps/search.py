@@ -22,7 +22,7 @@ class Search(Step):
     """Runs the study; more trials than before go on after the last."""
 
     name = "search"
-    after = "profile"
+    after = "prepare"
 
     def inputs(self, run: Context) -> Mapping[str, Any]:
         return {"trials": run.request.trials, "minutes": run.request.minutes, "table": run.found.estimator.table.hash}
@@ -33,7 +33,7 @@ class Search(Step):
 
     def carry_out(self, run: Context) -> Mapping[str, Any]:
         found, request = run.found, run.request
-        run.study.sampler = sampler_of(found, run.folder)
+        run.study.sampler = sampler_of(run)
         ledger = Ledger(run.study, distributions_of(found.space.choices))
         before = sum(record.state == "evaluated" for _, record in ledger.past())
         if before:

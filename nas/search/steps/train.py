@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from nas.core.files import hash_of
 from nas.evaluation.runs import train_arch
 from nas.search.context import Context
 from nas.search.results import Figures
@@ -16,6 +17,7 @@ from nas.search.steps import Step
 from nas.search.steps.repeat import finalists_of, winner_of
 from nas.search.timing import final_epochs
 
+OF_TRAINING = ("final_recipe", "final_teacher", "final_teacher_weights")
 NEXT = "next"
 """Folder of what becomes the winner's files, together, once all of them are there."""
 
@@ -28,6 +30,7 @@ class Train(Step):
 
     def inputs(self, run: Context) -> Mapping[str, Any]:
         asked = {name: getattr(run.request, name) for name in ("dataset", "limit", "seed", "device")}
+        asked |= {name: getattr(run.request, name) for name in OF_TRAINING if getattr(run.request, name)}
         epochs = final_epochs(run.study, run.request, winner_of(finalists_of(run)), run.allotment)
         return asked | {"epochs": epochs, "arch": run.output("repeat")["winner"], "data": dict(run.named.data)}
 
@@ -43,7 +46,9 @@ class Train(Step):
             winner_of(finalists_of(run)).arch,
             request.dataset,
             folder,
-            {"epochs": inputs["epochs"]},
+            request.final_recipe | {"epochs": inputs["epochs"]},
+            teacher=request.final_teacher,
+            teacher_weights=request.weights_of_teacher,
             device=request.device,
             threads=request.final_threads,
             seed=request.seed,
@@ -68,12 +73,6 @@ def weights_of(run: Context) -> Path | None:
         if path.is_file() and hash_of(path) == output["weights"]:
             return path
     return None
-
-
-def hash_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 STEP = Train()
