@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nas.core.ops import BlockModule, Leaf, Scale
 
-#: as torch's kernels are called; all are positive exactly where their input is
-ACTIVATIONS = frozenset({"elu", "gelu", "hardswish", "hardtanh", "leaky_relu", "mish", "relu", "silu"})
+#: as torch calls them; all are positive exactly where their input is
+ACTIVATIONS = frozenset({"elu", "gelu", "hardswish", "hardtanh", "leaky_relu", "mish", "relu", "relu6", "silu"})
+GATES = frozenset({"hardsigmoid", "sigmoid", "softmax"})
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 NORMS = BATCH_NORM, nn.LayerNorm, nn.GroupNorm
 LAYERS = nn.modules.conv._ConvNd, nn.Linear
@@ -57,7 +59,9 @@ class _Codes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         count = len(self.agreements)
         if name in ACTIVATIONS and args[0].numel() % count == 0:
             on = (args[0] > 0).reshape(count, -1).float()
-            self.agreements += on @ on.T + (1 - on) @ (1 - on).T
+            both = on @ on.T
+            counts = both.diagonal()
+            self.agreements += on.shape[1] - counts[:, None] - counts + 2 * both
         return func(*args, **(kwargs or {}))
 
 
@@ -65,7 +69,8 @@ def synflow(model: nn.Module, input_shape: Sequence[int]) -> float:
     """How much flows through the weights: log of sum |w| dR/d|w| (arXiv:2006.05467), R the sum of the logits.
 
     All weights are made positive and the input is ones; no image is needed. Norms are left out: a layer norm removes
-    what an all-positive network gives, and what is left is noise.
+    what an all-positive network gives, and what is left is noise. Activations pass everything on (a ReLU6 would cut it
+    off), and attention and gates mix as they do without being learned, so that the flow is that of a linear network.
 
     Args:
         model: any network.
@@ -81,10 +86,24 @@ def synflow(model: nn.Module, input_shape: Sequence[int]) -> float:
         for parameter in model.parameters():
             parameter.abs_()
     weights = _weights(model)
-    total = model(torch.ones(1, *input_shape, dtype=torch.float64, device=weights[0].device)).sum()
+    with _Linear():
+        total = model(torch.ones(1, *input_shape, dtype=torch.float64, device=weights[0].device)).sum()
     gradients = torch.autograd.grad(total, weights, allow_unused=True)
     flow = sum(float((w.detach() * g).sum()) for w, g in zip(weights, gradients, strict=True) if g is not None)
     return math.log(flow) if flow > 0 else -math.inf
+
+
+class _Linear(TorchFunctionMode):
+    """Leaves of a network what is linear in its input."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, given = getattr(func, "__name__", "").strip("_"), kwargs or {}
+        if name in ACTIVATIONS:
+            return args[0]
+        if name == "scaled_dot_product_attention":
+            return func(args[0].detach(), args[1].detach(), *args[2:], **given)
+        found = func(*args, **given)
+        return found.detach() if name in GATES else found
 
 
 def zico(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> float:
@@ -99,23 +118,22 @@ def zico(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> float:
     """
     _begun(model)
     weights = _weights(model)
-    sums: list[Any] = [(0.0, 0.0, 0.0)] * len(weights)  # of |g|, g, g squared: a layer at a time, not all batches
+    sums: dict[int, Tensor] = {}  # of |g|, g, g squared, of a layer: not all batches at once
     for images, labels in batches:
         loss = F.cross_entropy(model(images), labels)
         for number, g in enumerate(torch.autograd.grad(loss, weights, allow_unused=True)):
             if g is not None:
                 g = g.double()
-                sizes, total, squares = sums[number]
-                sums[number] = sizes + g.abs(), total + g, squares + g * g
-    return sum(_steadiness(*each, len(batches)) for each in sums if isinstance(each[0], Tensor))
+                sums[number] = sums.get(number, 0) + torch.stack([g.abs(), g, g * g])
+    return sum(_steadiness(each / len(batches)) for each in sums.values())
 
 
-def _steadiness(sizes: Tensor, total: Tensor, squares: Tensor, batches: int) -> float:
-    mean = total / batches
-    variance = squares / batches - mean**2
-    varies = variance > 1e-12 * squares / batches  # what is left is rounding
-    ratio = (sizes[varies] / batches / variance[varies].sqrt()).sum()
-    return math.log(float(ratio)) if float(ratio) > 0 else 0.0
+def _steadiness(means: Tensor) -> float:
+    size, mean, square = means
+    variance = square - mean**2
+    varies = variance > 1e-12 * square  # what is left is rounding
+    ratio = float((size[varies] / variance[varies].sqrt()).sum())
+    return math.log(ratio) if ratio else 0.0
 
 
 def expressivity(model: nn.Module, images: Tensor) -> float:

@@ -78,7 +78,7 @@ def read(file: Path) -> Truth:
         raise InputError(f"{file}: cannot be read as a truth: {error}") from error
     found: dict[Arch, dict[int, float]] = {}
     sets: dict[Arch, str] = {}
-    trained: tuple[str, int] | None = None
+    trained: list[tuple[str, Any]] = []
     for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
         where = f"{file}:{number}"
         data = _object(line, where)
@@ -88,16 +88,16 @@ def read(file: Path) -> Truth:
             raise InputError(f"{where}: test_accuracy: expected 0 to 1, got {brief(accuracy)}")
         if data["set"] not in SETS or sets.setdefault(arch, data["set"]) != data["set"]:
             raise InputError(f"{where}: set: expected broad or band, one for each network, got {brief(data['set'])}")
-        recipe = str(data["recipe"]), data["images"]
-        if recipe != (trained := trained or recipe):
-            raise InputError(f"{where}: trained as {recipe}, the others as {trained}; a truth is of one training")
+        trained.append((str(data["recipe"]), data["images"]))
+        if trained[-1] != trained[0]:
+            raise InputError(f"{where}: trained as {trained[-1]}, the first as {trained[0]}; a truth has one recipe")
         if seed in found.setdefault(arch, {}):
             raise InputError(f"{where}: network {arch.id} with seed {brief(seed)} stands there twice")
         found[arch][seed] = float(accuracy)
-    if trained is None:
+    if not trained:
         raise InputError(f"{file}: no network stands there yet")
     networks = tuple(Known(arch, sets[arch], tuple(seeds.values())) for arch, seeds in found.items())
-    return Truth(file, networks, *trained)
+    return Truth(file, networks, *trained[0])
 
 
 def _object(line: str, where: str) -> dict[str, Any]:

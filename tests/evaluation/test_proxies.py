@@ -86,6 +86,29 @@ def test_synflow_sees_branches_behind_a_layer_scale():
     assert proxies.synflow(model, (1, 2, 2)) == pytest.approx(expected, rel=1e-6)
 
 
+class Attending(nn.Module):
+    """One head of attention over positions, whose weights do not depend on its input: its queries are 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.value = nn.Linear(3, 3, bias=False), nn.Linear(3, 2, bias=False)
+        nn.init.zeros_(self.query.weight)
+
+    def forward(self, x):
+        tokens = x.flatten(2).transpose(1, 2)
+        return (self.query(tokens) @ tokens.transpose(1, 2)).softmax(2) @ self.value(tokens)
+
+
+def test_synflow_passes_activations_and_attention_as_a_linear_network_does():
+    attending, linear = Attending(), nn.Linear(3, 3, bias=False)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.ReLU6(inplace=True), nn.Hardswish(), attending)
+    with torch.no_grad():
+        model[0].weight.copy_(100 * linear.weight[:, :, None, None])  # far beyond what a ReLU6 lets pass
+    product = np.abs(attending.value.weight.detach().numpy()) @ np.abs(100 * linear.weight.detach().numpy())
+    expected = math.log(2 * 4 * product.sum())  # two layers, four positions
+    assert proxies.synflow(model, (3, 2, 2)) == pytest.approx(expected, rel=1e-6)
+
+
 # zico
 
 

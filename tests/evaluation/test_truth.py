@@ -42,7 +42,7 @@ def test_trainings_of_a_network_stand_together(tmp_path):
         ({"test_accuracy": float("nan")}, r"t.jsonl:2: test_accuracy: expected 0 to 1, got nan"),
         ({"set": "bend"}, r"t.jsonl:2: set: expected broad or band"),
         ({"set": "broad"}, r"t.jsonl:2: set: expected broad or band, one for each network"),
-        ({"images": 6000}, r"t.jsonl:2: trained as \('small', 6000\), the others as \('small', 12000\)"),
+        ({"images": 6000}, r"t.jsonl:2: trained as \('small', 6000\), the first as \('small', 12000\)"),
         ({"seed": 0}, r"t.jsonl:2: network [0-9a-f]{12} with seed 0 stands there twice"),
         ({"arch": {"family": "hybrid-32"}}, r"t.jsonl:2: arch.input: is missing"),
     ],
