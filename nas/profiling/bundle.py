@@ -13,6 +13,7 @@ import dataclasses
 import json
 import random
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,8 +26,9 @@ from nas.core.files import lock_of, write_text, writing
 from nas.core.ops import Row, Shape, parse_unit
 from nas.core.space import Space
 from nas.core.tracing import macs_of_unit
+from nas.profiling.backends import FileBackend, load_backend, runtimes
 from nas.profiling.bench import Bench, Progress, silent
-from nas.profiling.device import loaders, run
+from nas.profiling.device import run
 from nas.profiling.device.journal import Log
 from nas.profiling.device.timing import MOST_NOISE, Settings
 from nas.profiling.job import DEFAULT, Job
@@ -42,7 +44,10 @@ from nas.tables.table import Header, Table, scope_of, space_of
 GRAPHS = "graphs"
 CONVERTED = 32  # graphs that one request converts
 #: of the package, what a bundle carries; with run.py, which begins there
-CODE = ("core/__init__.py", "core/errors.py", "core/files.py", "profiling/__init__.py", "profiling/device/**/*.py")
+CODE = (
+    *("core/__init__.py", "core/errors.py", "core/files.py", "profiling/__init__.py", "profiling/device/**/*.py"),
+    "profiling/backends/__init__.py",
+)
 RUN = "from pathlib import Path\n\nfrom nas.profiling.device.run import main\n\nmain(Path(__file__).resolve().parent)\n"
 
 
@@ -75,8 +80,9 @@ def make(
         MeasureError: where the runtime is not installed, or the reference block cannot be converted.
         RunError: where the folder cannot be written, such as on a full disk.
     """
-    if runtime not in loaders.runtimes():
-        raise InputError(f"bundles: {suggest('runtime', runtime, loaders.runtimes())}")
+    if not suffix_of(runtime):
+        known = [name for name in runtimes() if suffix_of(name)]
+        raise InputError(f"bundles: {suggest('runtime', runtime, known)}")
     if space_of(scope_of(space)) != space:
         raise InputError(
             f"space {space.name!r} is not the one that is known by this name; put its file into a folder of NAS_PLUGINS"
@@ -102,7 +108,7 @@ def make(
     shutil.rmtree(begun, ignore_errors=True)
     graphs, failures = _write_graphs(job, begun / GRAPHS, progress)
     with writing(whole):
-        _write_code(begun)
+        _write_code(begun, runtime)
     names = sorted(path.relative_to(begun).as_posix() for path in begun.rglob("*") if path.is_file())
     manifest = plan | {
         "header": asdict(_header(job)),
@@ -117,13 +123,24 @@ def make(
     return folder
 
 
-def _write_code(folder: Path) -> None:
-    """Write run.py and the part of this package that it needs."""
+def suffix_of(runtime: str) -> str:
+    """The ending of a runtime's files in a bundle; "" where there is no bundle for it."""
+    backend = load_backend(runtime)
+    return backend.suffix if issubclass(backend, FileBackend) else ""
+
+
+def _write_code(folder: Path, runtime: str) -> None:
+    """Write run.py and the part of this package that it needs, with the runtime's own file where that is outside."""
     package = Path(nas.__file__).parent
     for path in [found for pattern in CODE for found in package.glob(pattern)]:
         target = folder / "nas" / path.relative_to(package)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
+    own = folder / "nas" / "profiling" / "device" / "loaders" / f"{runtime}.py"
+    if not own.is_file():
+        source = sys.modules[load_backend(runtime).__module__].__file__
+        assert source is not None, "a backend comes from a file"
+        shutil.copyfile(source, own)
     (folder / "nas" / "__init__.py").write_text('"""The part of millinas that a bundle needs."""\n', encoding="utf-8")
     (folder / "run.py").write_text(f'"""python run.py: see nas/profiling/device/run.py."""\n\n{RUN}', encoding="utf-8")
 
@@ -172,7 +189,7 @@ def _write_graphs(job: Job, folder: Path, progress: Progress) -> tuple[dict[str,
         folder.mkdir(parents=True)
     items = job.items(_networks(job))
     probes = list(dict.fromkeys([sentinel(), *(probe for item in items for probe, _ in item)]))
-    suffix, shared = loaders.loader_of(job.engine.runtime).SUFFIX, SharedWeights()
+    suffix, shared = suffix_of(job.engine.runtime), SharedWeights()
     graphs = {}
     with Bench(job.engine, job.settings, Log(), job.seed, (job.space.name,)) as bench:
         for start in range(0, len(probes), CONVERTED):

@@ -31,7 +31,7 @@ from nas.core.errors import InputError, MeasureError, NasError, RunError
 from nas.core.files import lock_of
 from nas.profiling import bundle as bundle_module
 from nas.profiling import shared_weights
-from nas.profiling.backends import load_backend
+from nas.profiling.backends import load_backend, runtimes
 from nas.profiling.bench import Bench
 from nas.profiling.bundle import collect, make
 from nas.profiling.device import loaders, machine
@@ -45,9 +45,10 @@ from nas.profiling.profiler import profile
 from nas.profiling.remote import Remote
 from nas.profiling.shared_weights import SHARED_BYTES, SharedWeights
 from nas.tables.table import INTERVAL_NETWORKS, Table
-from tests.profiling.pico import NETWORKS, SETTINGS, device, lines_of, run
+from tests.profiling.pico import NETWORKS, SETTINGS, SOURCE, device, lines_of, run
 
 SPACE = "pico"
+OWN = ["litert", "onnxruntime", "openvino"]  # runtimes of the package that bundles are made for
 
 
 @pytest.fixture
@@ -557,10 +558,8 @@ def test_a_bundle_carries_the_code_that_the_profiler_times_with(pico):
     names = {path.relative_to(carried).as_posix() for path in carried.rglob("*.py")} - {"__init__.py"}
     assert {f"profiling/device/{name}.py" for name in ("journal", "machine", "schedule", "timing", "worker")} <= names
     assert all((carried / name).read_bytes() == (package / name).read_bytes() for name in names)
-    assert loaders.runtimes() == ["litert", "onnxruntime", "openvino"]
-    assert {load_backend(name).distribution for name in loaders.runtimes()} == {
-        loaders.loader_of(name).DISTRIBUTION for name in loaders.runtimes()
-    }
+    assert [name for name in runtimes() if bundle_module.suffix_of(name)] == OWN
+    assert [load_backend(name).distribution for name in OWN] == [loaders.loader_of(name).DISTRIBUTION for name in OWN]
 
 
 LATER = {"removesuffix", "pairwise", "is_relative_to", "bit_count", "cache", "randbytes", "readlink"}
@@ -598,14 +597,72 @@ def _annotations(node: ast.AST) -> Iterator[ast.AST]:
 def test_the_code_of_a_bundle_needs_numpy_and_a_runtime_alone(pico):
     needed, inside = set(), set()
     for tree in carried(pico):
-        modules = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-        modules += [str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        unused = {id(node) for each in ast.walk(tree) if _is_for_hosts(each) for node in ast.walk(each)}
+        nodes = [node for node in ast.walk(tree) if id(node) not in unused]
+        modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        modules += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
         inside |= {name for name in modules if name.split(".")[0] == "nas"}
         needed |= {name.split(".")[0] for name in modules} - set(sys.stdlib_module_names)
     optional = {"filelock", "platformdirs"}  # of locks and caches, which a bundle has no use for
-    assert needed - optional == {"nas", "numpy", *(loaders.loader_of(name).MODULE for name in loaders.runtimes())}
+    assert needed - optional == {"nas", "numpy", *(loaders.loader_of(name).MODULE for name in OWN)}
     for name in inside - {"nas"}:
         assert (pico / name.replace(".", "/")).is_dir() or (pico / f"{name.replace('.', '/')}.py").is_file(), name
+
+
+def _is_for_hosts(node: ast.AST) -> bool:
+    """Whether it never runs on a board: what is for type checkers, and what looks runtimes up by name."""
+    if isinstance(node, ast.FunctionDef):
+        return node.name in ("runtimes", "load_backend")
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+MINE = """
+from nas.profiling.backends import FileBackend, Session
+
+
+class Product(Session):
+    def __init__(self, size):
+        import numpy
+
+        self.matrix = numpy.ones((size, size))
+
+    def run(self):
+        self.matrix @ self.matrix
+
+
+class Mine(FileBackend):
+    name, distribution, suffix = "mine", "numpy", ".txt"
+
+    def convert(self, module, shapes, path):
+        count = sum(weight.numel() for weight in module.parameters())
+        path.write_text(str(8 + count % 57))
+
+    def load(self, path, shapes):
+        return Product(int(path.read_text()))
+
+
+BACKEND = Mine
+"""
+
+
+def test_a_runtime_from_outside_the_package_is_carried_to_boards_in_its_one_file(tmp_path, monkeypatch):
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    (folder / "pico.py").write_text(SOURCE)
+    (folder / "mine.py").write_text(MINE)
+    monkeypatch.setenv("NAS_PLUGINS", str(folder))
+    monkeypatch.delenv("NAS_SPACES", raising=False)
+    search_spaces.family.cache_clear()
+    made = make(search_spaces.load(SPACE), folder=tmp_path / "bundle", runtime="mine", **SETTINGS)
+    search_spaces.family.cache_clear()
+    (folder / "mine.py").rename(tmp_path / "gone.py")  # the board has what the bundle has
+    ran = run(made, device(tmp_path, runtime=False) | {"NAS_PLUGINS": ""})
+    assert ran.returncode == 0, ran.stderr
+    (tmp_path / "gone.py").rename(folder / "mine.py")
+    table = collect(made, output=tmp_path / "table.csv", accept_noise=True)
+    assert (table.header.runtime, table.header.runtime_version) == ("mine", np.__version__)
+    assert {entry.row for entry in table.entries} == set(search_spaces.load(SPACE).rows())
+    search_spaces.family.cache_clear()
 
 
 PI = """processor\t: 0

@@ -2,6 +2,8 @@
 
 A backend prepares a model into a session and runs it once; warm-up, repeats, statistics and table headers belong to the
 profiler, once for all. A backend imports its runtime when it is first used, not when its file is.
+
+Bundles carry this file to boards, for the file of a runtime from outside the package, so it runs on Python 3.8, too.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from nas.core import plugins
 from nas.core.errors import InputError, MeasureError, suggest
 from nas.core.files import scratch
 from nas.profiling.device.sessions import Session
@@ -129,6 +130,7 @@ class FileBackend(Backend):
     """A backend that loads files, so that the processes of a profile can share what one has converted."""
 
     profiles_nodes: ClassVar[bool] = False  # whether `load_profiled` works
+    suffix: ClassVar[str] = ""  # of its files, where bundles carry them to boards and `load` works there
 
     @abstractmethod
     def convert(self, module: nn.Module, shapes: Sequence[Shape], path: Path) -> None:
@@ -155,6 +157,8 @@ class FileBackend(Backend):
 
 def runtimes() -> list[str]:
     """Names of all runtimes, sorted; see `nas.core.plugins` for where they are found."""
+    from nas.core import plugins
+
     return plugins.names("backends")
 
 
@@ -164,5 +168,7 @@ def load_backend(name: str) -> type[Backend]:
     Raises:
         InputError: for an unknown runtime, naming the closest ones, or a file that cannot be loaded, naming it.
     """
+    from nas.core import plugins
+
     backend: type[Backend] = plugins.load("backends", name)
     return backend

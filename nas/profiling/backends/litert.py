@@ -22,6 +22,7 @@ class LiteRT(FileBackend):
     """LiteRT's interpreter. Inputs and outputs keep PyTorch's layout; the graph transposes maps to (N, H, W, C)."""
 
     name = "litert"
+    suffix = ".tflite"
     distribution = "ai-edge-litert"
     import_name = "litert_torch"  # which needs the runtime itself
     extra = "litert"

@@ -53,6 +53,7 @@ class OnnxRuntime(FileBackend):
     """ONNX Runtime's CPU execution provider."""
 
     name = "onnxruntime"
+    suffix = ".onnx"
     distribution = "onnxruntime"
     extra = "onnxruntime"
     precisions = ("fp32", "int8")

@@ -58,6 +58,7 @@ class OpenVino(FileBackend):
     """OpenVINO's CPU plug-in."""
 
     name = "openvino"
+    suffix = ".onnx"
     distribution = "openvino"
     extra = "openvino"
     precisions = tuple(HINTS)

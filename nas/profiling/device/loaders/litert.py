@@ -7,7 +7,7 @@ from typing import Any, Sequence
 
 from nas.profiling.device.sessions import Session, example_arrays
 
-DISTRIBUTION, MODULE, SUFFIX = "ai-edge-litert", "ai_edge_litert", ".tflite"
+DISTRIBUTION, MODULE = "ai-edge-litert", "ai_edge_litert"
 
 
 class LiteRTSession(Session):

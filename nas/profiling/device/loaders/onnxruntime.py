@@ -7,7 +7,7 @@ from typing import Any, Collection, Sequence
 
 from nas.profiling.device.sessions import Session, example_arrays
 
-DISTRIBUTION, MODULE, SUFFIX = "onnxruntime", "onnxruntime", ".onnx"
+DISTRIBUTION, MODULE = "onnxruntime", "onnxruntime"
 
 
 class OnnxSession(Session):

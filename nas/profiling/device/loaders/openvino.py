@@ -13,7 +13,7 @@ from typing import Any, Sequence
 from nas.profiling.device.loaders.onnxruntime import feeds_of
 from nas.profiling.device.sessions import Session
 
-DISTRIBUTION, MODULE, SUFFIX = "openvino", "openvino", ".onnx"
+DISTRIBUTION, MODULE = "openvino", "openvino"
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 

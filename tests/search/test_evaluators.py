@@ -1,0 +1,423 @@
+"""Evaluators through the real path of a search: settings, values that are no loss, what is prepared, features."""
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+
+from nas.core import plugins
+from nas.core.arch import Arch
+from nas.core.errors import InputError, RunError
+from nas.evaluation.evaluators import Score, load_evaluator, read_asked
+from nas.networks.building import cost_of
+from nas.report.front import read_trials
+from nas.search import context
+from nas.search.finalists import Finalist, rank
+from nas.search.request import Request
+from nas.search.scoring import Features
+from nas.search.trials import Record, record_of
+from nas.search.workers import Pool, Task, _outcome
+from tests.search import test_run
+from tests.search.test_run import carry_out, request
+
+table_path, world = test_run.table_path, test_run.world
+SCORER_OF = context.scorer_of
+
+SLIMNESS = '''
+"""A score without training: parameters and a hash of the seed, so that repeats would differ."""
+from dataclasses import dataclass
+
+from nas.evaluation.evaluators import Evaluator, Score
+
+
+@dataclass(frozen=True)
+class Slimness(Evaluator):
+    scale: float = 1e6
+    calls: str = ""
+
+    def score(self, build_model, data, *, arch, prepared, seed=0, device="cpu", on_epoch=None):
+        if self.calls:
+            with open(self.calls, "a") as file:
+                file.write(f"{arch.id}\\n")
+        params = sum(weight.numel() for weight in build_model().parameters())
+        return Score(-params / self.scale + seed, "slimness")
+
+
+EVALUATOR = Slimness
+'''
+PREPARED = """
+from dataclasses import dataclass
+from pathlib import Path
+
+from nas.core.files import write_text
+from nas.evaluation.evaluators import Evaluator, Score
+
+
+@dataclass(frozen=True)
+class Prepared(Evaluator):
+    def prepare(self, space, feasible, data, folder, *, seed=0, device="cpu", threads=1, progress=None):
+        for step in range(3):
+            progress(step, 3, None, f"step {step}")
+            if (folder / f"{step}").is_file():
+                continue
+            if (folder / "stop").is_file() and step == 1:
+                (folder / "stop").unlink()
+                raise KeyboardInterrupt
+            write_text(folder / f"{step}", str(len(data.train)))
+        content = (folder / "2").read_text()
+        return {"file": str(folder / "2"), "fits": feasible.about, "content": content, "space": space.name}
+
+    def score(self, build_model, data, *, arch, prepared, seed=0, device="cpu", on_epoch=None):
+        assert Path(prepared["file"]).read_text() == prepared["content"]
+        return Score(int(arch.id[:6], 16) / 16**6, "made up")
+
+
+EVALUATOR = Prepared
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder of evaluators outside the package."""
+    for name in [name for name in sys.modules if name.split(".")[0] == plugins.OUTSIDE]:
+        monkeypatch.delitem(sys.modules, name)
+    made = tmp_path / "plugins"
+    made.mkdir()
+    (made / "slimness.py").write_text(SLIMNESS)
+    (made / "prepared.py").write_text(PREPARED)
+    monkeypatch.setenv("NAS_PLUGINS", str(made))
+    return made
+
+
+@pytest.fixture
+def real(world, folder, monkeypatch):
+    """The world of `test_run`, but with the scorers of a real search."""
+    monkeypatch.setattr(context, "scorer_of", SCORER_OF)
+    return world
+
+
+# settings
+
+
+def test_the_spellings_of_an_evaluator_are_equal():
+    old = Request(evaluator="short", epochs=2)
+    for spelled in ({"short": {"epochs": 2}}, [{"short": {"epochs": 2}}], "{short: {epochs: 2}}"):
+        assert Request(evaluator=spelled) == old
+        assert Request(evaluator=spelled, epochs=2) == old
+    assert Request() == Request(evaluator="short") == Request(evaluator={"short": None}) == Request(epochs=4)
+    assert old != Request()
+    old.require_same(Request(evaluator={"short": {"epochs": 2}}))
+    with pytest.raises(RunError, match=r"evaluator: .*'epochs': 2.* there, .*'epochs': 4"):
+        Request().require_same(old)
+
+
+def test_epochs_beside_the_evaluator_change_those_of_a_file(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("evaluator: {short: {epochs: 2, recipe: small}}\n")
+    assert Request.read(path, epochs=6).evaluator[0]["short"] == {
+        "epochs": 6,
+        "recipe": {"epochs": 6, "batch_size": 64},  # of the recipe; its epochs do not count
+    }
+    assert Request.read(path).with_(epochs=3).evaluator[0]["short"]["epochs"] == 3
+    path.write_text("evaluator: short\nepochs: 2\n")
+    assert Request.read(path, epochs=6) == Request(epochs=6)
+    assert Request.read(path, evaluator="short") == Request()  # the epochs were those of what is replaced
+    path.write_text("evaluator: {short: {epochs: 2}}\nepochs: 3\n")
+    with pytest.raises(InputError, match="short has epochs: 2, and epochs: 3 stands beside it; choose one"):
+        Request.read(path)
+
+
+def test_a_saved_request_spells_the_evaluator_with_all_its_settings(tmp_path):
+    (tmp_path / "r.yaml").write_text(Request(features=["short"], final_recipe="small").to_yaml())
+    text = (tmp_path / "r.yaml").read_text()
+    assert "evaluator:\n  short:\n    epochs: 4\n    recipe:\n      batch_size: 32\n" in text
+    assert "\nepochs" not in text
+    assert Request.read(tmp_path / "r.yaml") == Request(features=["short"], final_recipe="small")
+
+
+@pytest.mark.parametrize(
+    ("spelled", "says"),
+    [
+        ({"short": {"epoch": 2}}, "unknown setting of evaluator short 'epoch', did you mean 'epochs'"),
+        ({"short": {"epochs": "many"}}, "evaluator short: epochs: .*valid integer.*, got 'many'"),
+        ({"short": {"epochs": 0}}, "evaluator short: epochs: .*greater than 0"),
+        ({"short": {"recipe": "smal"}}, "unknown recipe 'smal', did you mean 'small'"),
+        ({"short": 3}, "short: expected its settings"),
+        ({"short": {}, "other": {}}, "expected a name, such as short"),
+        ([], "expected an evaluator, such as short, got none"),
+        ("shrt", "unknown evaluator 'shrt', did you mean 'short'"),
+        ("{short", "cannot be read as YAML"),
+    ],
+)
+def test_a_wrong_evaluator_says_what_is_wrong(spelled, says):
+    with pytest.raises(InputError, match=f"evaluator: .*{says}"):
+        Request(evaluator=spelled)
+
+
+def test_epochs_of_an_evaluator_without_them_are_refused(folder):
+    with pytest.raises(InputError, match="evaluator slimness has no epochs, but epochs: 3 is asked for"):
+        Request(evaluator="slimness", epochs=3)
+
+
+def test_several_evaluators_are_read_and_refused_before_anything_runs(tmp_path, table_path, real):
+    asked = request(tmp_path, table_path, evaluator=["slimness", "short"], epochs=3)
+    assert [list(each) for each in asked.evaluator] == [["slimness"], ["short"]]
+    assert asked.evaluator[1]["short"]["epochs"] == 3
+    with pytest.raises(InputError, match="evaluator: several of them"):
+        carry_out(asked, real)
+    assert not (tmp_path / "r" / "request.yaml").exists()
+    with pytest.raises(InputError, match="features: short: stands there twice"):
+        Request(features=["short", {"short": {"epochs": 2}}])
+
+
+def test_settings_are_those_of_the_evaluator():
+    assert load_evaluator("short").epochs == 4
+    ((settings,),) = (each.values() for each in read_asked({"short": {"recipe": {"lr": 0.1}}}))
+    assert load_evaluator("short", **settings).recipe.lr == 0.1
+
+
+# values that are no loss
+
+
+def test_a_search_compares_by_a_score_without_training(tmp_path, table_path, real):
+    calls = tmp_path / "calls"
+    asked = request(
+        tmp_path, table_path, evaluator={"slimness": {"calls": str(calls)}}, trials=6, finalists=2, repeats=3
+    )
+    folder, result = carry_out(asked, real)
+    trials = read_trials(folder / "trials.csv").query("state == 'evaluated'")
+    assert trials["value"].tolist() == pytest.approx((-trials["params"] / 1e6).tolist())
+    assert set(trials["score"]) == {"slimness"} == {result["score"]}
+    assert trials["val_loss"].isna().all()
+    assert trials["val_accuracy"].isna().all()
+    assert (trials["seconds"] > 0).all()
+    assert len(calls.read_text().splitlines()) == 6  # no finalist again, though its score would be another
+    winner = result["winner"]
+    assert winner["arch"] == trials.nsmallest(1, "value")["arch"].item()
+    assert (winner["val_losses"], winner["val_accuracies"]) == ([], [])
+    assert winner["values"] == [pytest.approx(-winner["params"] / 1e6)]
+    assert winner["training"]["test_accuracy"] == 0.5  # it is trained all the same
+    assert "ordered by slimness, for which nothing was trained" in result["ranking"]["text"]
+    assert not any("Candidates trained" in line or "repeats" in line for line in result["warnings"])
+    assert any("slimness -0." in line for line in real.lines)
+    assert not any("loss" in line for line in real.lines if line.startswith("trial"))
+    report = (folder / "report.html").read_text()
+    assert "the lowest slimness within the budget" in report
+    assert '<th class="number">slimness</th>' in report
+    assert "val. accuracy" not in report
+    assert '"text":"slimness"' in report  # an axis
+    before = calls.read_text()
+    carry_out(asked, real)
+    assert "is finished" in "".join(real.lines)
+    assert calls.read_text() == before
+
+
+def test_a_front_of_a_score_without_training(tmp_path, table_path, real):
+    folder, _ = carry_out(request(tmp_path, table_path, evaluator="slimness", objective="front", trials=8), real)
+    trials = read_trials(folder / "trials.csv").query("state == 'evaluated'")
+    front = (folder / "front.csv").read_text().splitlines()
+    points = trials[["predicted_ms", "value"]].to_numpy()
+    kept = [not any((q <= p).all() and (q < p).any() for q in points) for p in points]
+    assert len(front) - 1 == sum(kept)
+    assert "the front of slimness and latency" in (folder / "report.html").read_text()
+
+
+def test_minutes_of_a_search_without_training_are_kept_by_trying_an_epoch_out(tmp_path, table_path, real, monkeypatch):
+    tried = []
+
+    def seconds(arch, data, fields, **settings):
+        tried.append(arch.id)
+        return 5.0
+
+    clock = test_run.Clock()
+    monkeypatch.setattr("nas.search.run.clock", clock)
+    monkeypatch.setattr(context, "epoch_seconds", seconds)
+    asked = request(tmp_path, table_path, evaluator="slimness", minutes=2, final_epochs=100, trials=3)
+    _, result = carry_out(asked, real)
+    assert result["counts"]["evaluated"] == 3
+    assert result["winner"]["arch"] in tried
+    assert len(tried) == len(set(tried))
+    cut = [line for line in result["warnings"] if "To end in 2 minutes" in line]
+    assert "1 of 100 epochs of the winner" in cut[0]  # what stands for the training here says one
+
+
+def test_an_epoch_that_is_tried_out_is_that_of_the_whole(monkeypatch, rng):
+    from types import SimpleNamespace
+
+    import search_spaces
+    from nas.evaluation import runs
+    from nas.evaluation.data import load_data
+
+    asked = []
+
+    def train(model, data, recipe, **settings):
+        asked.append((len(data.train), recipe.epochs, recipe.batch_size))
+        return SimpleNamespace(seconds=2.0)
+
+    monkeypatch.setattr(runs, "train", train)
+    arch = search_spaces.load("efficientformer-32").sample(rng)
+    data = load_data("digits", (3, 32, 32))
+    seconds = runs.epoch_seconds(arch, data, {"batch_size": 16})
+    ((few, epochs, batch),) = asked
+    assert (epochs, batch) == (1, 16)
+    assert 3 * 16 <= few <= 4 * 16
+    assert seconds == pytest.approx(2.0 * len(data.train) / few)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (Score(float("nan"), "slimness"), "the slimness is nan"),
+        (Score(float("inf"), "val_loss"), "the validation loss is inf"),
+        (0.5, "the evaluator gave 0.5, which is no Score"),
+    ],
+)
+def test_what_is_no_score_fails_that_candidate_with_its_reason(given, says):
+    outcome = _outcome(lambda arch, seed, on_epoch: given, Task(3, "", 0), lambda stage: None)
+    assert (outcome.score, outcome.reason) == (None, says)
+
+
+def test_a_score_that_is_the_same_for_all_is_said(tmp_path, table_path, real):
+    asked = request(tmp_path, table_path, evaluator={"slimness": {"scale": float("inf")}}, trials=4)
+    _, result = carry_out(asked, real)
+    assert any("All 4 candidates have the same slimness, 0" in line for line in result["warnings"])
+
+
+def test_finalists_without_training_have_no_sure_order():
+    both = [
+        Finalist(number, None, Record("evaluated", value=value, score="slimness"), values=(value,))
+        for number, value in enumerate((1.0, 2.0))
+    ]
+    assert rank(both, trained=False).pairs_sure is None
+
+
+def test_a_record_of_the_version_before_has_a_value():
+    from types import SimpleNamespace
+
+    old = {"state": "evaluated", "arch": "a", "val_loss": 0.5, "val_accuracy": 0.8}
+    record = record_of(SimpleNamespace(user_attrs={"nas": old}))
+    assert (record.value, record.score, record.val_loss) == (0.5, "val_loss", 0.5)
+
+
+# what is prepared
+
+
+def test_what_is_prepared_once_reaches_every_score_and_is_prepared_again_when_it_is_gone(tmp_path, table_path, real):
+    asked = request(tmp_path, table_path, evaluator="prepared", limit=200, workers=2)
+    folder, _ = carry_out(asked, real)
+    kept = json.loads((folder / "steps.json").read_text())["prepare"]["output"]
+    ((key, given),) = kept["prepared"].items()
+    assert (given["content"], given["space"]) == ("160", "efficientformer-32")
+    assert given["fits"] > 1000
+    assert sorted(kept["files"]) == [f"prepared/{key}/{number}" for number in range(3)]
+    carry_out(asked, real)
+    assert "is finished" in "".join(real.lines)
+    (folder / "prepared" / key / "2").unlink()
+    carry_out(asked, real)
+    assert (folder / "prepared" / key / "2").read_text() == "160"
+    carry_out(asked, real)
+    assert "is finished" in "".join(real.lines)
+
+
+def test_a_kill_while_an_evaluator_prepares_costs_only_what_was_not_yet_kept(tmp_path, table_path, real, folder):
+    asked = request(tmp_path, table_path, evaluator="prepared", limit=200)
+    (own,) = [context.key_of(each) for each in asked.evaluator]
+    place = tmp_path / "r" / "prepared" / own
+    place.mkdir(parents=True)
+    (place / "stop").touch()
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(asked, real)
+    assert (place / "0").is_file()
+    assert not (place / "1").exists()
+    begun = (place / "0").stat().st_mtime_ns
+    _, result = carry_out(asked, real)
+    assert result["counts"]["evaluated"] == 5
+    assert (place / "0").stat().st_mtime_ns == begun
+
+
+def test_scores_that_would_rest_on_something_else_are_refused(tmp_path, table_path, real):
+    asked = request(tmp_path, table_path, evaluator="prepared", limit=200)
+    folder, _ = carry_out(asked, real)
+    (key,) = json.loads((folder / "steps.json").read_text())["prepare"]["output"]["prepared"]
+    (folder / "prepared" / key / "2").write_text("161")
+    with pytest.raises(RunError, match=rf"evaluator {key}: what it prepared now is not what the scores"):
+        carry_out(request(tmp_path, table_path, evaluator="prepared", limit=200, trials=9), real)
+
+
+def test_what_is_prepared_reaches_the_processes_that_score(tmp_path, table_path, real, monkeypatch):
+    monkeypatch.setattr(context, "Pool", Pool)
+    asked = request(tmp_path, table_path, evaluator="prepared", limit=200, trials=3, workers=2)
+    _, result = carry_out(asked, real)
+    assert result["counts"]["evaluated"] == 3
+
+
+# features
+
+
+def test_features_of_a_few_candidates_a_trial_guide_the_sampler(tmp_path, table_path, real):
+    calls = tmp_path / "calls"
+    asked = request(
+        tmp_path,
+        table_path,
+        evaluator="slimness",
+        features=[{"slimness": {"calls": str(calls), "scale": 1.0}}],
+        trials=24,
+        start="none",
+    )
+    folder, _ = carry_out(asked, real)
+    known = dict(json.loads(line) for line in (folder / context.FEATURES).read_text().splitlines())
+    assert sorted(known) == sorted(set(calls.read_text().split()))  # each once
+    trials = read_trials(folder / "trials.csv").query("state == 'evaluated'")
+    scored = [arch for arch in trials["arch"] if arch in known]
+    assert len(scored) >= 12
+    by_arch = dict(zip(trials["arch"], trials["params"], strict=True))
+    assert [known[arch][0] for arch in scored] == [-by_arch[arch] for arch in scored]
+    assert len(known) <= 9 * 24
+    with pytest.raises(RunError, match=r"features: .* there, "):
+        carry_out(request(tmp_path, table_path, evaluator="slimness", trials=30), real)
+
+
+def test_a_model_that_is_told_the_score_itself_finds_the_best_of_the_shortlist():
+    from nas.search.surrogate import Surrogate
+    from tests.search.fakes import ToySpace, any_of
+
+    known = any_of(ToySpace())
+    rng = np.random.default_rng(0)
+    paths = known.feasible.draw(rng, 40)
+    hidden = rng.normal(size=40)  # no sum over steps
+    encoded = known.encoder(paths)
+    model = Surrogate(_part(encoded.beside(hidden[:, None]), slice(0, 30)), hidden[:30])
+    expected = model.mean(_part(encoded.beside(hidden[:, None]), slice(30, 40)))
+    assert np.argmin(expected) == np.argmin(hidden[30:])
+
+
+def _part(encoded, places):
+    groups = {name: found[places] for name, found in encoded.groups.items()}
+    return type(encoded)(groups, encoded.middles, encoded.numbers[places])
+
+
+def test_kept_features_survive_a_torn_line_and_an_arch_without_one_is_named(tmp_path, rng):
+    import search_spaces
+
+    space = search_spaces.load("efficientformer-32")
+    archs = [space.sample(rng) for _ in range(3)]
+    asked = []
+
+    def scorer(arch, seed):
+        asked.append(arch)
+        return Score(float(cost_of(Arch.from_json(arch)).params), "params")
+
+    file = tmp_path / "features.jsonl"
+    first = Features({"params": scorer}, 0, file)
+    assert first(archs[:2]).tolist() == [[cost_of(arch).params] for arch in archs[:2]]
+    os.truncate(file, file.stat().st_size - 3)
+    again = Features({"params": scorer}, 0, file)
+    assert again(archs).tolist() == [[cost_of(arch).params] for arch in archs]
+    assert len(asked) == 4  # the torn one again
+    assert Features({"params": scorer}, 0, file)(archs).shape == (3, 1)
+    assert len(asked) == 4
+    nan = Features({"broken": lambda arch, seed: Score(float("nan"), "x")}, 0, tmp_path / "other.jsonl")
+    with pytest.raises(RunError, match=rf"feature broken of arch {archs[0].id}: RunError: the x is nan"):
+        nan(archs)
