@@ -1,8 +1,10 @@
 """Networks really trained, by which scores are judged: files of one JSON object a line, one line a training.
 
-A line holds `arch` (a JSON object), `set` (`band`: networks of like MACs, which a search within a budget has to rank;
-`broad`: over a wide range), `seed`, `val_loss`, `val_accuracy`, `test_loss`, `test_accuracy`, `seconds`, `recipe` and
-`images` (to train and validate on). `benchmarks/truth/make.py` makes the one that comes with the package.
+A line holds `arch` (a JSON object, or a preset's name), `set` (`band`: networks of like MACs, which a search within a
+budget has to rank; `broad`: over a wide range), `seed`, `test_accuracy` (0..1), `recipe` and `images` (to train and
+validate on); what else stands there is not read. Two come with the package: `fashion-mnist`, which
+`benchmarks/truth/make.py` makes, and `published`, what the authors of the presets report: there recipes are mixed, and
+make for a part of the differences.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import search_spaces
 from nas.core.arch import Arch
 from nas.core.errors import InputError, brief, suggest
 
@@ -53,6 +56,11 @@ class Truth:
     images: int
 
 
+def names() -> list[str]:
+    """Names of the shipped truths, as `find` takes them."""
+    return sorted(path.stem for path in SHIPPED.glob("*.jsonl") if path.is_file())
+
+
 def find(name: str | os.PathLike[str]) -> Path:
     """The file of a truth, from its path or from the name of a shipped one.
 
@@ -62,8 +70,7 @@ def find(name: str | os.PathLike[str]) -> Path:
     for path in (Path(name), SHIPPED / f"{name}.jsonl"):
         if path.is_file():
             return path
-    shipped = sorted(path.stem for path in SHIPPED.glob("*.jsonl"))
-    raise InputError(f"{suggest('truth', str(name), shipped)} It is no file either; benchmarks/truth/make.py makes one")
+    raise InputError(f"{suggest('truth', str(name), names())} It is no file either; benchmarks/truth/make.py makes one")
 
 
 def read(file: Path) -> Truth:
@@ -82,7 +89,7 @@ def read(file: Path) -> Truth:
     for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
         where = f"{file}:{number}"
         data = _object(line, where)
-        arch = Arch.from_json(json.dumps(data["arch"]), f"{where}: arch")
+        arch = _arch(data["arch"], f"{where}: arch")
         accuracy, seed = data["test_accuracy"], data["seed"]
         if isinstance(accuracy, bool) or not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:
             raise InputError(f"{where}: test_accuracy: expected 0 to 1, got {brief(accuracy)}")
@@ -98,6 +105,16 @@ def read(file: Path) -> Truth:
         raise InputError(f"{file}: no network stands there yet")
     networks = tuple(Known(arch, sets[arch], tuple(seeds.values())) for arch, seeds in found.items())
     return Truth(file, networks, *trained[0])
+
+
+def _arch(given: Any, where: str) -> Arch:
+    """A network from its JSON object, or from the name of a preset."""
+    if not isinstance(given, str):
+        return Arch.from_json(json.dumps(given), where)
+    presets = search_spaces.presets()
+    if given not in presets:
+        raise InputError(f"{where}: {suggest('preset', given, presets)}")
+    return presets[given]
 
 
 def _object(line: str, where: str) -> dict[str, Any]:

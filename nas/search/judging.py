@@ -41,6 +41,7 @@ BASELINES = "params", "macs"
 SEED = 0  # of weights, of whatever else is random in a score, and of the bootstrap
 
 Progress = Callable[..., None]
+Sides = tuple[int, int, int]  # (C, H, W) of images
 
 
 @dataclass
@@ -93,7 +94,7 @@ def judge(
     judged = [Judged(each, np.array([float(getattr(cost, each)) for cost in costs]), [0.0]) for each in BASELINES]
     for label, one in asked.items():
         judged.append(_scored(label, one, known, data, workers, device, progress or _silent))
-    return _facts(known, data, judged)
+    return _facts(known, next(iter(data.values())).name, judged)
 
 
 def _silent(*args: Any, **kwargs: Any) -> None:
@@ -114,8 +115,8 @@ def _label(item: Any) -> str:
     return f"{name}: {str(yaml.safe_dump(settings, default_flow_style=True, width=math.inf)).strip()}"
 
 
-def _data(known: Truth, dataset: str | None) -> Data:
-    """The images of a truth's trainings, in the same division."""
+def _data(known: Truth, dataset: str | None) -> dict[Sides, Data]:
+    """The images of a truth's trainings, in the same division, for each shape that its networks take."""
     own = known.file.stem
     if dataset is None and own not in datasets.names():
         hint = suggest("dataset", own, datasets.names())
@@ -123,36 +124,39 @@ def _data(known: Truth, dataset: str | None) -> Data:
             f"{known.file} does not say which images its networks learned from; name them (--data): {hint}"
         )
     shapes = {each.arch.input_shape for each in known.networks}
-    if len(shapes) > 1:
-        raise InputError(f"{known.file}: its networks take images of several shapes, {sorted(shapes)}")
-    return load_data(dataset or own, shapes.pop(), limit=known.images)
+    return {shape: load_data(dataset or own, shape, limit=known.images) for shape in sorted(shapes)}
 
 
 def _scored(
-    label: str, asked: Asked, known: Truth, data: Data, workers: int, device: str, progress: Progress
+    label: str, asked: Asked, known: Truth, data: Mapping[Sides, Data], workers: int, device: str, progress: Progress
 ) -> Judged:
     """What an evaluator says of all networks; what it said before is not asked for again."""
     evaluator = load_asked(asked)
     memory = remembered(code_of(type(evaluator).__module__))
-    request = data.request
-    about = json.dumps([asked, SEED, device, data.fingerprint, request.limit, request.seed, request.val_fraction])
+    shown = next(iter(data.values()))
+    request = shown.request
+    about = json.dumps([asked, SEED, device, shown.fingerprint, request.limit, request.seed, request.val_fraction])
     keys = [f"score {about} of {each.arch.to_json()}" for each in known.networks]
     found = {place: tuple(given) for place, key in enumerate(keys) if (given := memory.get(key))}
     left = [Task(place, known.networks[place].arch.to_json(), SEED) for place in range(len(keys)) if place not in found]
     judged = Judged(label, np.full(len(keys), math.nan))
     if left:
-        prepared = _prepared(evaluator, about, known, data, device, workers, partial(_show, progress, label))
+        prepared = _prepared(evaluator, about, known, shown, device, workers, partial(_show, progress, label))
+    for shape in data:
+        tasks = [task for task in left if known.networks[task.key].arch.input_shape == shape]
+        if not tasks:
+            continue
         spec = request.name if request.path is None else f"{request.name}:{request.path}"
-        scorer = CandidateScorer(evaluator, spec, request.input_shape, request.seed, device, request.limit, prepared)
-        with Pool(scorer, min(workers, len(left))) as pool:
-            for outcome in pool.run(left):
+        scorer = CandidateScorer(evaluator, spec, shape, request.seed, device, request.limit, prepared)
+        with Pool(scorer, min(workers, len(tasks))) as pool:
+            for outcome in pool.run(tasks):
                 if outcome.score is None:
                     judged.failed[outcome.key] = outcome.reason
                     continue
                 found[outcome.key] = (outcome.score.value, outcome.score.seconds)
                 memory.put(keys[outcome.key], found[outcome.key])
                 progress(len(found), len(keys), None, label)
-        memory.flush()
+    memory.flush()
     for place, (value, seconds) in sorted(found.items()):
         judged.values[place] = -value
         judged.seconds.append(seconds)
@@ -185,7 +189,7 @@ def _prepared(
 # figures
 
 
-def _facts(known: Truth, data: Data, judged: Sequence[Judged]) -> dict[str, Any]:
+def _facts(known: Truth, data: str, judged: Sequence[Judged]) -> dict[str, Any]:
     runs = [each.accuracies for each in known.networks]
     accuracy = np.array([np.mean(each) for each in runs])
     trainings = np.array([len(each) for each in runs])
@@ -195,7 +199,7 @@ def _facts(known: Truth, data: Data, judged: Sequence[Judged]) -> dict[str, Any]
     sigma = court.noise(runs)
     return {
         "truth": str(known.file),
-        "data": data.name,
+        "data": data,
         "images": known.images,
         "recipe": known.recipe,
         "networks": len(runs),

@@ -3,11 +3,13 @@
 import json
 import random
 
+import numpy as np
 import pytest
 
 import search_spaces
 from nas.core.errors import InputError
 from nas.evaluation import truth
+from nas.networks.building import cost_of
 
 
 def archs(n):
@@ -66,3 +68,30 @@ def test_a_file_that_is_none_is_named(tmp_path, text, message):
 def test_a_truth_that_is_not_there_is_refused():
     with pytest.raises(InputError, match="unknown truth 'cifar'"):
         truth.find("cifar")
+
+
+@pytest.mark.parametrize("name", truth.names())
+def test_a_shipped_truth_ranks_networks_of_like_macs(name):
+    found = truth.read(truth.find(name))
+    macs = {each.arch: cost_of(each.arch).macs for each in found.networks}
+    band = [macs[each.arch] for each in found.networks if each.set == "band"]
+    assert all(min(band) <= macs[each.arch] <= max(band) for each in found.networks if each.set == "band")
+    assert max(macs.values()) / min(macs.values()) > 2 * max(band) / min(band)
+
+
+def test_published_accuracies_are_those_of_presets_in_the_middle_fifth():
+    found = truth.read(truth.find("published"))
+    assert len(found.networks) == 59
+    by_arch = {each.arch: each for each in found.networks}
+    for name, accuracy in (("efficientformer-l1", 0.792), ("mobilevitv2-0.5", 0.7018), ("t2t-vit-t-24", 0.826)):
+        assert by_arch[search_spaces.presets()[name]].accuracies == (accuracy,)
+    macs = np.array([cost_of(each.arch).macs for each in found.networks])
+    low, high = np.quantile(macs, [0.4, 0.6])
+    assert [each.set == "band" for each in found.networks] == ((low <= macs) & (macs <= high)).tolist()
+
+
+def test_a_preset_that_is_none_is_named(tmp_path):
+    file = tmp_path / "t.jsonl"
+    file.write_text(line(archs(1)[0], arch="efficientformer-l11"))
+    with pytest.raises(InputError, match=r"t.jsonl:1: arch: unknown preset 'efficientformer-l11', did you mean"):
+        truth.read(file)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,6 +123,13 @@ def test_no_figure_of_all_is_given_without_one_of_the_band(archs, tmp_path, here
         assert {each[key] for key in each if key.startswith(("kendall", "spearman", "regret"))} == {None}
         assert "only 4 networks of the band have a score; a figure takes 5" in each["remark"]
     assert set(found["ceiling"].values()) == {None}
+
+
+def test_networks_of_a_truth_may_take_images_of_several_sizes(archs, tmp_path, here):
+    large = [replace(arch, input_shape=(3, 64, 64)) for arch in archs[8:]]
+    found = judging.judge(["oracle"], written(tmp_path / "digits.jsonl", archs[:8] + large))
+    assert by_name(found)["oracle"]["networks"] == 12
+    assert sorted((tmp_path / "asked").read_text().split()) == sorted(arch.id for arch in archs[:8] + large)
 
 
 def test_the_images_of_a_truth_are_known_or_named(archs, tmp_path, here):
