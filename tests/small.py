@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
 import torch
 from torch import nn
 
-from nas.core.arch import calls_of
+from nas.core.arch import Arch, calls_of
 from nas.core.ops import one_of
 from nas.core.space import Repeat, Space
 from nas.core.tracing import macs_of_unit
+from nas.networks.building import cost_of
 from nas.tables.table import Entry, Header, Network, Table, scope_of
 from search_spaces.efficientformer import HEAD, MB3D, MB4D, Embedding, Stem
 
@@ -93,3 +99,24 @@ def fake_table(space: Space, *, networks: int = 8, error: float = 0.0, seed: int
         measured.append(Network(arch, us, 0.1, 3))
     unique = {network.arch: network for network in measured}
     return Table(rows.header, rows.entries, unique.values())
+
+
+def write_truth(file: Path, archs: Sequence[Arch], band: int, accuracies: Callable[[int], Sequence[float]]) -> Path:
+    """A made-up truth: the first `band` networks are its band; `accuracies` gives those of each place's trainings."""
+    lines = [
+        {"arch": json.loads(arch.to_json()), "set": "band" if place < band else "broad", "seed": seed}
+        | {"test_accuracy": accuracy, "recipe": "small", "images": 100}
+        for place, arch in enumerate(archs)
+        for seed, accuracy in enumerate(accuracies(place))
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def by_macs(count: int) -> list[Arch]:
+    """Networks of the space by increasing MACs, no two alike."""
+    rng, found = random.Random(0), {}
+    while len(found) < count:
+        arch = TINY.sample(rng)
+        found[cost_of(arch).macs] = arch
+    return [found[macs] for macs in sorted(found)]

@@ -21,6 +21,7 @@ _ORDER = [
     "measure",
     "describe",
     "feasible",
+    "judge",
     "transfer",
 ]
 for _name in [*_ORDER, *(name for name in files_of(__name__) if name not in _ORDER)]:

@@ -1,0 +1,130 @@
+"""Networks really trained, by which scores are judged: files of one JSON object a line, one line a training.
+
+A line holds `arch` (a JSON object, or a preset's name), `set` (`band`: networks of like MACs, which a search within a
+budget has to rank; `broad`: over a wide range), `seed`, `test_accuracy` (0..1), `recipe` and `images` (to train and
+validate on); what else stands there is not read. Two come with the package: `fashion-mnist`, which
+`benchmarks/truth/make.py` makes, and `published`, what the authors of the presets report: there recipes are mixed, and
+make for a part of the differences.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import search_spaces
+from nas.core.arch import Arch
+from nas.core.errors import InputError, brief, suggest
+
+SHIPPED = Path(__file__).with_name("truths")
+DEFAULT = "fashion-mnist"
+SETS = ("broad", "band")
+
+
+@dataclass(frozen=True)
+class Known:
+    """A network whose accuracy is known.
+
+    Attributes:
+        arch: the network.
+        set: `broad` or `band`.
+        accuracies: on the test split, 0..1, one of each training.
+    """
+
+    arch: Arch
+    set: str
+    accuracies: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a file holds.
+
+    Attributes:
+        file: the file.
+        networks: in its order, each once.
+        recipe: of all trainings, by name.
+        images: that each had to train and validate on.
+    """
+
+    file: Path
+    networks: tuple[Known, ...]
+    recipe: str
+    images: int
+
+
+def names() -> list[str]:
+    """Names of the shipped truths, as `find` takes them."""
+    return sorted(path.stem for path in SHIPPED.glob("*.jsonl") if path.is_file())
+
+
+def find(name: str | os.PathLike[str]) -> Path:
+    """The file of a truth, from its path or from the name of a shipped one.
+
+    Raises:
+        InputError: where neither exists.
+    """
+    for path in (Path(name), SHIPPED / f"{name}.jsonl"):
+        if path.is_file():
+            return path
+    raise InputError(f"{suggest('truth', str(name), names())} It is no file either; benchmarks/truth/make.py makes one")
+
+
+def read(file: Path) -> Truth:
+    """Read a truth; a last line that is still being written, so without its end, does not count.
+
+    Raises:
+        InputError: naming file, line and what is wrong.
+    """
+    try:
+        text = file.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read as a truth: {error}") from error
+    found: dict[Arch, dict[int, float]] = {}
+    sets: dict[Arch, str] = {}
+    trained: list[tuple[str, Any]] = []
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
+        where = f"{file}:{number}"
+        data = _object(line, where)
+        arch = _arch(data["arch"], f"{where}: arch")
+        accuracy, seed = data["test_accuracy"], data["seed"]
+        if isinstance(accuracy, bool) or not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:
+            raise InputError(f"{where}: test_accuracy: expected 0 to 1, got {brief(accuracy)}")
+        if data["set"] not in SETS or sets.setdefault(arch, data["set"]) != data["set"]:
+            raise InputError(f"{where}: set: expected broad or band, one for each network, got {brief(data['set'])}")
+        trained.append((str(data["recipe"]), data["images"]))
+        if trained[-1] != trained[0]:
+            raise InputError(f"{where}: trained as {trained[-1]}, the first as {trained[0]}; a truth has one recipe")
+        if seed in found.setdefault(arch, {}):
+            raise InputError(f"{where}: network {arch.id} with seed {brief(seed)} stands there twice")
+        found[arch][seed] = float(accuracy)
+    if not trained:
+        raise InputError(f"{file}: no network stands there yet")
+    networks = tuple(Known(arch, sets[arch], tuple(seeds.values())) for arch, seeds in found.items())
+    return Truth(file, networks, *trained[0])
+
+
+def _arch(given: Any, where: str) -> Arch:
+    """A network from its JSON object, or from the name of a preset."""
+    if not isinstance(given, str):
+        return Arch.from_json(json.dumps(given), where)
+    presets = search_spaces.presets()
+    if given not in presets:
+        raise InputError(f"{where}: {suggest('preset', given, presets)}")
+    return presets[given]
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        data = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where}: not JSON: {error}; remove the line") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: expected an object, got {brief(data)}")
+    for key in ("arch", "set", "seed", "test_accuracy", "recipe", "images"):
+        if key not in data:
+            raise InputError(f"{where}: {key} is missing")
+    return data
