@@ -17,6 +17,7 @@ from nas.core.arch import Arch, calls_of
 from nas.core.errors import BudgetError, InputError, MissingLatency, RunError, TableError
 from nas.core.files import lock
 from nas.evaluation import runs
+from nas.evaluation.data import load_data
 from nas.evaluation.training import TrainResult
 from nas.networks.building import build, cost_of
 from nas.profiling.machine import this_machine
@@ -551,7 +552,7 @@ def test_a_classifier_that_the_table_lacks_is_measured_on_the_spot_into_a_copy(
         table = Table.read(path)
         return Table(table.header, [*table.entries, *(Entry(row, 1.0, 0.0, 1) for row in rows)], table.networks, path)
 
-    seven = SimpleNamespace(classes=7, fingerprint="7", train=[0], val=[0], test=[0])
+    seven = replace(load_data("digits", (3, 32, 32)), classes=7)
     monkeypatch.setattr("nas.search.resolved.load_data", lambda *args, **settings: seven)
     monkeypatch.setattr("nas.evaluation.runs.load_data", lambda *args, **settings: seven)
     monkeypatch.setattr("nas.search.resolved.profiler.profile", profile)
