@@ -135,6 +135,45 @@ def test_provenance_request_and_ranking_are_shown_in_full(finished):
     assert f"Pairs whose order is sure: {100 * ranking['pairs_sure']:.0f} %" in section(html, "ranking")
 
 
+def liked(arch, number, expected):
+    interval = {"expected": expected, "low": expected - 0.01, "high": expected + 0.01}
+    return {"arch": arch, "number": number, **interval, "predicted_ms": 0.5, "choices": {"depth_3": 4, "act": "gelu"}}
+
+
+def test_what_a_fitted_model_believes_is_shown_as_that(tmp_path):
+    found = result()
+    winner = found["winner"]
+    found["belief"] = {
+        "candidates": 60,
+        "rank_correlation": 0.83,
+        "best": liked("bestbestbest", None, 0.21),
+        "best_trained": liked(winner["arch"], winner["number"], 0.25),
+        "behind": 0.04,
+        "behind_low": 0.01,
+        "behind_high": 0.07,
+        "effects": [{"choice": "act", "value": "gelu", "share": 0.5, "effect": -0.1, "low": -0.2, "high": -0.05}],
+    }
+    html = page(write_run(tmp_path / "run", found))
+    text = section(html, "belief")
+    assert "A linear model fitted to the 60 candidates" in text
+    assert "rank correlation of 0.83" in text
+    assert "The best of the fitted model among all networks that fit is arch bestbestbest" in text
+    assert "which was not trained: it expects a loss of 0.2100 (0.2000 to 0.2200)" in text
+    assert f"trial {winner['number']}, it expects 0.0400 (0.0100 to 0.0700) behind" in text
+    assert "do not build on it" not in text
+    assert "optimal" not in text
+    assert 'id="plot-effects"' in html
+    found["belief"] |= {"rank_correlation": 0.2, "best": found["belief"]["best_trained"]}
+    text = section(page(write_run(tmp_path / "other", found)), "belief")
+    assert "do not build on it" in text
+    assert f"which was trained as trial {winner['number']}" in text
+    assert "That is the best trained one." in text
+
+
+def test_a_run_of_few_candidates_shows_no_model(tmp_path):
+    assert 'id="belief"' not in page(write_run(tmp_path / "run", result() | {"belief": None}))
+
+
 def test_another_machines_table_is_announced_loudly(tmp_path):
     found = result()
     assert "Not this machine" not in page(write_run(tmp_path / "here", found))

@@ -227,6 +227,33 @@ def test_the_budget_figure_shows_the_limit_and_every_bar():
     assert figure.layout.xaxis.range[1] > 100
 
 
+EFFECTS = [
+    {"choice": "tokens", "value": 4, "share": 0.5, "effect": 0.01, "low": -0.02, "high": 0.04},
+    {"choice": "stage1.kind", "value": "<mb4d>", "share": 0.25, "effect": -0.3, "low": -0.35, "high": -0.25},
+    {"choice": "stage2.depth", "value": 3, "share": 0.1, "effect": 0.1, "low": 0.05, "high": 0.15},
+]
+
+
+def test_effects_are_ordered_by_size_and_those_that_may_be_none_are_marked():
+    data = plots.effects_data(EFFECTS)
+    assert data["label"].tolist() == ["stage1.kind = &lt;mb4d&gt;", "stage2.depth = 3", "tokens = 4"]
+    assert data["is_sure"].tolist() == [True, True, False]
+    assert plots.effects_data(EFFECTS, 1)["effect"].tolist() == [-0.3]
+    with pytest.raises(InputError, match="effect 0 lacks 'low'"):
+        plots.effects_data([{"choice": "a", "value": 1, "share": 1, "effect": 0}])
+
+
+def test_the_figure_of_effects_has_every_choice_with_its_interval():
+    figure = plots.plot_effects(plots.effects_data(EFFECTS))
+    sure, unsure = trace(figure, "effect"), trace(figure, "interval holds zero")
+    assert list(sure.x) == [-0.3, 0.1]
+    assert list(sure.error_x.array) == pytest.approx([0.05, 0.05])
+    assert list(unsure.y) == ["tokens = 4"]
+    assert list(unsure.error_x.arrayminus) == pytest.approx([0.03])
+    assert list(figure.layout.yaxis.categoryarray) == ["tokens = 4", "stage2.depth = 3", "stage1.kind = &lt;mb4d&gt;"]
+    assert "in 25 % of what fits" in sure.hovertext[0]
+
+
 def test_training_is_sorted_with_accuracy_in_percent():
     history = pd.DataFrame(
         {"epoch": [2, 1], "train_loss": [0.5, 0.9], "val_loss": [0.6, 0.8], "val_accuracy": [0.75, 0.5]}

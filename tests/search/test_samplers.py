@@ -1,6 +1,7 @@
 """What holds for every sampler: one contract, parametrized over the files there are."""
 
 import functools
+import gc
 from types import SimpleNamespace
 
 import optuna
@@ -12,11 +13,13 @@ import search_spaces
 from nas.core.errors import InputError
 from nas.search import samplers
 from nas.search.fitting import context_of, feasible_set
+from nas.search.samplers._context import History
 from nas.search.trials import record_of
 from tests.search.fakes import (
     FakeScorer,
     HereWorkers,
     ToySpace,
+    any_of,
     estimator_at,
     fake_table,
     make_engine,
@@ -107,6 +110,20 @@ def test_every_proposal_fits_and_is_new(sampler, name, objectives):
 @functools.cache
 def estimators(name, space):
     return estimator_at(space, fake_table(space), "latency_ms<=p25", "params<=p60")
+
+
+def test_a_study_that_is_gone_leaves_nothing_that_a_later_one_could_take_for_its_own():
+    context = any_of(SPACE)
+    study = make_study(InMemoryStorage(), SPACE, context=context)
+    for _ in range(3):
+        trial = study.ask()
+        draw(trial)
+        study.tell(trial, 1.0)
+    assert len(History.of(context, study).paths) == 3
+    assert len(context._paths) == 1
+    del study, trial
+    gc.collect()
+    assert not context._paths
 
 
 def test_an_unknown_sampler_is_named_with_the_closest():

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from optuna.distributions import BaseDistribution
@@ -46,7 +47,7 @@ class Context:
     starts: tuple[Path, ...] = ()
     features: Callable[[np.ndarray], np.ndarray] | None = None
     estimator: Estimator | None = None
-    _paths: dict[tuple[int, int], Path | None] = field(default_factory=dict, repr=False)
+    _paths: WeakKeyDictionary[Study, dict[int, Path | None]] = field(default_factory=WeakKeyDictionary, repr=False)
 
     @property
     def space(self) -> Any:
@@ -71,16 +72,16 @@ class Context:
 
     def path_of(self, study: Study, trial: FrozenTrial) -> Path | None:
         """The candidate of a trial that has all its parameters; None before, or where they choose none."""
-        key = id(study), trial.number
-        if key not in self._paths:
+        known = self._paths.setdefault(study, {})
+        if trial.number not in known:
             try:
                 path = self.feasible.lattice.path_of(trial.params)
             except InputError:
                 path = None
             if not trial.state.is_finished():
                 return path
-            self._paths[key] = path
-        return self._paths[key]
+            known[trial.number] = path
+        return known[trial.number]
 
 
 @dataclass(frozen=True)
