@@ -24,6 +24,7 @@ SECTIONS = [
     "agreement",
     "finalists",
     "ranking",
+    "belief",
     "architecture",
     "training",
     "request",
@@ -158,7 +159,7 @@ def test_what_a_fitted_model_believes_is_shown_as_that(tmp_path):
     assert "A linear model fitted to the 60 candidates" in text
     assert "rank correlation of 0.83" in text
     assert "The best of the fitted model among all networks that fit is arch bestbestbest" in text
-    assert "which was not trained: it expects a loss of 0.2100 (0.2000 to 0.2200)" in text
+    assert "which was not trained: it expects a validation loss of 0.2100 (0.2000 to 0.2200)" in text
     assert f"trial {winner['number']}, it expects 0.0400 (0.0100 to 0.0700) behind" in text
     assert "do not build on it" not in text
     assert "optimal" not in text
