@@ -35,8 +35,8 @@ def feasible(
     if as_json:
         return print_json(found)
     exact = found["fit_at_least"] == found["fit_at_most"]
-    counts = f"[bold]{show_count(found['fit'])}[/bold] of {show_count(found['archs'])}"
-    say(f"{'' if exact else 'about '}{counts} networks of {found['space']} fit ({100 * found['share']:.3g} %)")
+    rest = f" of {show_count(found['archs'])} networks of {found['space']} fit ({100 * found['share']:.3g} %)"
+    say("" if exact else "about ", (show_count(found["fit"]), "bold"), rest)
     for each in found["budgets"]:
         say_filled(_budget(each), indent="  ", further="    ")
     rows = [
