@@ -12,7 +12,8 @@ import functools
 import hashlib
 import heapq
 import itertools
-import os
+import zipfile
+import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from nas.core.errors import BudgetError
+from nas.core.files import whole
 from nas.search.lattice import Costs, Lattice, Path, sums
 
 BINS = 4096  # of what a budget leaves beyond the smallest candidate, for counts and draws
@@ -69,6 +71,16 @@ class _Reduced:
         width = max(self.slack, 1e-300) / count
         rounded = np.ceil if up else np.floor
         return [np.minimum(rounded(step / width), count + 1).astype(np.int64) for step in self.steps]
+
+
+def _read_arrays(path: FilePath, count: int) -> list[np.ndarray] | None:
+    """What `np.savez` wrote, so many arrays; None where there is no such file, or it was cut off or damaged."""
+    try:
+        with path.open("rb") as file, np.load(file) as stored:
+            found = [stored[f"arr_{number}"] for number in range(count)]  # which checks their sums
+    except (OSError, EOFError, LookupError, ValueError, zipfile.BadZipFile, zlib.error):
+        return None
+    return found
 
 
 def _least(lattice: Lattice, costs: Costs) -> list[np.ndarray]:
@@ -152,10 +164,9 @@ class FeasibleSet:
         if (places, up) in self._tables:
             return self._tables[places, up]
         path = self._file(places, up)
-        if path is not None and path.is_file():
-            with np.load(path) as stored:
-                self._tables[places, up] = [stored[f"arr_{number}"] for number in range(len(stored.files))]
-            return self._tables[places, up]
+        if path is not None and (stored := _read_arrays(path, len(self.layers) + 1)) is not None:
+            self._tables[places, up] = stored
+            return stored
         side = BINS if len(places) == 1 else BINS_OF_TWO
         taken = [self._reduced[place].bins(side, up) for place in places]
         shape = (side + 1,) * len(places)
@@ -180,9 +191,8 @@ class FeasibleSet:
             tables.append(here)
         self._tables[places, up] = tables[::-1]
         if path is not None:
-            temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.npz")
-            np.savez(temporary, *self._tables[places, up])
-            temporary.replace(path)
+            with whole(path, sync=False) as temporary, temporary.open("wb") as file:
+                np.savez(file, *self._tables[places, up])
         return self._tables[places, up]
 
     def _file(self, places: tuple[int, ...], up: bool) -> FilePath | None:
