@@ -63,14 +63,14 @@ def tables(
     if as_json:
         return print_json({"tables": found, "runtimes": precisions, "untested_runtimes": untested})
     for (device, here), group in itertools.groupby(found, key=_device):
-        say(f"[bold]{device}[/bold]{here}")
+        say((device, "bold"), here)
         for table in group:
-            say(f"  {Path(table['name']).name:39} {verdict(table)}", markup=False)
+            say(f"  {Path(table['name']).name:39} {verdict(table)}")
             for line in _details(table) if verbose and "error" not in table else ():
                 say_filled(line, indent=" " * 4, further=" " * 6)
     for table in found:
         if "error" in table:
-            say(f"{table['table']}: {table['error']}", markup=False)
+            say(f"{table['table']}: {table['error']}")
     names = (f"{name}{'*' if name in untested else ''} ({', '.join(precisions[name])})" for name in precisions)
     _say_list("runtimes: ", names)
     wanting = {where: [name for name in untested if untested[name] == where] for where in untested.values()}

@@ -301,8 +301,8 @@ def _read_records(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    known = {"inputs", "output"}
-    return {name: record for name, record in found.items() if isinstance(record, dict) and known <= set(record)}
+    known, records = {"inputs", "output"}, found.items() if isinstance(found, dict) else ()
+    return {name: record for name, record in records if isinstance(record, dict) and known <= set(record)}
 
 
 def _digest(inputs: Mapping[str, Any]) -> str:
