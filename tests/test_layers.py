@@ -19,6 +19,7 @@ LAYERS = [  # a lower line may use a higher one
     ["nas.core.tracing"],
     ["nas.core.arch"],
     ["nas.core.space"],
+    ["nas.core.parts"],
     ["nas.core.blocks"],
     ["search_spaces"],
     ["nas.networks.features"],
@@ -72,6 +73,35 @@ def test_imports_only_go_down(path):
     lazy = {"nas.core.arch"}  # reading an arch file loads the family that defines its blocks
     upward = [n for n in imports_of(path) if (layer_of(n) or 0) > own and not (module in lazy and n == "search_spaces")]
     assert upward == []
+
+
+def test_no_modules_import_each_other_in_a_ring():
+    """Imports inside functions count, too; those for type checkers never happen."""
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in MODULES}
+    left = {name: (_needed(path) & set(names)) - {name} for name, path in names.items()}
+    while free := [name for name, needed in left.items() if not needed & set(left)]:
+        for name in free:
+            del left[name]
+    assert left == {}, "what is left stands in a ring, or above one"
+
+
+def _needed(path: Path) -> set[str]:
+    """The modules that a file imports, each by the longest name that is a module."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    idle = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
+    skipped = {id(node) for each in idle for statement in each.body for node in ast.walk(statement)}
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                inner = (ROOT / node.module.replace(".", "/") / alias.name).with_suffix(".py")
+                package = ROOT / node.module.replace(".", "/") / alias.name / "__init__.py"
+                found.add(f"{node.module}.{alias.name}" if inner.is_file() or package.is_file() else node.module)
+    return found
 
 
 def test_no_module_knows_a_particular_family():

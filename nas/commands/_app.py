@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -19,14 +20,16 @@ from nas.core.files import FULL, unwritable
 INTERRUPTED = 128 + signal.SIGINT
 
 
+#: commands that are built when they are called, not for `nas --help`, by name: their flags take long to find
+BUILT_LATE: dict[str, Callable[[], Any]] = {}
+
+
 class _Commands(TyperGroup):
-    """Builds the flags of `search` from the fields of `Request` when it is called, not for `nas --help`."""
+    """Puts a command that is built late in the place of the one that stands for it in `nas --help`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        from nas.commands.search import search_with_flags
-
         name, command, rest = super().resolve_command(ctx, args)
-        return (name, search_with_flags(), rest) if name == "search" else (name, command, rest)
+        return (name, BUILT_LATE[name]() if name in BUILT_LATE else command, rest)
 
 
 app = typer.Typer(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from nas.commands._app import PATH, app
+from nas.commands._app import BUILT_LATE, PATH, app
 from nas.commands._options import JsonOption
 from nas.commands._output import note, print_json, progress_bar, say
 from nas.core.errors import InputError, suggest
@@ -26,7 +26,7 @@ def search() -> None:
     Budgets are hard. The winner is exported, and the run reported. The same command continues a stopped or killed
     search.
     """
-    raise NotImplementedError  # _Commands puts the command with all flags in its place
+    raise NotImplementedError  # the command with all flags takes its place
 
 
 def search_with_flags() -> Any:
@@ -51,14 +51,17 @@ def search_with_flags() -> Any:
     return typer.main.get_command(only)
 
 
+BUILT_LATE["search"] = search_with_flags
+
+
 def _flag(name: str, field: Any) -> inspect.Parameter:
     """A field of the request as an option; its default shows in the help but stays unset, for the file to fill in."""
-    texts = name == "budgets"
+    texts = name in ("budgets", "fix")
     named = (field.annotation, *get_args(field.annotation))
     kind = list[str] if texts else next((each for each in (bool, int, float) if each in named), str)
-    spelled = "--budget" if texts else f"--{name.replace('_', '-')}"
+    spelled = "--budget" if name == "budgets" else f"--{name.replace('_', '-')}"
     shown = field.get_default(call_default_factory=True)
-    default = f" Default: {shown}." if shown not in (None, (), False) else ""
+    default = f" Default: {shown}." if shown not in (None, (), False, {}) else ""
     option = typer.Option(
         spelled, *(("-t",) if name == "table" else ()), help=field.description + default, show_default=False
     )

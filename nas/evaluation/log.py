@@ -15,7 +15,7 @@ COLUMNS = ("train_loss", "val_loss", "val_accuracy", "lr", "images_per_second", 
 """What TensorBoard shows."""
 
 
-class Log:
+class TrainingLog:
     """Writes `training.csv` and TensorBoard's events into a folder after each epoch."""
 
     def __init__(self, folder: Path) -> None:

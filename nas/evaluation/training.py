@@ -31,7 +31,7 @@ from nas.evaluation.criterion import Criterion
 from nas.evaluation.data import Data
 from nas.evaluation.devices import autocast, naming_memory, pick_device, seeded, step_dtype
 from nas.evaluation.distributed import of_first, own_process, summed
-from nas.evaluation.log import Log
+from nas.evaluation.log import TrainingLog
 from nas.evaluation.metrics import Metrics, TrainingDiverged, evaluate, laid_out
 from nas.evaluation.network import TrainedNetwork, add_dropout, block_modules
 from nas.evaluation.optimization import Schedule, averaged, clip, make_optimizer
@@ -120,7 +120,7 @@ def train(
     where = pick_device(device)
     first = own_process()[0] == 0
     check_fit(data, recipe, teacher)
-    journal = Log(log) if log is not None and first else None
+    journal = TrainingLog(log) if log is not None and first else None
     with contextlib.ExitStack() as after, naming_memory(recipe.batch_size, data.train.input_shape, where):
         if journal is not None:
             after.callback(journal.close)

@@ -12,7 +12,7 @@ import numpy as np
 from nas.core.errors import MeasureError
 from nas.core.ops import Row, Shape
 from nas.core.tracing import BYTES_PER_VALUE, calls_of_unit, macs_of_unit, params_of_unit
-from nas.tables.calibration import kind_of
+from nas.tables.calibration import row_kind
 from nas.tables.table import Entry
 
 LEAST_ROWS = 12  # measured ones, to predict others from
@@ -78,7 +78,7 @@ def predict(measured: Sequence[Entry], rows: Sequence[Row], seed: int = 0) -> Pr
 
 def kinds_of(rows: Sequence[Row]) -> tuple[str, ...]:
     """The kinds of op in these rows."""
-    return tuple(sorted({kind_of(op) for row in rows for op in _ops(row)}))
+    return tuple(sorted({row_kind(op) for row in rows for op in _ops(row)}))
 
 
 def features(row: Row, kinds: Sequence[str]) -> np.ndarray:
@@ -90,7 +90,7 @@ def features(row: Row, kinds: Sequence[str]) -> np.ndarray:
     found: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(4))
     for op in _ops(row):
         values = np.array([1.0, macs_of_unit(op), params_of_unit(op), _bytes(op)])
-        found[kind_of(op)] += values
+        found[row_kind(op)] += values
         found[""] += values
     return np.concatenate([[1.0], *(found[name] for name in ("", *kinds))])
 

@@ -321,6 +321,13 @@ def _taken(row: Row) -> dict[str, Shape]:
 
 
 def _formula(row: Row, around: _Context) -> Formula:
+    """How to time a row: the graphs that are timed, each with its weight in the sum that is the row's time.
+
+    At its ends a graph takes time that a row inside a network does not take, such as to convert layouts. So a row that
+    can follow itself is timed as a chain of itself; another one between or behind rows that stand there in networks,
+    less what these take without it (half a chain of two is one row); and only where there are none alone, less a graph
+    that does nothing.
+    """
     if hosts := around.hosts(row):
         inserted, alone = (_chain(rows, around.network_bytes) for rows in ((*hosts, row), hosts))
         return Formula(row, (*inserted, *((probe, -weight) for probe, weight in alone)))

@@ -36,8 +36,8 @@ from nas.tables.table import MIN_NETWORKS, Table
 
 __all__ = [
     "Measurement",
-    "Outcome",
     "Plan",
+    "Profiled",
     "job_of",
     "measure",
     "measure_memory",
@@ -80,7 +80,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Profiled:
     """What came of a job.
 
     Attributes:
@@ -245,25 +245,25 @@ def plan(job: Job) -> Plan:
 
 def run(
     job: Job, *, budget_minutes: float | None = None, accept_noise: bool = False, progress: Progress = silent
-) -> Outcome:
+) -> Profiled:
     """Do a job; see `profile`."""
     with lock_of(job.path):  # what others have written until now counts, and none writes meanwhile
         return _run(replace(job), budget_minutes, accept_noise, progress)
 
 
-def _run(job: Job, budget_minutes: float | None, accept_noise: bool, progress: Progress) -> Outcome:
+def _run(job: Job, budget_minutes: float | None, accept_noise: bool, progress: Progress) -> Profiled:
     until = math.inf if budget_minutes is None else time.monotonic() + 60 * budget_minutes
     if job.complete:
         assert job.table is not None
         lacking, problem = _lacking_memory(job, job.table), memory.uncounted(load_backend(job.engine.runtime))
         if not lacking or problem:
             progress(1, 1, 0.0, "complete, nothing to measure")
-            return Outcome(job.table, (problem,) if lacking else ())
+            return Profiled(job.table, (problem,) if lacking else ())
         with Journal(job.journal_path) as journal:
             job.check(journal)
             if journal.header is None:
                 job.begin(journal, job.table.header.variant)
-            return Outcome(*_with_memory(job, job.table, journal, until, progress))
+            return Profiled(*_with_memory(job, job.table, journal, until, progress))
     with Journal(job.journal_path) as journal:
         job.check(journal)
         _forget_disturbed(job, journal, accept_noise)
@@ -288,12 +288,12 @@ def _run(job: Job, budget_minutes: float | None, accept_noise: bool, progress: P
         _raise_failures(job, archs, bench.failures)
         if shortage is not None:
             raise shortage
-        return Outcome(*_with_memory(job, table, journal, until, progress), noise, prediction)
+        return Profiled(*_with_memory(job, table, journal, until, progress), noise, prediction)
 
 
 def run_each(
     jobs: Sequence[Job], *, budget_minutes: float | None = None, accept_noise: bool = False, progress: Progress = silent
-) -> list[Outcome]:
+) -> list[Profiled]:
     """Do jobs one after the other, each with a part of the time that is left, in proportion to what it has to do.
 
     Raises:

@@ -114,7 +114,7 @@ def figures(run: Run) -> dict[str, go.Figure]:
     if run.result["budgets"]:
         drawn["budgets"] = plots.plot_budgets(budgets(run))
     if belief := run.result.get("belief"):
-        drawn["effects"] = plots.plot_effects(plots.effects_data(belief["effects"]))
+        drawn["effects"] = plots.plot_effects(plots.effects_data(belief["effects"]), run.result["score"])
     return drawn
 
 

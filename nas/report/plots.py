@@ -273,8 +273,8 @@ def effects_data(effects: Iterable[Mapping[str, Any]], most: int = 24) -> pd.Dat
     return data.assign(label=labels, is_sure=(data["low"] > 0) | (data["high"] < 0))
 
 
-def plot_effects(data: pd.DataFrame) -> go.Figure:
-    """One line a choice: its expected effect on the loss and the 95 % interval; paler where that holds zero."""
+def plot_effects(data: pd.DataFrame, score: str = "val_loss") -> go.Figure:
+    """One line a choice: its expected effect on the score and the 95 % interval; grey where that holds zero."""
     figure = _figure(110 + 22 * len(data))
     for sure, name, color in ((True, "effect", BLUE), (False, "interval holds zero", GREY)):
         rows = data[data["is_sure"] == sure]
@@ -294,7 +294,7 @@ def plot_effects(data: pd.DataFrame) -> go.Figure:
             **ERROR_BAR,
         }
     figure.add_vline(x=0, line={"color": BLACK, "width": 1})
-    figure.update_xaxes(title_text="expected effect on validation loss (lower is better)")
+    figure.update_xaxes(title_text=f"expected effect on {AXIS_TITLES.get(score, score)} (lower is better)")
     return figure.update_yaxes(categoryorder="array", categoryarray=data["label"][::-1])
 
 
@@ -429,7 +429,7 @@ def _uses(
 ) -> list[tuple[str, float]]:
     """The winner's figures that a budget limits, each with how it is known."""
     counted = not load_metric(budget["metric"]).of_table
-    if counted and budget["metric"] in winner:
+    if budget["metric"] in ("params", "macs"):
         return [("counted", winner[budget["metric"]])]
     if budget["metric"] == "latency_ms" and budget["table"] in (None, table):
         measured = [] if winner["measured_ms"] is None else [("measured", winner["measured_ms"])]

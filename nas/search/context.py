@@ -17,13 +17,13 @@ from nas.core.arch import Arch
 from nas.core.errors import RunError
 from nas.core.files import write_text
 from nas.evaluation.data import Data, load_data
-from nas.evaluation.evaluators import Asked, Evaluator, epochs_of, key_of, load_asked
+from nas.evaluation.evaluators import Asked, Evaluator, Progress, epochs_of, key_of, load_asked
 from nas.evaluation.runs import epoch_seconds, teacher_for
 from nas.search.archs import CLASSES
-from nas.search.fitting import context_of, feasible_set, lattice_of
+from nas.search.fitting import context_of, lattice_of
 from nas.search.limits import Limit
 from nas.search.request import Request
-from nas.search.resolved import Log, Named, Progress, Resolved, resolve_request, table_begun_with
+from nas.search.resolved import Named, Resolved, Say, resolve_request, table_begun_with
 from nas.search.samplers import load_sampler
 from nas.search.samplers._context import Context as SamplerContext
 from nas.search.scoring import CandidateScorer, Features, evaluator_of
@@ -72,7 +72,7 @@ class Context:
         RunError: the run there was begun with another request, table or data; or what is there is no run.
     """
 
-    def __init__(self, named: Named, deadline: Deadline, log: Log, progress: Progress) -> None:
+    def __init__(self, named: Named, deadline: Deadline, log: Say, progress: Progress) -> None:
         self.named, self.deadline, self.log, self.progress = named, deadline, log, progress
         self.folder = named.request.run_dir
         self._found: Resolved | None = None
@@ -154,11 +154,8 @@ class Context:
         if epochs is not None and not request.final_recipe and request.final_teacher is None:
             return candidate_seconds / epochs
         if arch is None:
-            lattice, fits = (
-                lattice_of(self.found.space),
-                feasible_set(self.found.space, self.found.estimator, self.folder),
-            )
-            arch = lattice.arch(fits.largest() or fits.closest())
+            fits = self.found.fits
+            arch = lattice_of(self.found.space).arch(fits.largest() or fits.closest())
         if arch.id not in self._epoch_seconds:
             self.progress(0, 1, None, f"trying out how long an epoch of {arch.id} takes")
             self._epoch_seconds[arch.id] = epoch_seconds(
@@ -265,9 +262,9 @@ class Context:
 def known_of(run: Context) -> SamplerContext:
     """What a sampler of the request is told: what fits, and its features; both are kept in the run's folder."""
     found, request = run.found, run.request
-    fits = feasible_set(found.space, found.estimator, run.folder)
+    found.fits.keep(run.folder)
     objectives = 2 if request.objective == "front" else 1
-    context = context_of(found.space, found.estimator, fits, objectives, request.start == "presets")
+    context = context_of(found.space, found.estimator, found.fits, objectives, request.start == "presets")
     if not request.features:
         return context
     scorers = {name: scorer_of(run, asked) for asked in request.features for name in asked}

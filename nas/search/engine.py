@@ -40,7 +40,7 @@ class Workers(Protocol):
 
 
 @dataclass(frozen=True)
-class Progress:
+class Standing:
     """Where a search stands after a trial.
 
     Attributes:
@@ -92,7 +92,7 @@ class Engine:
         *,
         trials: int,
         seed: int,
-        on_trial: Callable[[Progress], None] | None = None,
+        on_trial: Callable[[Standing], None] | None = None,
         is_over: Callable[[], bool] = lambda: False,
     ) -> None:
         self._ledger, self._space, self._estimator, self._workers = ledger, space, estimator, workers
@@ -236,7 +236,7 @@ class Engine:
         self._ledger.tell(proposal, record)
         self._remember(proposal.number, record)
         if self._on_trial is not None:
-            self._on_trial(Progress(proposal.number, record, self._trials, dict(self._counts), self._best))
+            self._on_trial(Standing(proposal.number, record, self._trials, dict(self._counts), self._best))
 
     def _remember(self, number: int, record: Record) -> None:
         self._count(record.state)

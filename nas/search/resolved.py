@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from nas import __version__
 from nas.core.arch import Arch
 from nas.core.errors import InputError, RunError, TableError
 from nas.core.space import Space
-from nas.core.units import show_count
 from nas.evaluation.data import Data, load_data
 from nas.evaluation.devices import pick_device
+from nas.evaluation.evaluators import Progress
 from nas.evaluation.recipes import read_recipe
 from nas.evaluation.runs import teacher_for
 from nas.evaluation.training import check_fit
@@ -28,8 +29,10 @@ from nas.profiling.job import CHAINS, IN_SITU
 from nas.profiling.machine import this_machine
 from nas.search.budgets import Budget
 from nas.search.doubts import noisy
+from nas.search.feasible import FeasibleSet
 from nas.search.fitting import feasible_set
 from nas.search.limits import Estimator, Limit, Survey, resolve
+from nas.search.overview import summary, told
 from nas.search.request import Request
 from nas.search.scoring import evaluator_of
 from nas.search.timing import PROFILE_SHARE
@@ -39,9 +42,7 @@ from nas.tables.table import Table
 NETWORKS = 12  # behind the calibration of a table that a search makes for itself: no interval, but minutes less
 TWINS = ("device", "cpu", "runtime", "precision", "threads")  # header fields that a table and its twin share
 ON_THE_SPOT = 16  # rows that a table may lack and that are measured before a search
-Log = Callable[[str], None]
-Progress = Callable[..., None]
-"""Called with (done, total, seconds left or None, text), as the profiler does."""
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,16 @@ class Resolved:
     survey: Survey
     smallest: tuple[float, Arch]
     here: tuple[str | None, ...]
+
+    @functools.cached_property
+    def fits(self) -> FeasibleSet:
+        """What keeps the limits; its tables come from the run's folder where an earlier process kept them."""
+        return feasible_set(self.space, self.estimator, self.request.run_dir)
+
+    @functools.cached_property
+    def summary(self) -> dict[str, Any]:
+        """What `nas.search.overview` says of that in short."""
+        return summary(self.fits, self.estimator, self.request.seed)
 
     @property
     def not_this_machine(self) -> bool:
@@ -110,7 +121,7 @@ class Named:
         return self.request.run_dir / f"table{copied}.csv"
 
 
-def name_request(request: Request, log: Log) -> Named:
+def name_request(request: Request, log: Say) -> Named:
     """Find everything that a request names, and measure nothing.
 
     Raises:
@@ -123,7 +134,10 @@ def name_request(request: Request, log: Log) -> Named:
     budgets = tuple(map(Budget.parse, request.budgets))
     names = dict.fromkeys(budget.table for budget in budgets if budget.table is not None)
     tables = {name: Table.read(latency_tables.find(name)) for name in names}
-    filled = request.with_(space=space.name, out=str(request.run_dir), device=device)
+    side = space.input_shape[-1]
+    filled = request.with_(space=space.name, fix=dict(space.held))
+    filled = filled.with_(side=None if side == search_spaces.load(space.name).input_shape[-1] else side)
+    filled = filled.with_(out=str(request.run_dir), device=device)
     if table is not None:
         filled = filled.with_(runtime=table.header.runtime, threads=table.header.threads)
     check_fit(
@@ -134,7 +148,7 @@ def name_request(request: Request, log: Log) -> Named:
     return Named(filled, space, budgets, table, tables, facts)
 
 
-def resolve_request(named: Named, table: Table, log: Log, limits: tuple[Limit, ...] | None = None) -> Resolved:
+def resolve_request(named: Named, table: Table, log: Say, limits: tuple[Limit, ...] | None = None) -> Resolved:
     """Check that tables fit, and turn budgets into limits.
 
     Args:
@@ -196,17 +210,17 @@ def _table(name: str, level: str | None) -> Table:
     return found
 
 
-def _space(request: Request, table: Table | None, log: Log) -> tuple[Space, Data]:
+def _space(request: Request, table: Table | None, log: Say) -> tuple[Space, Data]:
     """The space asked for, or the table's, with the classes of the data set, and that."""
-    if request.space is not None:
-        space = search_spaces.load(request.space)
-    elif table is not None and table.spaces:
-        space = table.spaces[0]
+    name, side = request.space, request.side
+    if name is None:
+        if table is None or not table.spaces:
+            raise InputError("space: neither a space nor a table is named; name one of them (nas spaces, nas tables)")
         if len(table.spaces) > 1:
             names = ", ".join(table.header.spaces)
             raise InputError(f"space: {table.where} holds the rows of several spaces, name one of them: {names}")
-    else:
-        raise InputError("space: neither a space nor a table is named; name one of them (nas spaces, nas tables)")
+        name, side = table.spaces[0].name, side or table.spaces[0].input_shape[-1]
+    space = search_spaces.load(name, side, request.fix)
     data = load_data(request.dataset, space.input_shape, seed=request.seed, limit=request.limit)
     classes = data.classes
     if classes == space.classes:
@@ -221,7 +235,7 @@ def _networks(budgets: Sequence[Budget]) -> int:
     return max([NETWORKS, *needed])
 
 
-def complete_table(named: Named, log: Log, progress: Progress) -> Table:
+def complete_table(named: Named, log: Say, progress: Progress) -> Table:
     """The request's table, or one that this machine is profiled into; a few rows that it lacks are measured.
 
     Only on the table's own machine, and into a copy: a classifier for another number of classes is one row.
@@ -295,7 +309,7 @@ def _require_calibrated(table: Table, space: Space, request: Request) -> None:
         raise TableError(
             f"{table.where} is not calibrated for input {size}: no whole networks of that size were measured with it, "
             "so nobody knows how far its predictions are off. Measure them with: "
-            f"nas profile {space.name} --table {table.where}; or set allow_uncalibrated"
+            f"nas profile {search_spaces.spelled(space)} --table {table.where}; or set allow_uncalibrated"
         )
 
 
@@ -307,7 +321,7 @@ def _measured_here(tables: Sequence[tuple[str | None, Table]]) -> tuple[str | No
     return tuple(name for name, _ in here)
 
 
-def _tell(found: Resolved, log: Log) -> None:
+def _tell(found: Resolved, log: Say) -> None:
     table, limits = found.estimator.table, found.estimator.limits
     if found.not_this_machine:
         log(
@@ -323,8 +337,5 @@ def _tell(found: Resolved, log: Log) -> None:
         log(f"WARNING: {warning}")
     for limit in limits:
         log(f"budget {limit.asked}: {limit.title}")
-    fits = feasible_set(found.space, found.estimator)
-    log(
-        f"the smallest architecture takes {found.smallest[0]:.4g} ms; {show_count(fits.about)} of "
-        f"{show_count(fits.size_of_all())} architectures fit ({fits.about / fits.size_of_all():.2%})"
-    )
+    for line in told(found.summary):
+        log(line)

@@ -14,16 +14,17 @@ from pathlib import Path
 
 from nas.core.files import FULL, lock, writing
 from nas.evaluation.devices import cpu_threads
+from nas.evaluation.evaluators import Progress
 from nas.search.context import REQUEST, Context
 from nas.search.request import Request
-from nas.search.resolved import Log, Progress, name_request
+from nas.search.resolved import Say, name_request
 from nas.search.steps import Step, load_steps
 from nas.search.timing import Deadline
 
 clock = time.monotonic
 
 
-def run_search(request: Request, *, log: Log = print, progress: Progress | None = None) -> Path:
+def run_search(request: Request, *, log: Say = print, progress: Progress | None = None) -> Path:
     """Carry out a request, or continue it; a finished run only gets its report again.
 
     Args:

@@ -55,6 +55,11 @@ class Encoded:
         middles = self.middles | {"features": np.zeros(features.shape[1])}
         return Encoded(groups, middles, np.concatenate([self.numbers, features], 1))
 
+    @functools.cached_property
+    def _across(self) -> dict[str, np.ndarray]:
+        """Lines as dense columns: products with them take a tenth of the time of sparse ones."""
+        return {name: found.T.toarray(order="C") for name, found in self.groups.items()}
+
     def squares(self, name: str) -> np.ndarray:
         """Squared lengths of the centred lines of a group; (n,)"""
         own = np.asarray(self.groups[name].multiply(self.groups[name]).sum(1)).ravel()
@@ -63,7 +68,7 @@ class Encoded:
     def products(self, name: str, other: Encoded) -> np.ndarray:
         """Inner products of the centred lines of a group. Shape: n lines, m lines -> (n, m)"""
         middle = self.middles[name]
-        found = (self.groups[name] @ other.groups[name].T).toarray()
+        found = self.groups[name] @ other._across[name]
         found += middle @ middle - self.shifts[name][:, None] - other.shifts[name][None]
         return np.asarray(found)
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nas.core.units import to_ms
-from nas.evaluation.evaluators import title_of
+from nas.evaluation.evaluators import Progress, title_of
 from nas.search.workers import Outcome, Stage
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ REPEATS_SHARE = 0.3  # of the time when they begin that repeats have at most, wh
 MARGIN = 1.2  # of what durations are expected to be
 MEASURE_SECONDS = 20.0  # of a finalist, before one was measured
 WRITE_SECONDS = 10.0  # for the ONNX file and the report
-
-Progress = Callable[..., None]
 
 
 class Deadline:
@@ -185,7 +183,7 @@ class Watch:
         self._done = done
         self._show()
 
-    def trial(self, now: engine.Progress) -> None:
+    def trial(self, now: engine.Standing) -> None:
         """A trial is finished."""
         record = now.record
         if record.state == "evaluated":

@@ -50,7 +50,7 @@ class Calibration:
         ratios: measured over predicted of each network, by a fit on the others; sorted.
         by_family: the same ratios for each family of networks (`nas.tables.kinds.line_of`).
         power: exponent of the sum; 1 where another form predicts better.
-        factors: of kinds of rows (`kind_of`); empty where another form predicts better.
+        factors: of kinds of rows (`row_kind`); empty where another form predicts better.
     """
 
     scale: float
@@ -70,7 +70,7 @@ class Calibration:
     def weights(self) -> Callable[[Row], float]:
         """The factor of a row."""
         factors = dict(self.factors)
-        return lambda row: factors.get(kind_of(row), 1.0)
+        return lambda row: factors.get(row_kind(row), 1.0)
 
     @functools.cached_property
     def interval(self) -> float | None:
@@ -126,7 +126,7 @@ def networks_for(confidence: float) -> int:
     return max(INTERVAL_NETWORKS, math.ceil(confidence / (1 - confidence) - 1e-9))
 
 
-def kind_of(row: Row) -> str:
+def row_kind(row: Row) -> str:
     """What calibrates alike: rows of one class, grouped convolutions apart from others."""
     name = type(row.unit).__name__
     return f"{name}-grouped" if getattr(row.unit, "groups", 1) != 1 and name == "Conv" else name

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import numpy as np
 
+import search_spaces
 from nas.core.arch import Arch, calls_of
 from nas.core.errors import BudgetError, InputError, MissingLatency, TableError
 from nas.core.files import write_text
@@ -32,8 +33,8 @@ from nas.tables.calibration import (
     MIN_NETWORKS,
     Calibration,
     calibrate,
-    kind_of,
     networks_for,
+    row_kind,
 )
 from nas.tables.card import Card, Checked, card_of
 from nas.tables.kinds import family_of, line_of
@@ -374,7 +375,8 @@ class Table:
         if sizes and space.input_shape not in sizes:
             raise TableError(
                 f"{self.where} was measured for input {', '.join(sorted(map(_shown, sizes)))}, space {space.name} has "
-                f"{_shown(space.input_shape)}; profile it: nas profile {space.name} --runtime {self.header.runtime}"
+                f"{_shown(space.input_shape)}; profile it: nas profile {search_spaces.spelled(space)} --runtime "
+                f"{self.header.runtime}"
             )
         raise self._missing(rows)
 
@@ -420,7 +422,7 @@ class Table:
             raise self._missing(rows)
         sums: dict[str, float] = defaultdict(float)
         for row in rows:
-            sums[kind_of(row)] += self._us[row]
+            sums[row_kind(row)] += self._us[row]
         return sums
 
     def repeatability(self, least_us: float) -> float | None:

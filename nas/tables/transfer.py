@@ -22,7 +22,7 @@ from nas.core.errors import InputError, MissingLatency, TableError
 from nas.core.ops import Row
 from nas.core.space import Space
 from nas.core.tracing import calls_of_unit, macs_of_unit, params_of_unit
-from nas.tables.calibration import MIN_NETWORKS, kind_of
+from nas.tables.calibration import MIN_NETWORKS, row_kind
 from nas.tables.table import Entry, Header, Network, Table
 
 LEAST = 5  # measurements; fewer do not tell a device from another
@@ -165,7 +165,7 @@ class _Prior:
         rows = tuple(dict.fromkeys(wanted))
         known = [{entry.row: entry.us for entry in table.entries} for table in sources]
         columns = np.array([[*(us[row] for us in known), *_costs(row)] for row in rows])
-        names = np.array([kind_of(row) for row in rows])
+        names = np.array([row_kind(row) for row in rows])
         return cls(level, rows, columns, (names[:, None] == np.unique(names)).astype(float))
 
     @functools.cached_property

@@ -13,7 +13,7 @@ from nas.core.errors import InputError
 from nas.evaluation.augmentation import RandAugment
 from nas.evaluation.data import load_data
 from nas.evaluation.devices import seeded
-from nas.evaluation.log import Log
+from nas.evaluation.log import TrainingLog
 from nas.evaluation.optimization import Schedule, make_optimizer
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.teacher import Teacher
@@ -117,7 +117,7 @@ def test_tensorboard_shows_every_epoch_once_though_one_was_lost_between_checkpoi
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     history = [{"epoch": epoch, "train_loss": 1.0 / epoch} for epoch in (1, 2, 3, 4)]
-    before, after = Log(tmp_path), Log(tmp_path)
+    before, after = TrainingLog(tmp_path), TrainingLog(tmp_path)
     before.write(history[:1])
     before.close()  # killed after it saved epoch 2
     time.sleep(1.1)  # TensorBoard orders its files by seconds

@@ -119,7 +119,7 @@ def test_trials_survive_the_file(tmp_path):
     written = trials()
     written.to_csv(path, index=False)
     read = read_trials(path)
-    for name in ("number", "state", "arch", "predicted_ms", "params", "param.width_1", "param.act"):
+    for name in ("number", "state", "arch", "predicted_ms", "params", "param.stage1.width", "param.tail"):
         assert read[name].tolist() == written[name].tolist(), name
     assert read["val_loss"].equals(written["val_loss"])
     assert read["duplicate_of"].isna().sum() == (written["state"] != "duplicate").sum()

@@ -121,11 +121,11 @@ def test_blocks_begin_where_the_one_before_ends_in_their_stage():
 
 
 def test_the_block_figure_stacks_stages_in_milliseconds():
-    data = plots.blocks_data(blocks(predicted_ms=2.0))
+    data = plots.blocks_data(blocks())
     figure = plots.plot_blocks(data)
     bars = [bar for bar in figure.data if bar.type == "bar"]
-    assert sum(sum(bar.x) for bar in bars) == pytest.approx(2.0, abs=1e-4)
-    assert {bar.name for bar in bars} == {"Stem", "Embedding", "MB4D", "MB3D", "Head"}
+    assert sum(sum(bar.x) for bar in bars) == pytest.approx(sum(block["us"] for block in blocks()) / 1000)
+    assert {bar.name for bar in bars} == {block["block"].split()[0] for block in blocks()}
     ends = {
         stage: max(b + x for bar in bars for b, x, y in zip(bar.base, bar.x, bar.y, strict=True) if y == stage)
         for stage in ("stage 3", "head")
@@ -137,7 +137,7 @@ def test_the_block_figure_stacks_stages_in_milliseconds():
 
 def test_a_block_without_its_time_is_named():
     with pytest.raises(InputError, match="block 1 lacks 'us'"):
-        plots.blocks_data([*blocks(1.0)[:1], {"stage": "1", "block": "MB4D", "inputs": "", "share": 0.1}])
+        plots.blocks_data([*blocks()[:1], {"stage": "1", "block": "MB4D", "inputs": "", "share": 0.1}])
 
 
 def test_the_prediction_error_is_positive_where_the_prediction_is_too_high():
@@ -154,7 +154,7 @@ def test_the_prediction_error_is_positive_where_the_prediction_is_too_high():
 
 def test_the_intervals_of_predictions_come_from_the_trials():
     frame = trials()
-    data = plots.agreement_data(result(frame)["finalists"], frame)
+    data = plots.agreement_data(result()["finalists"], frame)
     rows = frame.set_index("number").loc[data["number"]]
     assert data["predicted_low_ms"].tolist() == rows["predicted_low_ms"].tolist()
     assert data["predicted_high_ms"].tolist() == rows["predicted_high_ms"].tolist()
@@ -162,7 +162,7 @@ def test_the_intervals_of_predictions_come_from_the_trials():
 
 def test_the_agreement_figure_has_the_equal_line_and_a_band_of_five_percent():
     data = plots.agreement_data(result()["finalists"], trials())
-    winner = data["arch"][0]
+    winner = result()["winner"]["arch"]
     figure = plots.plot_agreement(data, budget_ms=BUDGET_MS, winner=winner)
     equal = trace(figure, "equal")
     low, high = (band for band in figure.data if band.name == "within 5 %")
@@ -170,12 +170,13 @@ def test_the_agreement_figure_has_the_equal_line_and_a_band_of_five_percent():
     np.testing.assert_allclose(low.y, np.multiply(equal.x, 0.95))
     np.testing.assert_allclose(high.y, np.multiply(equal.x, 1.05))
     assert (low.fill, high.fill) == (None, "tonexty")
-    assert list(trace(figure, "winner").y) == [data["measured_ms"][0]]
-    assert list(trace(figure, "finalists").y) == data["measured_ms"].tolist()[1:]
+    won = data["arch"] == winner
+    assert list(trace(figure, "winner").y) == data["measured_ms"][won].tolist()
+    assert list(trace(figure, "finalists").y) == data["measured_ms"][~won].tolist()
     assert figure.layout.xaxis.range == figure.layout.yaxis.range
     assert figure.layout.xaxis.range[0] < data["predicted_low_ms"].min()
     assert figure.layout.xaxis.range[1] > max(data["predicted_high_ms"].max(), BUDGET_MS)
-    assert list(trace(figure, "budget 0.550 ms").y) == [BUDGET_MS, BUDGET_MS]
+    assert list(trace(figure, f"budget {BUDGET_MS:.3f} ms").y) == [BUDGET_MS, BUDGET_MS]
 
 
 def test_a_budget_far_above_the_finalists_is_left_out_of_their_figure():
@@ -224,6 +225,33 @@ def test_the_budget_figure_shows_the_limit_and_every_bar():
     drawn = {(bar.name, x) for bar in figure.data for x in bar.x}
     assert drawn == set(zip(data["kind"], data["percent"], strict=True))
     assert figure.layout.xaxis.range[1] > 100
+
+
+EFFECTS = [
+    {"choice": "tokens", "value": 4, "share": 0.5, "effect": 0.01, "low": -0.02, "high": 0.04},
+    {"choice": "stage1.kind", "value": "<mb4d>", "share": 0.25, "effect": -0.3, "low": -0.35, "high": -0.25},
+    {"choice": "stage2.depth", "value": 3, "share": 0.1, "effect": 0.1, "low": 0.05, "high": 0.15},
+]
+
+
+def test_effects_are_ordered_by_size_and_those_that_may_be_none_are_marked():
+    data = plots.effects_data(EFFECTS)
+    assert data["label"].tolist() == ["stage1.kind = &lt;mb4d&gt;", "stage2.depth = 3", "tokens = 4"]
+    assert data["is_sure"].tolist() == [True, True, False]
+    assert plots.effects_data(EFFECTS, 1)["effect"].tolist() == [-0.3]
+    with pytest.raises(InputError, match="effect 0 lacks 'low'"):
+        plots.effects_data([{"choice": "a", "value": 1, "share": 1, "effect": 0}])
+
+
+def test_the_figure_of_effects_has_every_choice_with_its_interval():
+    figure = plots.plot_effects(plots.effects_data(EFFECTS))
+    sure, unsure = trace(figure, "effect"), trace(figure, "interval holds zero")
+    assert list(sure.x) == [-0.3, 0.1]
+    assert list(sure.error_x.array) == pytest.approx([0.05, 0.05])
+    assert list(unsure.y) == ["tokens = 4"]
+    assert list(unsure.error_x.arrayminus) == pytest.approx([0.03])
+    assert list(figure.layout.yaxis.categoryarray) == ["tokens = 4", "stage2.depth = 3", "stage1.kind = &lt;mb4d&gt;"]
+    assert "in 25 % of what fits" in sure.hovertext[0]
 
 
 def test_training_is_sorted_with_accuracy_in_percent():

@@ -221,7 +221,10 @@ class DyingBackend(JournalFileBackend):
 
 
 @pytest.mark.parametrize("writes", [13, 40])
-@pytest.mark.parametrize(("sampler", "objectives"), [("random", 1), ("tpe", 1), ("tpe", 2), ("nsga2", 2)])
+@pytest.mark.parametrize(
+    ("sampler", "objectives"),
+    [("random", 1), ("tpe", 1), ("tpe", 2), ("nsga2", 2), ("guided", 1), ("guided", 2), ("evolution", 1), ("local", 1)],
+)
 def test_a_search_killed_again_and_again_is_the_uninterrupted_one(tmp_path, sampler, objectives, writes):
     path = str(tmp_path / "study.journal")
     scored, kills = [], 0

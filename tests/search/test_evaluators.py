@@ -421,3 +421,54 @@ def test_kept_features_survive_a_torn_line_and_an_arch_without_one_is_named(tmp_
     nan = Features({"broken": lambda arch, seed: Score(float("nan"), "x")}, 0, tmp_path / "other.jsonl")
     with pytest.raises(RunError, match=rf"feature broken of arch {archs[0].id}: RunError: the x is nan"):
         nan(archs)
+
+
+# the winner's training
+
+
+def test_the_winner_is_trained_with_the_recipe_and_teacher_asked_for(tmp_path, table_path, world, monkeypatch):
+    import torch
+
+    from nas.networks.building import build
+
+    trained = []
+
+    def train(model, data, recipe, *, teacher=None, **settings):
+        trained.append(
+            (recipe.batch_size, recipe.epochs, recipe.distill_soft, None if teacher is None else teacher.name)
+        )
+        return test_run.untrained(model, data, recipe, **settings)
+
+    monkeypatch.setattr("nas.evaluation.runs.train", train)
+    folder, _ = carry_out(request(tmp_path, table_path, repeats=0, final_recipe="small"), world)
+    assert trained == [
+        (64, 1, 0.0, None)
+    ]  # final_epochs, which the request of these tests sets, are more than the recipe's
+    arch = Arch.from_json((folder / "best.json").read_text())
+    (tmp_path / "teacher.json").write_text(arch.to_json())
+    torch.save(build(arch, seed=9).state_dict(), tmp_path / "teacher.pt")
+    taught = {
+        "final_recipe": {"name": "small", "distill_soft": 0.5},
+        "final_teacher": str(tmp_path / "teacher.json"),
+        "final_teacher_weights": str(tmp_path / "teacher.pt"),
+    }
+    before = test_run.evaluations(tmp_path)
+    carry_out(request(tmp_path, table_path, repeats=0, **taught), world)
+    assert trained[1:] == [(64, 1, 0.5, str(tmp_path / "teacher.json"))]
+    assert test_run.evaluations(tmp_path) == before  # only the winner is trained again
+    with pytest.raises(InputError, match="the recipe learns from a teacher: name one"):
+        carry_out(request(tmp_path, table_path, repeats=0, final_recipe={"distill_soft": 0.5}), world)
+    with pytest.raises(InputError, match=r"asks nothing of teacher .*teacher\.json"):
+        carry_out(request(tmp_path, table_path, repeats=0, **taught | {"final_recipe": {}}), world)
+    assert len(trained) == 2
+
+
+def test_the_epochs_of_the_winner_are_the_recipes_where_none_are_asked_for():
+    assert Request().final_epochs == 40
+    assert Request(final_recipe="efficientformer-300").final_epochs == 300
+    assert Request(final_recipe="efficientformer-300", final_epochs=7).final_epochs == 7
+    assert Request(final_recipe={"name": "small", "lr": 0.1}).final_recipe == {"epochs": 6, "batch_size": 64, "lr": 0.1}
+    with pytest.raises(InputError, match="final_recipe: unknown recipe 'smal', did you mean 'small'"):
+        Request(final_recipe="smal")
+    with pytest.raises(InputError, match="final_recipe: unknown recipe field 'lrr', did you mean 'lr'"):
+        Request(final_recipe={"lrr": 1})

@@ -335,6 +335,17 @@ def test_a_run_that_ends_in_the_middle_of_finishing_does_no_step_twice(
     assert len(world.measured) == len(set(world.measured)) == 2
 
 
+def test_a_run_tells_what_a_model_of_its_candidates_believes(tmp_path, table_path, world):
+    folder, result = carry_out(request(tmp_path, table_path, trials=12), world)
+    belief, trials = result["belief"], read_trials(folder / "trials.csv")
+    assert belief["candidates"] == 12
+    best = trials[trials["state"] == "evaluated"].nsmallest(1, "val_loss").iloc[0]
+    assert (belief["best_trained"]["arch"], belief["best_trained"]["number"]) == (best["arch"], best["number"])
+    assert belief["best"]["predicted_ms"] <= result["budgets"][0]["limit"]
+    assert belief["effects"]
+    assert 'id="belief"' in (folder / "report.html").read_text()
+
+
 def test_a_front_is_searched_and_its_finalists_lie_along_it(tmp_path, table_path, world):
     asked = request(tmp_path, table_path, objective="front", trials=8, finalists=3, budgets=[], sampler="nsga2")
     folder, result = carry_out(asked, world)

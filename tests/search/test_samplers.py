@@ -1,5 +1,7 @@
 """What holds for every sampler: one contract, parametrized over the files there are."""
 
+import functools
+import gc
 from types import SimpleNamespace
 
 import optuna
@@ -7,9 +9,24 @@ import pytest
 from optuna.storages import InMemoryStorage
 from optuna.trial import TrialState
 
+import search_spaces
 from nas.core.errors import InputError
 from nas.search import samplers
-from tests.search.fakes import ToySpace, make_study
+from nas.search.fitting import context_of, feasible_set
+from nas.search.samplers._context import History
+from nas.search.trials import record_of
+from tests.search.fakes import (
+    FakeScorer,
+    HereWorkers,
+    ToySpace,
+    any_of,
+    estimator_at,
+    fake_table,
+    make_engine,
+    make_study,
+    tiny_space,
+)
+from tests.small import TINY
 
 SPACE = ToySpace()
 
@@ -72,6 +89,41 @@ def test_a_sampler_that_learns_beats_random_search(sampler):
         return sum(trial.value for trial in study.get_trials()[60:])
 
     assert late_losses(sampler) < 0.8 * late_losses("random")
+
+
+@pytest.mark.parametrize(
+    ("name", "objectives"), [("tiny", 1), ("small", 2), ("nextvit-32", 1), ("efficientformer-32", 2)]
+)
+@pytest.mark.parametrize("sampler", samplers.names())
+def test_every_proposal_fits_and_is_new(sampler, name, objectives):
+    space = {"tiny": tiny_space(), "small": TINY}.get(name) or search_spaces.load(name)
+    estimator = estimators(name, space)
+    context = context_of(space, estimator, feasible_set(space, estimator), objectives)
+    study = make_study(InMemoryStorage(), space, sampler, objectives=objectives, context=context)
+    make_engine(study, space, estimator, HereWorkers(FakeScorer(), 2), 20).run()
+    records = [record_of(trial) for trial in study.trials]
+    assert {record.state for record in records} == {"evaluated"}
+    assert len({record.arch for record in records}) == len(records)
+    assert not any(estimator.misfit(estimator.estimate(space.arch(trial.params))) for trial in study.trials)
+
+
+@functools.cache
+def estimators(name, space):
+    return estimator_at(space, fake_table(space), "latency_ms<=p25", "params<=p60")
+
+
+def test_a_study_that_is_gone_leaves_nothing_that_a_later_one_could_take_for_its_own():
+    context = any_of(SPACE)
+    study = make_study(InMemoryStorage(), SPACE, context=context)
+    for _ in range(3):
+        trial = study.ask()
+        draw(trial)
+        study.tell(trial, 1.0)
+    assert len(History.of(context, study).paths) == 3
+    assert len(context._paths) == 1
+    del study, trial
+    gc.collect()
+    assert not context._paths
 
 
 def test_an_unknown_sampler_is_named_with_the_closest():

@@ -194,7 +194,7 @@ def test_a_run_of_the_version_before_goes_on(old_run, world):
     _, result = carry_out(Request.read(old_run / "request.yaml", trials=5), world)
     after = read_trials(old_run / "trials.csv")
     assert result["counts"]["evaluated"] == 5
-    assert after[: len(before)].equals(before)
+    assert after[: len(before)][list(before)].equals(before)
     assert result["budgets"][0]["limit"] == pytest.approx(0.478002, rel=1e-5)
     assert "unknown versions before trial" in result["provenance"]["version_changes"][0]
 

@@ -11,7 +11,7 @@ from optuna.storages import InMemoryStorage
 from nas.core.errors import InputError
 from nas.evaluation.evaluators import Score
 from nas.search import resolved
-from nas.search.engine import Progress
+from nas.search.engine import Standing
 from nas.search.request import Request
 from nas.search.timing import (
     MARGIN,
@@ -149,10 +149,10 @@ def test_what_is_shown_while_candidates_train_also_right_after_a_resume(shown):
     watch.training((Stage(1, 1, 4, 2.5), Stage(2, 3, 4, 7.0)))
     assert facts[-1] == (1, 4, 10.0, "1 candidate evaluated; epochs 1/4, 3/4")
     counts = {"evaluated": 2}
-    watch.trial(Progress(7, evaluated(0.25, 10.0), 4, counts, 0.25))
+    watch.trial(Standing(7, evaluated(0.25, 10.0), 4, counts, 0.25))
     assert facts[-1][3].startswith("2 candidates evaluated, best validation loss 0.2500")
-    watch.trial(Progress(8, Record("infeasible"), 4, counts, 0.25))
-    watch.trial(Progress(9, Record("failed", reason="no room"), 4, counts, 0.25))
+    watch.trial(Standing(8, Record("infeasible"), 4, counts, 0.25))
+    watch.trial(Standing(9, Record("failed", reason="no room"), 4, counts, 0.25))
     assert lines == [
         "trial 7: validation loss 0.2500, accuracy 50.0%, 0.5 ms predicted (2 of 4)",
         "trial 9 failed: no room",

@@ -7,7 +7,7 @@ import pytest
 
 from nas.core.errors import BudgetError
 from nas.core.ops import Conv, Row, Shape
-from nas.tables.calibration import INTERVAL_NETWORKS, Calibration, calibrate, kind_of, networks_for
+from nas.tables.calibration import INTERVAL_NETWORKS, Calibration, calibrate, networks_for, row_kind
 from nas.tables.card import coverage_band
 from search_spaces.efficientformer import MB4D
 
@@ -91,10 +91,10 @@ def test_every_form_says_what_it_is():
 
 def test_grouped_convolutions_are_a_kind_of_their_own():
     shape = (Shape(1, 16, 8, 8),)
-    assert kind_of(Row(Conv(16, 16), shape)) == "Conv"
-    assert kind_of(Row(Conv(16, 16, 3, groups=16), shape)) == "Conv-grouped"
+    assert row_kind(Row(Conv(16, 16), shape)) == "Conv"
+    assert row_kind(Row(Conv(16, 16, 3, groups=16), shape)) == "Conv-grouped"
     row = Row(MB4D(2), shape)
-    assert kind_of(row) == "MB4D"
+    assert row_kind(row) == "MB4D"
     assert Calibration(1, 0, 5, 1, (1.0,), factors=(("MB4D", 1.2),)).weights()(row) == 1.2
 
 

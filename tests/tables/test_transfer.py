@@ -10,14 +10,14 @@ import pytest
 import search_spaces
 from nas.core.arch import calls_of
 from nas.core.errors import InputError, MissingLatency, TableError
-from nas.tables.calibration import kind_of
+from nas.tables.calibration import row_kind
 from nas.tables.table import Entry, Header, Network, Table
 from nas.tables.transfer import choose, fit, parts_of
 from tests.small import fake_table
 
 SPACE = search_spaces.load("efficientformer-32")
 ROWS = SPACE.rows()
-KINDS = sorted({kind_of(row) for row in ROWS})
+KINDS = sorted({row_kind(row) for row in ROWS})
 FACTORS = {"Embedding": 2.0, "MB3D": 0.5}
 ARCHS = tuple(dict.fromkeys(SPACE.sample(random.Random(seed)) for seed in range(300)))
 
@@ -68,7 +68,7 @@ def test_a_device_that_is_a_mixture_of_others_is_recovered_to_the_row():
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_device_that_scales_each_kind_of_block_is_recovered_from_few_networks(seed):
     source = made_up(seed)
-    target = {row: source[row] * FACTORS.get(kind_of(row), 1.0) for row in ROWS}
+    target = {row: source[row] * FACTORS.get(row_kind(row), 1.0) for row in ROWS}
     sources = [device(source)]
     fitted, calibrating = parts_of(20)
     picked = choose(sources, ARCHS, fitted)
@@ -108,7 +108,7 @@ def test_the_standard_errors_of_rows_are_of_the_right_size():
     for seed in range(12):
         rng, source = random.Random(seed), made_up(seed)
         kinds = {kind: rng.lognormvariate(0, 0.2) for kind in KINDS}
-        target = {row: us * kinds[kind_of(row)] * rng.lognormvariate(0, 0.1) for row, us in source.items()}
+        target = {row: us * kinds[row_kind(row)] * rng.lognormvariate(0, 0.1) for row, us in source.items()}
         table = fit([device(source)], header_of(), measured(target, drawn(20, seed), 0.01, seed))
         inside += [abs(entry.us - target[entry.row]) <= 1.645 * entry.spread_us for entry in table.entries]
     assert 0.8 < np.mean(inside) < 0.97  # 90 % were the prior exactly how devices differ
@@ -116,7 +116,7 @@ def test_the_standard_errors_of_rows_are_of_the_right_size():
 
 def test_rows_that_were_measured_stand_as_they_are_and_teach_the_others():
     source = made_up(1)
-    target = {row: source[row] * FACTORS.get(kind_of(row), 1.0) for row in ROWS}
+    target = {row: source[row] * FACTORS.get(row_kind(row), 1.0) for row in ROWS}
     rows = [Entry(row, target[row], 0.2, 7) for row in random.Random(0).sample(ROWS, len(ROWS) // 2)]
     table = fit([device(source)], header_of(), (), (), rows)
     known = {entry.row: entry for entry in table.entries}
@@ -134,7 +134,7 @@ def test_the_design_tells_kinds_apart_better_than_random_networks():
         sums = np.zeros((len(archs), len(KINDS)))
         for line, arch in zip(sums, archs, strict=True):
             for call in calls_of(arch):
-                line[KINDS.index(kind_of(call.row))] += table.raw_us([call])
+                line[KINDS.index(row_kind(call.row))] += table.raw_us([call])
         shares = sums / sums.sum(1, keepdims=True)
         return np.linalg.slogdet(shares.T @ shares + 1e-3 * np.eye(len(KINDS)))[1]
 

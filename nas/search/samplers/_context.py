@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from optuna.distributions import BaseDistribution
@@ -17,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from nas.core.errors import InputError
 from nas.search.feasible import FeasibleSet
 from nas.search.lattice import Costs, Path
+from nas.search.limits import Estimator
 from nas.search.surrogate import Encoder
 
 MOST_LISTED = 7000  # candidates of a set that are all looked at
@@ -35,6 +37,7 @@ class Context:
         starts: candidates to begin with.
         features: scores of paths by the evaluators that the request names as features, (n, layers) -> (n, features);
             None where it names none. What was asked for once is known; else each costs what its evaluator takes.
+        estimator: the limits and tables: it says what any arch costs, and whether it fits.
     """
 
     feasible: FeasibleSet
@@ -43,7 +46,13 @@ class Context:
     latency: Callable[[np.ndarray], np.ndarray] | None = None
     starts: tuple[Path, ...] = ()
     features: Callable[[np.ndarray], np.ndarray] | None = None
-    _paths: dict[tuple[int, int], Path | None] = field(default_factory=dict, repr=False)
+    estimator: Estimator | None = None
+    _paths: WeakKeyDictionary[Study, dict[int, Path | None]] = field(default_factory=WeakKeyDictionary, repr=False)
+
+    @property
+    def space(self) -> Any:
+        """All networks, those that do not fit among them: sampled, mutated, and turned to parameters and back."""
+        return self.feasible.lattice.space
 
     @functools.cached_property
     def reference(self) -> np.ndarray:
@@ -58,24 +67,21 @@ class Context:
     @functools.cached_property
     def listed(self) -> list[Path]:
         """All candidates, where they are few enough to look at each; else none."""
-        if self.feasible.about > MOST_LISTED:
-            return []
-        nothing = [np.zeros(len(layer.way)) for layer in self.feasible.layers]
-        found = self.feasible.best(nothing, 2 * MOST_LISTED)
-        return found if len(found) > 0.95 * self.feasible.about else []  # the search gave up
+        found = self.feasible.listed
+        return [] if found is None or len(found) > MOST_LISTED else [tuple(line) for line in found.tolist()]
 
     def path_of(self, study: Study, trial: FrozenTrial) -> Path | None:
         """The candidate of a trial that has all its parameters; None before, or where they choose none."""
-        key = id(study), trial.number
-        if key not in self._paths:
+        known = self._paths.setdefault(study, {})
+        if trial.number not in known:
             try:
                 path = self.feasible.lattice.path_of(trial.params)
             except InputError:
                 path = None
             if not trial.state.is_finished():
                 return path
-            self._paths[key] = path
-        return self._paths[key]
+            known[trial.number] = path
+        return known[trial.number]
 
 
 @dataclass(frozen=True)

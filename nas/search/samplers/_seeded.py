@@ -60,8 +60,9 @@ class Seeded(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """What the inner sampler draws jointly."""
-        return self._sampler(trial, "").sample_relative(study, trial, search_space)
+        """What the inner sampler draws jointly; Optuna refuses parameters that it did not ask for."""
+        drawn = self._sampler(trial, "").sample_relative(study, trial, search_space)
+        return {name: value for name, value in drawn.items() if name in search_space}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

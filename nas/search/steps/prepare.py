@@ -11,7 +11,6 @@ from nas.core.errors import RunError
 from nas.core.files import hash_of
 from nas.evaluation.evaluators import Asked, Evaluator, key_of, load_asked
 from nas.search.context import PREPARE, Context
-from nas.search.fitting import feasible_set
 from nas.search.steps import Step
 from nas.search.trials import record_of
 
@@ -47,7 +46,7 @@ class Prepare(Step):
             run.progress(0, 1, None, f"{name} gets ready")
             given = load_asked(asked).prepare(
                 found.space,
-                feasible_set(found.space, found.estimator, run.folder),
+                found.fits,
                 run.data,
                 folder,
                 seed=request.seed,
