@@ -28,7 +28,7 @@ def judge(
     ] = "fashion-mnist",
     data: Annotated[
         str | None,
-        typer.Option("--data", "-d", help="Images that they learned from; default: what the truth is named after."),
+        typer.Option("--data", "-d", help="Images that they learned from; default: what the file's name begins with."),
     ] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Networks scored at once, one thread each.")] = 1,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "cpu",

@@ -23,7 +23,8 @@ from nas.core.ops import BlockModule, Leaf, Scale
 
 #: as torch calls them; all are positive exactly where their input is
 ACTIVATIONS = frozenset({"elu", "gelu", "hardswish", "hardtanh", "leaky_relu", "mish", "relu", "relu6", "silu"})
-GATES = frozenset({"hardsigmoid", "sigmoid", "softmax"})
+#: what they give for an input of 0
+GATES = {"exp": 1.0, "hardsigmoid": 0.5, "sigmoid": 0.5}
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 NORMS = BATCH_NORM, nn.LayerNorm, nn.GroupNorm
 LAYERS = nn.modules.conv._ConvNd, nn.Linear
@@ -69,8 +70,8 @@ def synflow(model: nn.Module, input_shape: Sequence[int]) -> float:
     """How much flows through the weights: log of sum |w| dR/d|w| (arXiv:2006.05467), R the sum of the logits.
 
     All weights are made positive and the input is ones; no image is needed. Norms are left out: a layer norm removes
-    what an all-positive network gives, and what is left is noise. Activations pass everything on (a ReLU6 would cut it
-    off), and attention and gates mix as they do without being learned, so that the flow is that of a linear network.
+    what an all-positive network gives, and what is left is noise. The flow is that of a linear network: activations
+    pass everything on (a ReLU6 would cut it off), attention takes means, gates are as they are for 0.
 
     Args:
         model: any network.
@@ -94,16 +95,20 @@ def synflow(model: nn.Module, input_shape: Sequence[int]) -> float:
 
 
 class _Linear(TorchFunctionMode):
-    """Leaves of a network what is linear in its input."""
+    """Leaves of a network what is linear in its input; what no longer depends on it cannot overflow either."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, given = getattr(func, "__name__", "").strip("_"), kwargs or {}
         if name in ACTIVATIONS:
             return args[0]
+        if name in GATES:
+            return torch.full_like(args[0], GATES[name])
+        if name == "softmax":
+            return torch.full_like(args[0], 1 / args[0].shape[given["dim"] if "dim" in given else args[1]])
         if name == "scaled_dot_product_attention":
-            return func(args[0].detach(), args[1].detach(), *args[2:], **given)
-        found = func(*args, **given)
-        return found.detach() if name in GATES else found
+            query, key, *others = args
+            return func(torch.zeros_like(query), torch.zeros_like(key), *others, **given)
+        return func(*args, **given)
 
 
 def zico(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> float:

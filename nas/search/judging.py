@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 
 import search_spaces
-from nas.core.errors import InputError, suggest
+from nas.core.errors import InputError
 from nas.core.files import cache_folder
 from nas.core.plain import read_yaml
 from nas.core.remembered import remembered
@@ -75,7 +75,7 @@ def judge(
     Args:
         scores: evaluators, with their settings as requests spell them.
         name: of a truth: a file, or a shipped one.
-        dataset: images to score with; by default the data set that the truth is named after.
+        dataset: images to score with; by default the data set whose name the file's begins with.
         workers: networks scored at once, one thread each.
         device: where they are scored.
         progress: called with (done, total, seconds left or None, text).
@@ -117,14 +117,14 @@ def _label(item: Any) -> str:
 
 def _data(known: Truth, dataset: str | None) -> dict[Sides, Data]:
     """The images of a truth's trainings, in the same division, for each shape that its networks take."""
-    own = known.file.stem
-    if dataset is None and own not in datasets.names():
-        hint = suggest("dataset", own, datasets.names())
+    own = max((name for name in datasets.names() if known.file.stem.startswith(name)), key=len, default=None)
+    if dataset is None and own is None:
         raise InputError(
-            f"{known.file} does not say which images its networks learned from; name them (--data): {hint}"
+            f"{known.file} does not say which images its networks learned from: name them (--data), or begin the "
+            f"file's name with that of a data set ({', '.join(datasets.names())})"
         )
     shapes = {each.arch.input_shape for each in known.networks}
-    return {shape: load_data(dataset or own, shape, limit=known.images) for shape in sorted(shapes)}
+    return {shape: load_data(dataset or str(own), shape, limit=known.images) for shape in sorted(shapes)}
 
 
 def _scored(
@@ -153,7 +153,7 @@ def _scored(
                 if outcome.score is None:
                     judged.failed[outcome.key] = outcome.reason
                     continue
-                found[outcome.key] = (outcome.score.value, outcome.score.seconds)
+                found[outcome.key] = (float(outcome.score.value), float(outcome.score.seconds or 0))
                 memory.put(keys[outcome.key], found[outcome.key])
                 progress(len(found), len(keys), None, label)
     memory.flush()

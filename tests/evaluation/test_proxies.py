@@ -87,12 +87,11 @@ def test_synflow_sees_branches_behind_a_layer_scale():
 
 
 class Attending(nn.Module):
-    """One head of attention over positions, whose weights do not depend on its input: its queries are 0."""
+    """One head of attention over positions."""
 
     def __init__(self):
         super().__init__()
         self.query, self.value = nn.Linear(3, 3, bias=False), nn.Linear(3, 2, bias=False)
-        nn.init.zeros_(self.query.weight)
 
     def forward(self, x):
         tokens = x.flatten(2).transpose(1, 2)
@@ -196,10 +195,10 @@ def test_trainability_leaves_out_blocks_that_change_the_positions():
     assert -0.5 < found <= 0
 
 
-@pytest.mark.parametrize("space", ["hybrid-32", "mobilevit-32", "nextvit-32", "mobileformer-32", "efficientformer-32"])
+@pytest.mark.parametrize("space", [name for name in search_spaces.spaces() if name.endswith("-32")])
 def test_every_score_is_a_number_for_networks_of_a_space(space):
     rng, archs = random.Random(0), []
-    while len(archs) < 3:
+    while len(archs) < 2:
         archs.append(search_spaces.load(space).sample(rng))
     for arch in archs:
         images, labels = randn(8, *arch.input_shape), torch.arange(8) % arch.classes

@@ -133,10 +133,11 @@ def test_networks_of_a_truth_may_take_images_of_several_sizes(archs, tmp_path, h
 
 
 def test_the_images_of_a_truth_are_known_or_named(archs, tmp_path, here):
-    file = written(tmp_path / "mine.jsonl", archs)
-    with pytest.raises(InputError, match=r"mine.jsonl does not say which images .*--data"):
-        judging.judge(["oracle"], file)
-    assert judging.judge(["oracle"], file, "digits")["data"] == "digits"
+    mine = written(tmp_path / "mine.jsonl", archs)
+    with pytest.raises(InputError, match=r"mine.jsonl does not say which images .*--data.*fashion-mnist"):
+        judging.judge(["oracle"], mine)
+    assert judging.judge(["oracle"], mine, "digits")["data"] == "digits"
+    assert judging.judge(["oracle"], written(tmp_path / "digits-12.jsonl", archs))["data"] == "digits"
 
 
 def test_an_evaluator_prepares_for_the_whole_space_in_a_folder_that_stays(archs, tmp_path, here):
