@@ -22,7 +22,7 @@ from nas.search.request import Request
 from nas.search.resolved import Log, Named, Progress, Resolved, resolve_request, table_begun_with
 from nas.search.samplers import load_sampler
 from nas.search.scoring import TrainingScorer
-from nas.search.study import JOURNAL, distributions_of, note_versions, open_study
+from nas.search.study import JOURNAL, distributions_of, note_versions, open_storage, open_study
 from nas.search.timing import Allotment, Deadline, Pace
 from nas.search.trials import record_of
 from nas.search.workers import Pool, Stage
@@ -73,6 +73,8 @@ class Context:
         stored = Request.read(self.folder / REQUEST) if (self.folder / REQUEST).is_file() else None
         if stored is None:
             _require_no_training(self.folder)
+            if named.request.storage is not None and "://" in named.request.storage:
+                open_storage(named.request.storage)  # before anything is measured for it
         else:
             named.request.require_same(stored)
             self._study = self._open()
