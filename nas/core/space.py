@@ -244,8 +244,8 @@ class Laid(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One way through a stage: its blocks, their rows (see `Space.all_rows`), the state behind it, behind the last stage
-    the head, and the choices of the stage that give it.
+    """One way through a stage: its blocks, their rows (see `Space.all_rows`), the state behind it, behind the last
+    stage the head, and the choices of the stage that give it.
     """
 
     blocks: Blocks
