@@ -136,8 +136,8 @@ def test_more_of_it_end_the_command_without_a_traceback(tmp_path, begin):
     assert said.splitlines()[-1] == STOPPED
 
 
-#: what a command is busy with as it is interrupted; dataclasses and named tuples execute text as they are defined, and
-#: Python then ends itself by the signal; libraries in C++ abort where something is raised while they are imported
+#: what a command is busy with as it is interrupted: dataclasses and named tuples execute text when they are defined,
+#: where Python then ends itself by the signal; libraries in C++ abort where something is raised as they are imported
 BUSY = {
     "text": "lambda: exec('import os, signal; os.kill(os.getpid(), signal.SIGINT)\\nwhile True: pass')",
     "import": "lambda: __import__('brittle')",

@@ -444,6 +444,15 @@ def test_what_cannot_be_met_is_refused_before_anything_is_trained(tmp_path, tabl
     assert not (asked.run_dir / "request.yaml").exists()  # so that a corrected request contradicts nothing
 
 
+def test_a_storage_that_cannot_be_used_is_said_before_this_machine_is_profiled(
+    tmp_path, table_path, world, monkeypatch
+):
+    monkeypatch.setattr("nas.search.resolved.profiler.profile", None)
+    asked = request(tmp_path, table_path, table=None, space=SPACE.name, runtime="fake", storage="nonsense://x")
+    with pytest.raises(InputError, match="storage: Optuna cannot use 'nonsense://x'"):
+        carry_out(asked, world)
+
+
 def test_an_uncalibrated_table_is_refused_unless_asked_for(tmp_path, table_path, world):
     table = Table.read(table_path)
     path = Table(table.header, table.entries).write(tmp_path / "raw.csv")
