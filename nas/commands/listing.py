@@ -113,7 +113,13 @@ def _details(table: dict[str, Any]) -> list[str]:
         *lines,
         f"card of {len(card['networks'])} networks: bias {card['bias_percent']:+.1f} %, "
         f"{card['within_5_percent']:.0f} % of them off by at most 5 %, Kendall {card['kendall']:.3f}{inside}",
+        "by family: " + ", ".join(map(_of_family, card["families"])),
     ]
+
+
+def _of_family(each: dict[str, Any]) -> str:
+    inside = "" if each["covered"] is None else f", {each['covered']} of {each['networks']} inside"
+    return f"{each['family']} {each['mape_percent']:.1f} %{inside}"
 
 
 def _say_list(start: str, items: Iterable[str]) -> None:
