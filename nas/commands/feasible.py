@@ -36,9 +36,9 @@ def feasible(
     if as_json:
         return print_json(found)
     exact = found["fit_at_least"] == found["fit_at_most"]
-    counts = f"[bold]{show_count(found['fit'])}[/bold] of {show_count(found['archs'])}"
+    counts = f"{show_count(found['fit'])} of {show_count(found['archs'])}"
     held = "".join(f", {name} of {' or '.join(map(str, values))}" for name, values in found["fix"].items())
-    say(
+    say_filled(
         f"{'' if exact else 'about '}{counts} networks of {found['space']}{held} at {found['input'][-1]} pixels fit "
         f"({100 * found['share']:.3g} %); nothing is lost to rounding"
     )
