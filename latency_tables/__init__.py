@@ -24,4 +24,6 @@ def find(name: str | os.PathLike[str]) -> Path:
     for path in (Path(name), ROOT / f"{name}.csv", ROOT / str(name)):
         if path.is_file():
             return path
-    raise InputError(f"{suggest('table', str(name), names())} It is no file either; nas profile makes one.")
+    raise InputError(
+        f"{suggest('table', str(name), names())} It is no file; nas tables lists them all, nas profile makes one."
+    )

@@ -77,10 +77,16 @@ def brief(value: Any) -> str:
     return _brief.repr(value)
 
 
+FEW = 12  # names that a message lists
+
+
 def suggest(what: str, word: str, legal: Iterable[str]) -> str:
-    """Say that `word` is no legal `what`, naming the closest legal ones and all of them where they are few."""
+    """Say that `word` is no legal `what`, naming the closest legal ones, all where they are few, or some."""
     names = sorted(set(legal))
     close = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
     hint = f", did you mean {' or '.join(repr(name) for name in close)}?" if close else "."
-    known = f" Known: {', '.join(names)}" if names and (len(names) <= 12 or not close) else ""
+    known = ""
+    if names and (len(names) <= FEW or not close):
+        more = f", ... ({len(names)} in all)" if len(names) > FEW else ""
+        known = f" Known: {', '.join(names[:FEW])}{more}."
     return f"unknown {what} {word!r}{hint}{known}"

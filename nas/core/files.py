@@ -120,10 +120,9 @@ def sweep() -> None:
 def _left_over(folder: Path, begin: str) -> list[Path]:
     """What a folder holds whose name begins so and goes on with a process of this machine that is dead."""
     with os.scandir(folder) as entries:
-        named = [entry for entry in entries if entry.name.startswith(begin)]
-    processes = [entry.name.removeprefix(begin).partition(".")[0] for entry in named]
-    pairs = zip(named, processes, strict=True)
-    return [Path(entry.path) for entry, number in pairs if number.isdigit() and not _is_alive(int(number))]
+        named = {Path(entry.path): entry.name[len(begin) :] for entry in entries if entry.name.startswith(begin)}
+    processes = {path: rest.partition(".")[0] for path, rest in named.items()}
+    return [path for path, number in processes.items() if number.isdigit() and not _is_alive(int(number))]
 
 
 def _is_alive(process: int) -> bool:

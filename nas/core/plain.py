@@ -36,6 +36,7 @@ def read_yaml(text: str, where: str) -> Any:
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # a date or a number that is none
-        raise InputError(f"{where}: cannot be read as YAML: {error}") from error
+        why = str(error).partition("; use sys.")[0]  # Python's advice on long numbers is none for a file
+        raise InputError(f"{where}: cannot be read as YAML: {why}") from error
     except RecursionError as error:
         raise InputError(f"{where}: cannot be read as YAML: it is nested too deeply") from error

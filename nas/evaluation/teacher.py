@@ -123,7 +123,9 @@ def load_teacher(
         teacher = _from_timm(name, weights, input_shape, classes, given)
     else:
         known = [*search_spaces.presets(), *timm.list_models()]
-        raise InputError(f"{suggest('teacher', name, known)} A file of an arch ends in .json.")
+        raise InputError(
+            f"{suggest('teacher', name, known)} nas spaces lists our presets; a file of an arch ends in .json."
+        )
     with torch.no_grad():
         logits = _tried(teacher, input_shape)
     if logits.shape[1] != classes:

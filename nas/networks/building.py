@@ -128,7 +128,9 @@ def load_arch(name: str | os.PathLike[str]) -> Arch:
             return Arch.from_json(path.read_text(encoding="utf-8-sig"), str(path))
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: cannot be read as an arch file: {error}") from error
-    raise InputError(f"{suggest('preset', str(name), presets)} A file of an arch ends in .json.")
+    raise InputError(
+        f"{suggest('preset', str(name), presets)} nas spaces lists the presets; a file of an arch ends in .json."
+    )
 
 
 def with_classes(arch: Arch, classes: int) -> Arch:

@@ -72,7 +72,7 @@ class Job:
             raise InputError(f"level: expected {' or '.join(LEVELS)}, got {self.level!r}")
         if self.method not in (legal := methods_of(self.engine.runtime, self.level)):
             why = " Only some runtimes time the nodes of a network, and those of single ops are not told apart."
-            raise InputError(f"{suggest('method', self.method, legal)}." + (why if self.method == IN_SITU else ""))
+            raise InputError(f"{suggest('method', self.method, legal)}" + (why if self.method == IN_SITU else ""))
         backend = load_backend(self.engine.runtime)(self.engine.threads, self.engine.precision)
         if not self.elsewhere:
             backend.require_machine()

@@ -282,13 +282,17 @@ def table_begun_with(named: Named, hash: str) -> Table:
     for table in (named.table, own):
         if table is not None and table.hash == hash:
             return table
-    name = named.own_table if named.table is None else named.table.where
-    now = "missing" if (there := named.table or own) is None else there.hash
+    found = named.table or own
+    if found is None:
+        raise RunError(
+            f"the run in {named.request.run_dir} was begun with a table that this command does not name, and there is "
+            f"no {named.own_table}. Name it (--table; its hash was {hash}), or give the new request another name"
+        )
     path = named.request.run_dir / "table.csv"
     begun = f", name the run's own (--table {path})" if named.table is not None and path.is_file() else ""
     raise RunError(
-        f"table {name} is not the one this run was begun with (its hash was {hash}, now {now}), so predictions would "
-        f"not compare. Put it back{begun}, or give the new request another name"
+        f"table {found.where} is not the one this run was begun with (its hash was {hash}, now {found.hash}), so "
+        f"predictions would not compare. Put it back{begun}, or give the new request another name"
     )
 
 

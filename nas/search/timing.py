@@ -187,7 +187,7 @@ class Watch:
     def _show(self) -> None:
         total = self._request.trials
         left = seconds_left(total - self._done, self._stages, self._pace.each, self._request.workers)
-        text = f"{self._done} candidates evaluated{self._best}{epochs_of(self._stages)}"
+        text = f"{self._done} candidate{'s' * (self._done != 1)} evaluated{self._best}{epochs_of(self._stages)}"
         self._progress(self._done, total, left, text)
 
 

@@ -393,6 +393,12 @@ def test_a_changed_table_is_refused(tmp_path, table_path, world):
         carry_out(request(tmp_path, mine), world)
 
 
+def test_a_command_that_leaves_the_table_out_is_told_so(tmp_path, table_path, world):
+    carry_out(request(tmp_path, table_path, space=SPACE.name), world)
+    with pytest.raises(RunError, match="was begun with a table that this command does not name"):
+        carry_out(request(tmp_path, "", table=None, space=SPACE.name, runtime="fake"), world)
+
+
 def test_a_study_of_another_folder_is_refused(tmp_path, table_path, world):
     storage = f"sqlite:///{tmp_path}/s.db"
     carry_out(request(tmp_path, table_path, storage=storage, trials=2, repeats=0), world)

@@ -140,9 +140,9 @@ def test_what_is_shown_while_candidates_train_also_right_after_a_resume(shown):
     asked, lines, facts, show = shown
     watch = Watch(asked, Pace([evaluated(0.5, 10.0)]), show, lines.append)
     watch.begin(1)
-    assert facts[-1] == (1, 4, 15.0, "1 candidates evaluated")  # three of 10 s on two workers
+    assert facts[-1] == (1, 4, 15.0, "1 candidate evaluated")  # three of 10 s on two workers
     watch.training((Stage(1, 1, 4, 2.5), Stage(2, 3, 4, 7.0)))
-    assert facts[-1] == (1, 4, 10.0, "1 candidates evaluated; epochs 1/4, 3/4")
+    assert facts[-1] == (1, 4, 10.0, "1 candidate evaluated; epochs 1/4, 3/4")
     counts = {"evaluated": 2}
     watch.trial(Progress(7, evaluated(0.25, 10.0), 4, counts, 0.25))
     assert facts[-1][3].startswith("2 candidates evaluated, best loss 0.2500")
@@ -235,6 +235,7 @@ def test_a_profile_of_the_search_gets_half_of_the_time_where_it_needs_more(tmp_p
     monkeypatch.setattr(resolved.profiler, "profile", profile)
     for minutes in (None, 20, 10):  # 400 s of 600; of 300
         asked = Request(out=str(tmp_path / "r"), space="efficientformer-32", runtime="fake", minutes=minutes)
+        named = resolved.name_request(asked, lambda line: None)
         with pytest.raises(KeyboardInterrupt):
-            resolved.resolve_request(asked, lambda line: None, lambda *facts: None)
+            resolved.complete_table(named, lambda line: None, lambda *facts: None)
     assert given == [None, None, 5.0]
