@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -47,6 +47,7 @@ class Context:
     starts: tuple[Path, ...] = ()
     features: Callable[[np.ndarray], np.ndarray] | None = None
     estimator: Estimator | None = None
+    pasts: MutableMapping[Study, Past] = field(default_factory=WeakKeyDictionary, repr=False)
     _paths: WeakKeyDictionary[Study, dict[int, Path | None]] = field(default_factory=WeakKeyDictionary, repr=False)
 
     @property
@@ -109,20 +110,63 @@ class History:
 
     @classmethod
     def _of(cls, context: Context, study: Study, trial: FrozenTrial | None) -> History:
-        seen: set[Path] = set()
-        scored: dict[Path, list[float]] = {}
-        for other in study.get_trials(deepcopy=False):
-            if not (other.params or other.state.is_finished()) or (trial is not None and _is_later(other, trial)):
-                continue
-            path = context.path_of(study, other)
-            if path is None:
-                continue
-            seen.add(path)
-            if trial is not None and _was_unknown(other, trial):
-                continue
-            if other.state is TrialState.COMPLETE and all(map(math.isfinite, other.values)):
-                scored.setdefault(path, other.values)
-        return cls(seen, list(scored), np.array(list(scored.values())).reshape(len(scored), context.objectives))
+        trials = study.get_trials(deepcopy=False)
+        if trial is not None and trial.params:  # begun by an earlier process, which did not know all that is finished
+            past = Past()
+        else:
+            past = context.pasts.setdefault(study, Past())
+            past.take_up(context, study, trials)
+        later = Past()
+        for other in trials[past.count :]:
+            if (other.params or other.state.is_finished()) and (trial is None or not _is_later(other, trial)):
+                later.add(context, study, other, trial is None or not _was_unknown(other, trial), past)
+        if not later.seen:
+            return cls(past.seen, past.paths, past.array(context.objectives))
+        values = np.concatenate([past.array(context.objectives), later.array(context.objectives)])
+        return cls(past.seen | later.seen, [*past.paths, *later.paths], values)
+
+
+class Past:
+    """What trials tell of candidates: of a study those up to the first that is not finished, so that each is taken up
+    once.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.seen: set[Path] = set()
+        self.paths: list[Path] = []
+        self._scored: set[Path] = set()
+        self._values: list[list[float]] = []
+        self._array: np.ndarray | None = None
+
+    def take_up(self, context: Context, study: Study, trials: Sequence[FrozenTrial]) -> None:
+        """Go on to the first trial that is not finished."""
+        while self.count < len(trials) and trials[self.count].state.is_finished():
+            self.add(context, study, trials[self.count])
+            self.count += 1
+
+    def add(
+        self, context: Context, study: Study, trial: FrozenTrial, known: bool = True, before: Past | None = None
+    ) -> None:
+        """Take up a trial, with its values where they are known; of one candidate those of the first trial count."""
+        path = context.path_of(study, trial)
+        if path is None:
+            return
+        self.seen.add(path)
+        if not known or trial.state is not TrialState.COMPLETE or not all(map(math.isfinite, trial.values)):
+            return
+        if path not in self._scored and (before is None or path not in before._scored):
+            self._scored.add(path)
+            self.paths.append(path)
+            self._values.append(trial.values)
+
+    def array(self, objectives: int) -> np.ndarray:
+        """The values, a line a candidate. Shape: (n, objectives)"""
+        have = 0 if self._array is None else len(self._array)
+        if self._array is None or have < len(self._values):
+            new = np.array(self._values[have:], dtype=float).reshape(-1, objectives)
+            self._array = new if self._array is None else np.concatenate([self._array, new])
+        return self._array
 
 
 def _is_later(other: FrozenTrial, trial: FrozenTrial) -> bool:
@@ -181,8 +225,7 @@ class PathSampler(BaseSampler):
 
 def is_exhausted(context: Context, study: Study) -> bool:
     """Whether every candidate that fits was proposed."""
-    trials = study.get_trials(deepcopy=False)
-    if 4 * len(trials) < context.feasible.about:
+    seen = History.of(context, study).seen
+    if 4 * len(seen) < context.feasible.about:
         return False
-    seen = {context.path_of(study, trial) for trial in trials if trial.params}
-    return context.feasible.unseen(np.random.default_rng(0), {path for path in seen if path is not None}) is None
+    return context.feasible.unseen(np.random.default_rng(0), seen) is None
