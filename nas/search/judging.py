@@ -82,7 +82,8 @@ def judge(
 
     Returns:
         `ceiling`: what a score without the noise of training would reach. `scores`: figures of each, the baselines
-        first; those that cannot be given are None, and `remark` says why. Accuracies and regret are in 0..1.
+        first; those that cannot be given are None, and a `remark` there, or of the truth, says why. Accuracies and
+        regret are in 0..1.
 
     Raises:
         InputError: unknown scores, settings or data, or a truth that cannot be read.
@@ -211,6 +212,9 @@ def _facts(known: Truth, data: str, judged: Sequence[Judged]) -> dict[str, Any]:
         "accuracy_band": _range(accuracy[band]),
         "noise": sigma,
         "ceiling": _ceiling(accuracy, trainings, sigma, parts),
+        "remark": ""
+        if _enough(parts, band)
+        else f"no figures: {band.sum()} networks are in the band, and it takes {FEWEST}",
         "scores": [_figures(each, known, accuracy, macs, parts) for each in judged],
     }
 
@@ -260,7 +264,7 @@ def _figures(
             remarks.append(
                 f"gives all {len(score)} networks {'of the band ' if part else ''}the same value: ranks nothing"
             )
-        elif not enough and part:
+        elif not enough and part and _enough(parts, within):
             remarks.append(f"only {len(score)} networks of the band have a score; a figure takes {FEWEST}")
     if judged.failed:
         place, reason = min(judged.failed.items())
