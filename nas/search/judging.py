@@ -28,6 +28,7 @@ from nas.core.source import code_of
 from nas.core.tracing import macs_of_unit
 from nas.evaluation import court, datasets, truth
 from nas.evaluation.data import Data, load_data
+from nas.evaluation.devices import pick_device
 from nas.evaluation.evaluators import Asked, Evaluator, load_asked, read_asked
 from nas.evaluation.truth import Truth
 from nas.networks.building import cost_of
@@ -90,7 +91,7 @@ def judge(
     """
     asked = {label: one for text in scores for label, one in _asked(text).items()}
     known = truth.read(truth.find(name))
-    data = _data(known, dataset)
+    data, device = _data(known, dataset), str(pick_device(device))
     costs = [cost_of(each.arch) for each in known.networks]
     judged = [Judged(each, np.array([float(getattr(cost, each)) for cost in costs]), [0.0]) for each in BASELINES]
     for label, one in asked.items():
