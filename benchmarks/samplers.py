@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -91,6 +92,7 @@ def loaded(path: str) -> tuple[Callable[[Arch], float], Callable[[Any], float] |
     if spec is None or spec.loader is None:
         raise SystemExit(f"{path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules["my_score"] = module  # dataclasses look there for the module that they are in
     spec.loader.exec_module(module)
     of_row = getattr(module, "row_score", None)
     if of_row is not None:

@@ -13,7 +13,10 @@ CODE = 128 + signal.SIGINT
 
 
 class _Interrupts:
-    """What the signal of Ctrl-C calls: the first one unwinds what is running, a second one ends it at once."""
+    """What the signal of Ctrl-C calls: the first one unwinds what is running, a second one ends it at once.
+
+    So does the first one while something is imported: libraries in C++ abort where they cannot go on with that.
+    """
 
     def __init__(self) -> None:
         self.process = os.getpid()
@@ -23,9 +26,16 @@ class _Interrupts:
         if os.getpid() != self.process:
             return  # a fork, such as a data loader's process: whoever started it ends it
         self.count += 1
-        if self.count > 1:
+        if self.count > 1 or _imports(frame):
             end()
         raise KeyboardInterrupt
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether this frame runs for an import."""
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
 
 
 def end() -> NoReturn:
@@ -56,6 +66,7 @@ def main() -> None:
             raise
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         print(STOPPED, file=sys.stderr)
+        exec("")  # Python ends by the signal where one came while text was executed, as dataclasses do, until this
         sys.exit(CODE)
 
 

@@ -7,7 +7,6 @@ outside this package.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -48,29 +47,18 @@ def spaces() -> dict[str, Space]:
     return found
 
 
-def load(name: str, side: int | None = None, fix: Mapping[str, Any] | None = None) -> Space:
-    """The space of this name, or one made from it.
-
-    Args:
-        name: of a family's space.
-        side: of the images in pixels; None for the space's own.
-        fix: choices to hold to some of their values; see `nas.core.parts.holding`.
+def load(name: str) -> Space:
+    """The space of this name; `nas.core.parts.load` gives a part of it, or one at another side.
 
     Raises:
-        InputError: for an unknown space, naming the closest ones; a side at which it cannot be laid; unknown choices or
-            values, or ones that leave no network.
+        InputError: for an unknown space, naming the closest ones.
     """
     from nas.core.errors import InputError, suggest
 
     known = spaces()
     if name not in known:
         raise InputError(suggest("space", name, known))
-    space = known[name]
-    if side is None and not fix:
-        return space
-    from nas.core.parts import at_side, holding
-
-    return holding(space if side is None else at_side(space, side), fix or {})
+    return known[name]
 
 
 def spelled(space: Space) -> str:

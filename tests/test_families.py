@@ -127,9 +127,9 @@ def test_no_arch_is_beyond_the_extremes(name, rng):
     (least, small), (most, large) = (space.extreme(made_up_us, largest) for largest in (False, True))
     for arch, total in ((small, least), (large, most)):
         assert arch in space
-        assert sum(made_up_us(call.row) for call in calls_of(arch)) == pytest.approx(total)
+        assert sum(made_up_us(call.row) for call in steps_of(arch)) == pytest.approx(total)
     for _ in range(50):
-        assert least <= sum(made_up_us(call.row) for call in calls_of(space.sample(rng))) <= most
+        assert least <= sum(made_up_us(call.row) for call in steps_of(space.sample(rng))) <= most
 
 
 # Rows

@@ -60,12 +60,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 
 def read_space(name: str, side: int | None, fix: list[str] | None) -> Space:
-    import search_spaces
+    from nas.core import parts
     from nas.core.errors import InputError
     from nas.search.request import read_fix
 
     try:
-        return search_spaces.load(name, side, read_fix(fix))
+        return parts.load(name, side, read_fix(fix))
     except InputError:
         raise
     except ValueError as error:

@@ -20,10 +20,12 @@ def print_json(facts: dict[str, Any]) -> None:
     print(json.dumps(facts, indent=2))
 
 
-def say(text: str, markup: bool = True) -> None:
+def say(*parts: str | tuple[str, str]) -> None:
+    """Print a line, some parts of it in a style: `say(("run", "bold"), ": done")`. Brackets, as in a name, stay."""
     from rich.console import Console
+    from rich.text import Text
 
-    Console(highlight=False, soft_wrap=True).print(text, markup=markup)
+    Console(highlight=False, soft_wrap=True).print(Text.assemble(*parts))
 
 
 def say_filled(text: str, indent: str = "", further: str = "  ") -> None:
@@ -34,7 +36,7 @@ def say_filled(text: str, indent: str = "", further: str = "  ") -> None:
     lines = textwrap.wrap(
         text, WIDTH, initial_indent=indent, subsequent_indent=further, break_long_words=False, break_on_hyphens=False
     )
-    say("\n".join(lines).replace("\N{NO-BREAK SPACE}", " "), markup=False)
+    say("\n".join(lines).replace("\N{NO-BREAK SPACE}", " "))
 
 
 def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
@@ -42,7 +44,7 @@ def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> No
     from rich.console import Console
     from rich.table import Table as RichTable
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     table = RichTable(box=None, header_style="bold", pad_edge=False)
     for name in columns:
         right = name.startswith(">")

@@ -20,7 +20,7 @@ def describe(arch: ArchArgument, as_json: JsonOption = False) -> None:
     if as_json:
         return print_json(found)
     size = "x".join(map(str, found["input"]))
-    say(f"[bold]{arch}[/bold] ({found['arch']}), {found['family']}, input {size}, {found['classes']} classes")
+    say((arch, "bold"), f" ({found['arch']}), {found['family']}, input {size}, {found['classes']} classes")
     say(f"{show_count(found['params'])} parameters ({found['params']:,})")
     say(f"{show_count(found['macs'])} MACs ({found['macs']:,})")
     say(f"{show_bytes(found['activation_bytes'])} of activations at most, fp32, batch 1")
@@ -44,7 +44,7 @@ def estimate(arch: ArchArgument, table: TableOption, as_json: JsonOption = False
         return print_json(found)
     low, high = found["predicted_low_ms"], found["predicted_high_ms"]
     interval = f", 90 % between {low:.4g} and {high:.4g} ms" if low is not None else ", no interval known"
-    say(f"[bold]{found['latency_ms']:.4g} ms[/bold] {found['source']}{interval}")
+    say((f"{found['latency_ms']:.4g} ms", "bold"), f" {found['source']}{interval}")
     if found["unmeasured_percent"]:
         say(f"{found['unmeasured_percent']:.1f} % of it rests on rows that were themselves predicted or imported")
     if found["memory_bytes"] is not None:

@@ -32,5 +32,5 @@ def export(
     found = export_arch(read_arch(arch), target, format_, weights)
     if as_json:
         return print_json(found)
-    say(f"[bold]{found['file']}[/bold], {found['bytes'] / 2**20:.1f} MiB")
+    say((found["file"], "bold"), f", {found['bytes'] / 2**20:.1f} MiB")
     say(f"outputs within {found['difference']:.1e} of PyTorch's")

@@ -36,12 +36,10 @@ def feasible(
     if as_json:
         return print_json(found)
     exact = found["fit_at_least"] == found["fit_at_most"]
-    counts = f"[bold]{show_count(found['fit'])}[/bold] of {show_count(found['archs'])}"
     held = "".join(f", {name} of {' or '.join(map(str, values))}" for name, values in found["fix"].items())
-    say(
-        f"{'' if exact else 'about '}{counts} networks of {found['space']}{held} at {found['input'][-1]} pixels fit "
-        f"({100 * found['share']:.3g} %); nothing is lost to rounding"
-    )
+    rest = f" of {show_count(found['archs'])} networks of {found['space']}{held} at {found['input'][-1]} pixels fit "
+    share = f"({100 * found['share']:.3g} %); nothing is lost to rounding"
+    say("" if exact else "about ", (show_count(found["fit"]), "bold"), rest + share)
     for each in found["budgets"]:
         say_filled(_budget(each), indent="  ", further="    ")
     rows = [

@@ -63,14 +63,14 @@ def tables(
     if as_json:
         return print_json({"tables": found, "runtimes": precisions, "untested_runtimes": untested})
     for (device, here), group in itertools.groupby(found, key=_device):
-        say(f"[bold]{device}[/bold]{here}")
+        say((device, "bold"), here)
         for table in group:
-            say(f"  {Path(table['name']).name:39} {verdict(table)}", markup=False)
+            say(f"  {Path(table['name']).name:39} {verdict(table)}")
             for line in _details(table) if verbose and "error" not in table else ():
                 say_filled(line, indent=" " * 4, further=" " * 6)
     for table in found:
         if "error" in table:
-            say(f"{table['table']}: {table['error']}", markup=False)
+            say(f"{table['table']}: {table['error']}")
     names = (f"{name}{'*' if name in untested else ''} ({', '.join(precisions[name])})" for name in precisions)
     _say_list("runtimes: ", names)
     wanting = {where: [name for name in untested if untested[name] == where] for where in untested.values()}
@@ -113,7 +113,13 @@ def _details(table: dict[str, Any]) -> list[str]:
         *lines,
         f"card of {len(card['networks'])} networks: bias {card['bias_percent']:+.1f} %, "
         f"{card['within_5_percent']:.0f} % of them off by at most 5 %, Kendall {card['kendall']:.3f}{inside}",
+        "by family: " + ", ".join(map(_of_family, card["families"])),
     ]
+
+
+def _of_family(each: dict[str, Any]) -> str:
+    inside = "" if each["covered"] is None else f", {each['covered']} of {each['networks']} inside"
+    return f"{each['family']} {each['mape_percent']:.1f} %{inside}"
 
 
 def _say_list(start: str, items: Iterable[str]) -> None:

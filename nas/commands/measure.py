@@ -83,9 +83,9 @@ def measure(
         found |= {key: prices[key] for key in ("predicted_ms", "predicted_low_ms", "predicted_high_ms", "table")}
     if as_json:
         return print_json(found)
-    say(f"[bold]{found['measured_ms']:.4g} ms[/bold] measured (spread {found['measured_spread_ms']:.2g} ms)")
+    say((f"{found['measured_ms']:.4g} ms", "bold"), f" measured (spread {found['measured_spread_ms']:.2g} ms)")
     say(f"{found['runtime']}, {precision}, {threads} thread(s), {found['device']}")
-    say(f"[yellow]{result.text}[/yellow]" if result.disturbed else result.text)
+    say((result.text, "yellow" if result.disturbed else ""))
     if known is not None:
         off = found["predicted_ms"] / found["measured_ms"] - 1
         say(f"{found['predicted_ms']:.4g} ms predicted by {table} ({off:+.1%})")

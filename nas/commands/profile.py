@@ -209,7 +209,7 @@ def _collect(folder: Path, table: Path | None, partial: bool, accept_noise: bool
     found = facts.table_facts(result)
     if as_json:
         return print_json(found)
-    say(f"[bold]{result.path}[/bold]: {found['rows']} rows, {found['networks']} networks, on {result.header.cpu}")
+    say((str(result.path), "bold"), f": {found['rows']} rows, {found['networks']} networks, on {result.header.cpu}")
 
 
 def _profile_facts(space: Space, outcome: Profiled) -> dict[str, Any]:
@@ -241,7 +241,7 @@ def _profile_facts(space: Space, outcome: Profiled) -> dict[str, Any]:
 
 def _say_profile(found: dict[str, Any]) -> None:
     path, guess = found["table"], found["prediction"]
-    say(f"[bold]{path}[/bold]: {found['rows']} rows, {found['networks']} networks, profiled {found['space']}")
+    say((str(path), "bold"), f": {found['rows']} rows, {found['networks']} networks, profiled {found['space']}")
     if guess is not None:
         share = guess["share_of_typical_network_percent"]
         typical = "" if share is None else f"; they are {share:.0f} % of the time of a typical network"
@@ -262,7 +262,7 @@ def _say_profile(found: dict[str, Any]) -> None:
     if found["noisy"]:
         say(f"NOISY: {found['noise']:.0%} of samples in slow spells of this machine; profile again when it is quiet")
     for line in found["problems"]:
-        say(line, markup=False)
+        say(line)
     say(f"Next: nas validate {path}, or nas search --table {path} --budget 'latency_ms<=p40'")
 
 

@@ -21,4 +21,4 @@ def report(
     from nas.report.page import write_report
 
     path = write_report(run)
-    print_json({"report": str(path)}) if as_json else say(f"[bold]{path}[/bold]")
+    print_json({"report": str(path)}) if as_json else say((str(path), "bold"))

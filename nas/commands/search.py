@@ -88,7 +88,7 @@ def _run_search(request: str | None, given: dict[str, Any], as_json: bool) -> No
         return print_json(result | {"run": str(folder)})
     winner = result["winner"]
     measured = "not measured" if winner["measured_ms"] is None else f"{winner['measured_ms']:.3f} ms measured"
-    say(f"[bold]{winner['arch']}[/bold]: {measured}, {winner['predicted_ms']:.3f} ms predicted")
+    say((winner["arch"], "bold"), f": {measured}, {winner['predicted_ms']:.3f} ms predicted")
     for budget in result["budgets"]:
         say(f"budget {budget['asked']}: {budget['limit']:.6g}")
     accuracy = winner["training"]["test_accuracy"]
@@ -102,8 +102,8 @@ def _run_search(request: str | None, given: dict[str, Any], as_json: bool) -> No
         say(f"{above} warning{'s' if above > 1 else ''} above, also in the report")
     for warning in warnings:
         if warning not in told:
-            say(warning, markup=False)
-    say(f"[bold]{folder / 'report.html'}[/bold]; the network: {folder / 'best.onnx'}, {folder / 'best.json'}")
+            say(warning)
+    say((str(folder / "report.html"), "bold"), f"; the network: {folder / 'best.onnx'}, {folder / 'best.json'}")
 
 
 def _request_file(name: str) -> Path:

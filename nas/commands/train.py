@@ -81,7 +81,7 @@ def train(
         return  # the first of several processes speaks
     if as_json:
         return print_json(found)
-    say(f"test accuracy [bold]{found['test_accuracy']:.2%}[/bold]")
+    say("test accuracy ", (f"{found['test_accuracy']:.2%}", "bold"))
     say(f"validation accuracy {found['val_accuracy']:.2%}, loss {found['val_loss']:.4f}")
     place = f"{found['threads']} CPU thread(s)" if found["device"] == "cpu" else found["device"]
     say(f"{found['epochs']} epochs in {found['seconds']:.0f} s on {place}; weights: {found['weights']}")

@@ -49,7 +49,7 @@ def transfer(
     found = facts.table_facts(result)
     if as_json:
         return print_json(found)
-    say(f"[bold]{path}[/bold]: {found['rows']} rows predicted from {measure} networks and {len(known)} table(s)")
+    say((str(path), "bold"), f": {found['rows']} rows predicted from {measure} networks and {len(known)} table(s)")
     for size, line in found["calibrations"].items():
         say(f"calibration at {size}: {line}")
     if not found["calibrations"]:
@@ -89,5 +89,5 @@ def import_(
         skipped = [{"key": key, "reason": reason} for key, reason in found.skipped]
         return print_json({"table": str(output), "rows": len(found.table.entries), "skipped": skipped})
     for key, reason in found.skipped:
-        say(f"not representable: {key}: {reason}", markup=False)
-    say(f"[bold]{output}[/bold]: {len(found.table.entries)} rows imported, {len(found.skipped)} not representable")
+        say(f"not representable: {key}: {reason}")
+    say((str(output), "bold"), f": {len(found.table.entries)} rows imported, {len(found.skipped)} not representable")

@@ -30,4 +30,4 @@ def validate(
         result = validation.validate(read_table(table), archs=archs, seed=seed, progress=report)
     if as_json:
         return print_json(result.facts())
-    say(result.text(), markup=False)
+    say(result.text())

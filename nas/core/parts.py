@@ -10,11 +10,28 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import search_spaces
 from nas.core.errors import InputError, suggest
 from nas.core.ops import Block, Choice
 from nas.core.space import Either, Space, Stage
 
 Held = tuple[tuple[str, tuple[Any, ...]], ...]
+
+
+def load(name: str, side: int | None = None, fix: Mapping[str, Any] | None = None) -> Space:
+    """The space of this name, or one made from it.
+
+    Args:
+        name: of a family's space.
+        side: of the images in pixels; None for the space's own.
+        fix: choices to hold to some of their values; see `holding`.
+
+    Raises:
+        InputError: for an unknown space, naming the closest ones; a side at which it cannot be laid; unknown choices or
+            values, or ones that leave no network.
+    """
+    space = search_spaces.load(name)
+    return holding(space if side is None else at_side(space, side), fix or {})
 
 
 def holding(space: Space, fix: Mapping[str, Any]) -> Space:

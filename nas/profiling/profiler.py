@@ -443,10 +443,11 @@ def measure(
         progress: called with work done, total work, seconds left, and what is going on.
 
     Raises:
-        InputError: for an unknown runtime.
+        InputError: for an unknown runtime, or a precision or variant that it does not have.
         MeasureError: where it cannot be run, with the reason.
     """
     engine = Engine(runtime, threads, precision, variant)
+    load_backend(runtime)(threads, precision, variant).require_machine()  # said here, not by processes that die of it
     if variant is None:
         engine = replace(engine, variant=fastest_variant([arch], engine, seed, progress))
     quiet_us = sentinel_us if sentinel_us and math.isfinite(sentinel_us) else math.inf

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import search_spaces
+from nas.core import parts
 from nas.core.arch import Arch
 from nas.core.errors import InputError, NasError, RunError
 from nas.core.files import write_text
@@ -138,7 +139,7 @@ def _space(run: Path, request: Request, study: optuna.Study) -> Space:
     """The space of a run, with the classes of its data set."""
     if request.space is None:
         raise RunError(f"{run / 'request.yaml'}: names no space")
-    space = search_spaces.load(request.space, request.side, request.fix)
+    space = parts.load(request.space, request.side, request.fix)
     classes = study.user_attrs.get(CLASSES)
     if classes is None:  # a run of an earlier version
         from nas.evaluation.data import load_data

@@ -27,7 +27,7 @@ from nas.search.resolved import Named, Resolved, Say, resolve_request, table_beg
 from nas.search.samplers import load_sampler
 from nas.search.samplers._context import Context as SamplerContext
 from nas.search.scoring import CandidateScorer, Features, evaluator_of
-from nas.search.study import JOURNAL, distributions_of, note_versions, open_study
+from nas.search.study import JOURNAL, distributions_of, note_versions, open_storage, open_study
 from nas.search.timing import Allotment, Deadline, Pace
 from nas.search.trials import record_of
 from nas.search.workers import Pool, Stage
@@ -81,6 +81,8 @@ class Context:
         stored = Request.read(self.folder / REQUEST) if (self.folder / REQUEST).is_file() else None
         if stored is None:
             _require_no_training(self.folder)
+            if named.request.storage is not None and "://" in named.request.storage:
+                open_storage(named.request.storage)  # before anything is measured for it
         else:
             named.request.require_same(stored)
             self._study = self._open()
@@ -301,8 +303,8 @@ def _read_records(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    known = {"inputs", "output"}
-    return {name: record for name, record in found.items() if isinstance(record, dict) and known <= set(record)}
+    known, records = {"inputs", "output"}, found.items() if isinstance(found, dict) else ()
+    return {name: record for name, record in records if isinstance(record, dict) and known <= set(record)}
 
 
 def _digest(inputs: Mapping[str, Any]) -> str:

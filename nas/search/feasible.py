@@ -17,6 +17,7 @@ import hashlib
 import heapq
 import itertools
 import zipfile
+import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
@@ -239,10 +240,14 @@ class FeasibleSet:
         try:
             with path.open("rb") as file, np.load(file) as stored:
                 found = [stored[f"arr_{number}"] for number in range(len(self.layers) + 1)]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            return None
-        fits = all(table.shape == (n, *(side + 1,) * len(places)) for n, table in zip(states, found, strict=True))
-        return found if fits else None
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            found = []
+        shapes = [(count, *(side + 1,) * len(places)) for count in states]
+        if [table.shape for table in found] == shapes:
+            return found
+        with contextlib.suppress(OSError):
+            path.unlink()  # so that it is made again
+        return None
 
     def _file(self, folder: FilePath, places: tuple[int, ...], up: bool) -> FilePath:
         marks = [self.key[:16], *map(str, places), *(["up"] if up else [])]

@@ -13,6 +13,7 @@ from typing import Any
 import latency_tables
 import search_spaces
 from nas import __version__
+from nas.core import parts
 from nas.core.arch import Arch
 from nas.core.errors import InputError, RunError, TableError
 from nas.core.space import Space
@@ -220,7 +221,7 @@ def _space(request: Request, table: Table | None, log: Say) -> tuple[Space, Data
             names = ", ".join(table.header.spaces)
             raise InputError(f"space: {table.where} holds the rows of several spaces, name one of them: {names}")
         name, side = table.spaces[0].name, side or table.spaces[0].input_shape[-1]
-    space = search_spaces.load(name, side, request.fix)
+    space = parts.load(name, side, request.fix)
     data = load_data(request.dataset, space.input_shape, seed=request.seed, limit=request.limit)
     classes = data.classes
     if classes == space.classes:

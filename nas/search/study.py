@@ -51,7 +51,7 @@ def open_study(
         InputError: Optuna cannot use the storage.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    store = _storage(storage)
+    store = open_storage(storage)
     try:
         study = optuna.load_study(study_name=name, storage=store, sampler=sampler)  # which writes nothing
     except KeyError:
@@ -63,7 +63,8 @@ def open_study(
     return study
 
 
-def _storage(storage: str | Path | BaseStorage) -> BaseStorage:
+def open_storage(storage: str | Path | BaseStorage) -> BaseStorage:
+    """The storage of a study; see `open_study`."""
     if isinstance(storage, BaseStorage):
         return storage
     if isinstance(storage, str) and "://" in storage:

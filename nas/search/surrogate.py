@@ -18,7 +18,7 @@ from scipy import linalg, optimize, sparse, stats
 
 from nas.search.lattice import Costs
 
-MOST_TUNED = 150  # candidates that variances are chosen on
+MOST_TUNED = 120  # candidates that variances are chosen on
 CURVED = ("pairs", "alike", "curves")
 VARIANCE, NOISE = 0.3, 0.03  # of standardized losses: the middle of what is expected before anything is known
 OFFSET = 1.0  # variance of the level of all losses, beyond their mean
@@ -134,9 +134,11 @@ class Encoder:
         return [total[first:last] for first, last in zip(self._first[:-1], self._first[1:], strict=True)]
 
 
-def kernels(one: Encoded, two: Encoded) -> dict[str, np.ndarray]:
-    """The kernel of each part of the model. Shape: (n, m) each"""
+def kernels(one: Encoded, two: Encoded, curved: bool = True) -> dict[str, np.ndarray]:
+    """The kernel of each part of the model, or only of those that are sums over steps. Shape: (n, m) each"""
     found = {name: one.products(name, two) for name in one.groups}
+    if not curved:
+        return found
     if "choices" in one.groups:
         mine, theirs = one.squares("choices")[:, None], two.squares("choices")[None]
         found["pairs"] = found["choices"] ** 2 / np.maximum(mine * theirs, 1e-12)
@@ -171,25 +173,28 @@ def fit(parts: dict[str, np.ndarray], y: np.ndarray) -> Fit:
         parts: kernel of each part; (n, n)
         y: (n,), with mean 0 and variance 1
     """
-    names, stack, count = list(parts), np.stack([*parts.values(), np.eye(len(y))]), len(y)
+    names, count = list(parts), len(y)
+    stack = np.stack([*parts.values(), np.eye(count)]).reshape(len(names) + 1, -1)
     middle = np.log(np.array([VARIANCE] * len(names) + [NOISE]))
     width = DECADES * np.log(10.0)
 
     def solved(logs: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-        matrix = np.tensordot(np.exp(logs), stack, 1) + OFFSET
+        matrix = (np.exp(logs) @ stack).reshape(count, count) + OFFSET
         factor = linalg.cholesky(matrix, lower=True, check_finite=False)
-        inverse = linalg.cho_solve((factor, True), np.eye(count), check_finite=False)
+        half, failed = linalg.lapack.dpotri(factor, lower=1)
+        assert not failed
+        inverse = half + np.tril(half, -1).T
         return inverse, inverse @ y, float(np.log(np.diag(factor)).sum())
 
     def loss(logs: np.ndarray) -> tuple[float, np.ndarray]:
         inverse, weights, volume = solved(logs)
         off = (logs - middle) / width
         value = 0.5 * float(y @ weights) + volume + 0.5 * float(off @ off)
-        slope = 0.5 * np.exp(logs) * np.einsum("gij,ij->g", stack, inverse - np.outer(weights, weights)) + off / width
+        slope = 0.5 * np.exp(logs) * (stack @ (inverse - np.outer(weights, weights)).ravel()) + off / width
         return value, slope
 
     bounds = [tuple(np.log(BOUNDS))] * len(middle)
-    found = optimize.minimize(loss, middle, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 40})
+    found = optimize.minimize(loss, middle, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 30})
     inverse, weights, _ = solved(found.x)
     variance = 1 / np.diag(inverse)
     error = weights * variance
@@ -213,9 +218,9 @@ class Surrogate:
     def __init__(self, known: Encoded, losses: np.ndarray, curved: bool = True) -> None:
         self.known = known
         quarter, half, three = np.percentile(losses, [25, 50, 75])
-        cut = half + 5 * max(three - quarter, 1e-12)  # a diverged training says no more than "bad"
-        clipped = np.minimum(losses, cut)
-        self.middle, self.spread = float(clipped.mean()), max(float(clipped.std()), 1e-12)
+        cut = half + 5 * (three - quarter) if three > quarter else np.inf
+        clipped = np.minimum(losses, cut)  # a diverged training says no more than "bad"
+        self.middle, self.spread = float(clipped.mean()), float(clipped.std()) if np.ptp(clipped) else 1.0
         self.y = (clipped - self.middle) / self.spread
         self._kernels = kernels(known, known)
         chosen = self._fitted(curved)
@@ -256,7 +261,7 @@ class Surrogate:
 
     def mean(self, candidates: Encoded) -> np.ndarray:
         """Expected losses. Shape: n candidates -> (n,)"""
-        across = self._sum(kernels(candidates, self.known))
+        across = self._sum(kernels(candidates, self.known, not self.is_linear))
         return np.asarray(self.middle + self.spread * (across @ self._weights))
 
     def gain(self, candidates: Encoded) -> np.ndarray:
@@ -264,7 +269,7 @@ class Surrogate:
 
         Shape: n candidates -> (n,)
         """
-        across = self._sum(kernels(candidates, self.known))
+        across = self._sum(kernels(candidates, self.known, not self.is_linear))
         half = linalg.solve_triangular(self._solve[0], across.T, lower=True, check_finite=False)
         own = np.full(len(candidates), OFFSET)  # the diagonal of the kernel
         for name, variance in self.variances.items():
@@ -303,9 +308,9 @@ class Surrogate:
 
     def joint(self, candidates: Encoded) -> tuple[np.ndarray, np.ndarray]:
         """Mean and covariance of losses, noise aside. Shape: n candidates -> (n,), (n, n)"""
-        across = self._sum(kernels(candidates, self.known))
+        across = self._sum(kernels(candidates, self.known, not self.is_linear))
         half = linalg.solve_triangular(self._solve[0], across.T, lower=True, check_finite=False)
-        cover = self._sum(kernels(candidates, candidates)) - half.T @ half
+        cover = self._sum(kernels(candidates, candidates, not self.is_linear)) - half.T @ half
         return self.middle + self.spread * (across @ self._weights), self.spread**2 * cover
 
     def draws(self, candidates: Encoded, rng: np.random.Generator, count: int = 1) -> np.ndarray:

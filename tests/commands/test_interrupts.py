@@ -136,6 +136,40 @@ def test_more_of_it_end_the_command_without_a_traceback(tmp_path, begin):
     assert said.splitlines()[-1] == STOPPED
 
 
+#: what a command is busy with as it is interrupted: dataclasses and named tuples execute text when they are defined,
+#: where Python then ends itself by the signal; libraries in C++ abort where something is raised as they are imported
+BUSY = {
+    "text": "lambda: exec('import os, signal; os.kill(os.getpid(), signal.SIGINT)\\nwhile True: pass')",
+    "import": "lambda: __import__('brittle')",
+}
+BRITTLE = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    while True:
+        pass
+except BaseException:
+    os.abort()
+"""
+
+
+@pytest.mark.parametrize("busy", BUSY)
+def test_the_exit_code_is_the_same_whatever_was_going_on(tmp_path, busy):
+    (tmp_path / "brittle.py").write_text(BRITTLE)
+    (tmp_path / "interrupted.py").write_text(
+        f"import nas.commands\nfrom nas.__main__ import main\nnas.commands.main = {BUSY[busy]}\nmain()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (done.returncode, done.stderr) == (CODE, f"{STOPPED}\n")
+
+
 def test_ctrl_c_while_workers_start_is_none_of_their_business(tmp_path):
     command = start_search(tmp_path)
     command.wait_until(lambda: len(children_of(command)) > 1)  # Python's own tracker of resources, and a worker

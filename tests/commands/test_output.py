@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from nas.commands import _output
-from nas.commands._output import Lines, note, progress_bar
+from nas.commands._output import Lines, note, print_table, progress_bar, say
 
 
 def written(console: Console) -> list[str]:
@@ -65,3 +65,12 @@ def test_in_a_terminal_the_bar_shows_text_and_time_left(monkeypatch):
     assert "3 min 20 s left" in shown.getvalue()
     assert "trial 2: loss 0.5" in shown.getvalue()
     assert _output.Lines.SECONDS == 30
+
+
+def test_a_name_with_brackets_is_printed_as_it_is(capsys):
+    say(("runs/[bold]/x[1].csv", "bold"), ": budget latency_ms[other.csv]<=5 [/red]")
+    print_table(("name", ">[ms]"), [("[red]table", "[1]")])
+    shown = capsys.readouterr().out
+    assert "runs/[bold]/x[1].csv: budget latency_ms[other.csv]<=5 [/red]\n" in shown
+    assert "[red]table" in shown
+    assert "[1]" in shown

@@ -9,7 +9,7 @@ import search_spaces
 from nas.core.arch import calls_of
 from nas.core.errors import InputError
 from nas.core.ops import one_of
-from nas.core.parts import at_side, holding, loosened
+from nas.core.parts import at_side, holding, load, loosened
 from nas.core.space import Either, Space
 from nas.tables.records import scope_of, space_of
 from search_spaces import efficientformer as ef
@@ -153,7 +153,7 @@ def test_the_own_side_is_the_space_itself():
 
 
 def test_a_shipped_space_at_another_side_is_named_by_tables_and_commands():
-    found = search_spaces.load("mobileformer-32", 64)
+    found = load("mobileformer-32", 64)
     assert found.count() == search_spaces.load("mobileformer-32").count()
     assert space_of(scope_of(found)) == found
     assert search_spaces.spelled(found) == "mobileformer-32 --side 64"

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import itertools
 import pickle
 import struct
 from pathlib import Path
@@ -379,6 +380,19 @@ def test_the_fingerprint_of_a_folder_tells_names_labels_and_sizes_and_not_where_
     assert fingerprint(moved, seed=5, limit=12) == before
     change(moved)
     assert fingerprint(moved) != before
+
+
+def test_two_folders_of_images_of_equal_names_and_sizes_have_two_fingerprints(tmp_path):
+    """Images that are not compressed."""
+    found = set()
+    for root, shade in ((tmp_path / "a", 10), (tmp_path / "b", 20)):
+        for part, name, number in itertools.product(("train", "val"), ("dark", "light"), range(6)):
+            path = root / part / name / f"{number}.bmp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (40, 30), shade + (200 if name == "light" else 0)).save(path)
+        found.add(load_data(f"imagefolder:{root}", SHAPE).fingerprint)
+    assert len({path.stat().st_size for path in tmp_path.rglob("*.bmp")}) == 1
+    assert len(found) == 2
 
 
 def test_a_data_set_that_tells_no_fingerprint_has_one_of_what_its_splits_say():

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -370,17 +371,32 @@ def test_a_crash_names_the_row_and_saves_the_others(path, monkeypatch):
     assert [str(entry.row) for entry in Table.read(path).entries] == [str(row) for row in FEW if str(row) != LOGITS]
 
 
+@pytest.fixture
+def hung(tmp_path, monkeypatch):
+    """The file that says which process hangs; time only passes while that one lives, however slow this machine is."""
+    file, now = tmp_path / "hung", [0.0]
+
+    def monotonic() -> float:
+        said = file.read_text() if file.exists() else ""
+        if said and Path(f"/proc/{said}").exists():
+            now[0] += 1e6
+        return now[0]
+
+    monkeypatch.setattr("nas.profiling.device.process.time", SimpleNamespace(monotonic=monotonic))
+    return str(file)
+
+
 @pytest.mark.parametrize("how", ["crash", "hang"])
-def test_a_process_that_died_is_started_once_more_and_nothing_is_lost(path, monkeypatch, tmp_path, how):
-    misbehave(monkeypatch, **{how: LOGITS, "once": str(tmp_path / "once")})
-    table = few(path, passes=1, patience_seconds=5)  # in a real process
+def test_a_process_that_died_is_started_once_more_and_nothing_is_lost(path, monkeypatch, tmp_path, hung, how):
+    misbehave(monkeypatch, **{how: LOGITS, "once": str(tmp_path / "once"), "hung": hung})
+    table = few(path, passes=1)  # in a real process
     assert (tmp_path / "once").exists()
     assert {entry.row for entry in table.entries} == set(FEW)
 
 
-def test_a_runtime_that_never_returns_is_ended_named_and_tried_again_by_the_same_command(path, monkeypatch, tmp_path):
+def test_a_runtime_that_never_returns_is_ended_named_and_tried_again_by_the_same_command(path, monkeypatch, hung):
     monkeypatch.setattr("nas.profiling.device.timing.PATIENCE", 0.0)
-    misbehave(monkeypatch, hang=LOGITS)
+    misbehave(monkeypatch, hang=LOGITS, hung=hung)
     with pytest.raises(MeasureError) as caught:
         few(path, passes=1, patience_seconds=3)
     message = str(caught.value)
@@ -391,8 +407,8 @@ def test_a_runtime_that_never_returns_is_ended_named_and_tried_again_by_the_same
     assert len(few(path, passes=1).entries) == len(FEW)
 
 
-def test_a_whole_network_that_hangs_is_no_end_for_ever_either(rng, monkeypatch):
-    misbehave(monkeypatch, hang="Logits")
+def test_a_whole_network_that_hangs_is_no_end_for_ever_either(rng, monkeypatch, hung):
+    misbehave(monkeypatch, hang="Logits", hung=hung)
     with pytest.raises(MeasureError, match=r"network .*: it hung: no answer for \d+ s"):
         measure(TINY.sample(rng), runtime="fake", settings=Settings(rounds=1, passes=1, patience_seconds=1))
 
@@ -467,6 +483,20 @@ def test_a_network_is_measured_whole(local, rng):
     assert (found.device, found.count) == (this_machine().slug, 6)
     with pytest.raises(InputError, match="did you mean 'fake'"):
         measure(arch, runtime="fak")
+
+
+def test_a_precision_that_a_runtime_lacks_is_said_before_a_process_dies_of_it(rng, monkeypatch):
+    monkeypatch.setattr(bench, "ProbeWorker", None)
+    with pytest.raises(InputError, match="fake: unknown precision 'fp1'"):
+        measure(TINY.sample(rng), runtime="fake", precision="fp1")
+
+
+def test_a_process_that_cannot_even_begin_is_an_error_of_measuring(rng, monkeypatch):
+    monkeypatch.setenv("NAS_FAKE", "{")  # which no process of the runtime survives
+    monkeypatch.setattr(Fake, "__init__", lambda self, *args: None)
+    with pytest.raises(MeasureError, match=r"the process ended with exit code 1.*it runs no graph") as caught:
+        measure(TINY.sample(rng), runtime="fake", variant="default", settings=Settings(rounds=1, passes=1))
+    assert type(caught.value) is MeasureError
 
 
 class Shifting(LocalWorker):

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
 import random
 import statistics
+from pathlib import Path
 
 import pytest
 from scipy import stats
@@ -166,6 +168,12 @@ def test_a_card_of_another_machine_or_version_or_of_a_read_only_file_is_only_sho
     text = table.path.read_text()
     allowed = os.access
     monkeypatch.setattr(os, "access", lambda path, mode, **more: mode != os.W_OK and allowed(path, mode, **more))
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.parent == tmp_path:
+            raise OSError(errno.EROFS, "Read-only file system")  # also where there is nothing to remove
+
+    monkeypatch.setattr(Path, "unlink", refuse)
     found = validate(table, archs=LEAST, settings=QUICK)
     assert "cannot be written here; copy it" in found.text()
     assert table.path.read_text() == text

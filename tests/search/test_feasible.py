@@ -1,6 +1,7 @@
 """The feasible set against brute force: spaces small enough to list every network."""
 
 import dataclasses
+import io
 import itertools
 from types import SimpleNamespace
 
@@ -308,3 +309,21 @@ def test_a_list_of_candidates_is_a_set_too():
 def test_the_lattice_of_a_space_is_made_once():
     assert lattice_of(SPACES["tiny"]) is lattice_of(tiny_space())
     assert sums([np.array([1.0, 2.0])], np.array([[1], [0]])).tolist() == [2.0, 1.0]
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:200], lambda content: b"", lambda content: content[::-1]])
+def test_kept_tables_that_are_cut_off_or_damaged_are_made_again(tmp_path, damage):
+    fits, _ = limited(SPACES["small"], 0.3)
+    fits.keep(tmp_path)
+    paths = sorted(tmp_path.iterdir())
+    assert paths
+    whole = [path.read_bytes() for path in paths]
+    for path in paths:
+        path.write_bytes(damage(path.read_bytes()))
+    again = FeasibleSet(fits.lattice, fits.sums, folder=tmp_path)
+    assert again.count() == fits.count()
+    again.keep(tmp_path)
+    assert sorted(tmp_path.iterdir()) == paths
+    for path, content in zip(paths, whole, strict=True):
+        with np.load(path) as again, np.load(io.BytesIO(content)) as before:
+            assert all((again[name] == before[name]).all() for name in before.files)

@@ -17,6 +17,7 @@ from nas.core.arch import Arch, calls_of
 from nas.core.errors import BudgetError, InputError, MissingLatency, RunError, TableError
 from nas.core.files import lock
 from nas.evaluation import runs
+from nas.evaluation.data import load_data
 from nas.evaluation.training import TrainResult
 from nas.networks.building import build, cost_of
 from nas.profiling.machine import this_machine
@@ -443,6 +444,15 @@ def test_what_cannot_be_met_is_refused_before_anything_is_trained(tmp_path, tabl
     assert not (asked.run_dir / "request.yaml").exists()  # so that a corrected request contradicts nothing
 
 
+def test_a_storage_that_cannot_be_used_is_said_before_this_machine_is_profiled(
+    tmp_path, table_path, world, monkeypatch
+):
+    monkeypatch.setattr("nas.search.resolved.profiler.profile", None)
+    asked = request(tmp_path, table_path, table=None, space=SPACE.name, runtime="fake", storage="nonsense://x")
+    with pytest.raises(InputError, match="storage: Optuna cannot use 'nonsense://x'"):
+        carry_out(asked, world)
+
+
 def test_an_uncalibrated_table_is_refused_unless_asked_for(tmp_path, table_path, world):
     table = Table.read(table_path)
     path = Table(table.header, table.entries).write(tmp_path / "raw.csv")
@@ -551,7 +561,7 @@ def test_a_classifier_that_the_table_lacks_is_measured_on_the_spot_into_a_copy(
         table = Table.read(path)
         return Table(table.header, [*table.entries, *(Entry(row, 1.0, 0.0, 1) for row in rows)], table.networks, path)
 
-    seven = SimpleNamespace(classes=7, fingerprint="7", train=[0], val=[0], test=[0])
+    seven = replace(load_data("digits", (3, 32, 32)), classes=7)
     monkeypatch.setattr("nas.search.resolved.load_data", lambda *args, **settings: seven)
     monkeypatch.setattr("nas.evaluation.runs.load_data", lambda *args, **settings: seven)
     monkeypatch.setattr("nas.search.resolved.profiler.profile", profile)

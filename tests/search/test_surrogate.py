@@ -106,6 +106,24 @@ def test_each_candidate_is_predicted_from_the_others():
     assert found.density == pytest.approx(np.mean(densities), abs=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-14, 1e12])
+def test_the_unit_of_losses_does_not_matter(paths, scale):
+    encoder = Encoder(LATTICE.groups(), [LATTICE.costs(macs_of_unit)], paths)
+    losses = sums(LATTICE.costs(fake_table(SPACE).cost_of_row(SPACE)), paths)
+    plain, scaled = (Surrogate(encoder(paths[::4]), factor * losses[::4]) for factor in (1.0, -scale))
+    again = Surrogate(encoder(paths[::4]), scale * losses[::4])
+    assert again.mean(encoder(paths)) == pytest.approx(scale * plain.mean(encoder(paths)), rel=1e-3)
+    assert np.argmax(again.gain(encoder(paths))) == np.argmax(plain.gain(encoder(paths)))
+    assert np.isfinite(scaled.gain(encoder(paths))).all()
+
+
+def test_losses_that_are_all_the_same_give_no_order(paths):
+    encoder = Encoder(LATTICE.groups(), [LATTICE.costs(macs_of_unit)], paths)
+    model = Surrogate(encoder(paths[:12]), np.full(12, 0.1))  # whose mean is another number by rounding
+    assert np.isnan(model.correlation)
+    assert model.mean(encoder(paths)) == pytest.approx(np.full(len(paths), 0.1))
+
+
 def test_a_part_that_explains_nothing_is_given_little_variance():
     rng = np.random.default_rng(0)
     right, wrong = rng.normal(size=(60, 3)), rng.normal(size=(60, 3))

@@ -2,8 +2,9 @@
 
 `NAS_FAKE`, a JSON object in the environment, makes it behave badly: `noise` (relative, default 0.002), `sleep_us`
 (really sleep at each call), `fail` (raise when preparing rows whose text contains this), `crash` (end the process while
-running them), `hang` (never return from them), `once` (a file: do either only where it is lacking, and make it), `slow`
-([first, last]: calls of the process in between take 1.4 times as long), `version`.
+running them), `hang` (never return from them), `hung` (a file, which then gets the number of the process), `once` (a
+file: do either only where it is lacking, and make it), `slow` ([first, last]: calls of the process in between take 1.4
+times as long), `version`.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ class FakeSession(Session):
         if self._misbehaves("crash"):
             os._exit(77)
         if self._misbehaves("hang"):
+            if hung := self.backend.behaviour.get("hung"):
+                Path(hung).write_text(str(os.getpid()), encoding="ascii")
             signal.pause()
         time.sleep(self.backend.behaviour.get("sleep_us", 0) / 1e6)
 

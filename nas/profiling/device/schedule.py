@@ -7,6 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from typing import Callable, Dict, Iterable, Iterator, Optional, Sequence, Tuple
 
+from nas.core.errors import MeasureError
 from nas.profiling.device.journal import Log
 from nas.profiling.device.process import Worker, WorkerDeathError
 from nas.profiling.device.timing import TOLERANCE, Graph, Settings, errors_of, good, reference_of
@@ -131,14 +132,14 @@ class Schedule(ABC):
         """Note over which graph a process died: the first time it may be chance, the second time the graph fails.
 
         Raises:
-            WorkerDeathError: where it died twice over no graph.
+            MeasureError: where it died twice over no graph.
         """
         if death.key not in self.deaths:
             self.deaths[death.key] = str(death)
         elif death.key:
             self.failures[death.key] = str(death)
         else:
-            raise death
+            raise MeasureError(f"{death}; it runs no graph") from death
 
     def _rounds(self, number: int, worker: Worker, items: list[Item], clock: Clock, text: str) -> None:
         graphs: Graphs = {graph.key: graph for item in items for graph, _ in item}

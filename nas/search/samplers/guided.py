@@ -10,6 +10,8 @@ that knows these scores chooses.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from optuna.samplers import BaseSampler
 from optuna.study import Study
@@ -22,6 +24,7 @@ from nas.search.surrogate import Surrogate
 SPREAD_OUT = 8  # candidates that fill the set before a model is asked
 BY_CHANCE = 10  # every so many trials one is drawn evenly
 EVEN, BEST, MUTATIONS = 192, 5, 12  # candidates: even draws, whose mutations, how many of each
+TURNS, KEPT = 3, 32  # how often the best candidates are mutated further, and how many of them are left
 HEATS = ((0.0, 3), (0.5, 2), (1.0, 2), (1.0, 2))  # of draws that are maximized exactly (0: the mean), how many best
 SHORTLIST = 8  # candidates a trial whose features are asked for
 FRONT_DRAWS, LEVELS = 8, 12  # of the model, and of latency, with two objectives
@@ -107,15 +110,17 @@ class Guided(PathSampler):
         return paths[int(np.argmax(self._promise(model, paths, history, (new - middle) / scale)))]
 
     def _refined(self, model: Surrogate, found: dict[Path, None], history: History) -> dict[Path, None]:
-        """The candidates with mutations of those that the model expects most of."""
-        for _ in range(2):
-            paths = list(found)
-            order = np.argsort(-model.gain(self.context.encoder(np.array(paths))), kind="stable")
-            found = dict.fromkeys(paths[place] for place in order[:200])
-            for place in order[:4]:
-                found.update(dict.fromkeys(self.feasible.neighbours(paths[place], self.rng, MUTATIONS)))
-            found = {path: None for path in found if path not in history.seen}
-        return found
+        """Those that the model expects most of, mutations of the first ones among them."""
+        gains: dict[Path, float] = {}
+        for turn in range(TURNS):
+            new = [path for path in found if path not in gains and path not in history.seen]
+            if new:
+                gains.update(zip(new, model.gain(self.context.encoder(np.array(new))).tolist(), strict=True))
+            order = sorted(gains, key=gains.__getitem__, reverse=True)
+            if turn < TURNS - 1:
+                near = (self.feasible.neighbours(path, self.rng, MUTATIONS) for path in order[:4])
+                found = dict.fromkeys(itertools.chain.from_iterable(near))
+        return dict.fromkeys(order[:KEPT])
 
     def _front(self, history: History) -> tuple[list[Path], np.ndarray]:
         """Those that no other dominates, by latency, and their values."""
