@@ -56,24 +56,25 @@ def judge(
         [_spearman(each) for each in found["scores"]] + [(*_perfect(found, "spearman"), "")],
     )
     say_filled(NOTE, further="")
-    for each in found["scores"]:
+    for each in (found, *found["scores"]):
         if each["remark"]:
-            say_filled(f"{each['name']}: {each['remark']}")
+            say_filled(f"{each.get('name', 'WARNING')}: {each['remark']}")
 
 
 def _heading(found: dict[str, Any]) -> str:
     from nas.core.units import show_count
 
     def macs(part: str) -> str:
-        low, high = found[f"macs{part}"] or (0, 0)
+        low, high = found[f"macs{part}"]
         return f"{show_count(low)} to {show_count(high)} MACs"
 
     low, high = found["accuracy"]
+    band = f"{found['networks_band']} of them in the band of {macs('_band')}" if found["macs_band"] else "no band"
     noise = f", {100 * found['noise']:.2g} points from seed to seed" if found["noise"] is not None else ""
     return (
-        f"{Path(found['truth']).name}: {found['networks']} networks of {macs('')}, {found['networks_band']} of them in "
-        f"the band of {macs('_band')}; {found['trainings']} trainings ({found['recipe']}, {found['images']:,} images); "
-        f"test accuracy {100 * low:.1f} to {100 * high:.1f} %{noise}"
+        f"{Path(found['truth']).name}: {found['networks']} networks of {macs('')}, {band}; {found['trainings']} "
+        f"trainings ({found['recipe']}, {found['images']:,} images); test accuracy {100 * low:.1f} to "
+        f"{100 * high:.1f} %{noise}"
     )
 
 

@@ -28,6 +28,7 @@ from nas.core.source import code_of
 from nas.core.tracing import macs_of_unit
 from nas.evaluation import court, datasets, truth
 from nas.evaluation.data import Data, load_data
+from nas.evaluation.devices import pick_device
 from nas.evaluation.evaluators import Asked, Evaluator, load_asked, read_asked
 from nas.evaluation.truth import Truth
 from nas.networks.building import cost_of
@@ -82,14 +83,15 @@ def judge(
 
     Returns:
         `ceiling`: what a score without the noise of training would reach. `scores`: figures of each, the baselines
-        first; those that cannot be given are None, and `remark` says why. Accuracies and regret are in 0..1.
+        first; those that cannot be given are None, and a `remark` there, or of the truth, says why. Accuracies and
+        regret are in 0..1.
 
     Raises:
         InputError: unknown scores, settings or data, or a truth that cannot be read.
     """
     asked = {label: one for text in scores for label, one in _asked(text).items()}
     known = truth.read(truth.find(name))
-    data = _data(known, dataset)
+    data, device = _data(known, dataset), str(pick_device(device))
     costs = [cost_of(each.arch) for each in known.networks]
     judged = [Judged(each, np.array([float(getattr(cost, each)) for cost in costs]), [0.0]) for each in BASELINES]
     for label, one in asked.items():
@@ -211,6 +213,9 @@ def _facts(known: Truth, data: str, judged: Sequence[Judged]) -> dict[str, Any]:
         "accuracy_band": _range(accuracy[band]),
         "noise": sigma,
         "ceiling": _ceiling(accuracy, trainings, sigma, parts),
+        "remark": ""
+        if _enough(parts, band)
+        else f"no figures: {band.sum()} networks are in the band, and it takes {FEWEST}",
         "scores": [_figures(each, known, accuracy, macs, parts) for each in judged],
     }
 
@@ -260,7 +265,7 @@ def _figures(
             remarks.append(
                 f"gives all {len(score)} networks {'of the band ' if part else ''}the same value: ranks nothing"
             )
-        elif not enough and part:
+        elif not enough and part and _enough(parts, within):
             remarks.append(f"only {len(score)} networks of the band have a score; a figure takes {FEWEST}")
     if judged.failed:
         place, reason = min(judged.failed.items())

@@ -4,6 +4,7 @@ import random
 from dataclasses import replace
 
 import pytest
+import torch
 
 from nas.core.errors import InputError
 from nas.evaluation import proxies
@@ -27,9 +28,9 @@ def data():
     return replace(load_data("digits", ARCH.input_shape, limit=700), test=None)
 
 
-def score(name, data, seed=0, **settings):
+def score(name, data, seed=0, device="cpu", **settings):
     evaluator = load_evaluator(name, **settings)
-    return evaluator.score(lambda: build(ARCH, seed=seed), data, arch=ARCH, prepared={}, seed=seed)
+    return evaluator.score(lambda: build(ARCH, seed=seed), data, arch=ARCH, prepared={}, seed=seed, device=device)
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -40,6 +41,12 @@ def test_a_score_is_the_negative_of_its_figure_and_no_accuracy(name, data):
     assert (found.name, found.val_loss, found.val_accuracy) == (f"-{name}", None, None)
     assert found.value != score(name, data, seed=1).value
     assert found.value == score(name, data).value
+
+
+def test_the_device_may_be_left_to_the_machine(data, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert score("naswot", data, device="auto").value == score("naswot", data).value
 
 
 def test_size_is_counted(data):

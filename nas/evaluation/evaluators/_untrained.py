@@ -33,7 +33,7 @@ class Untrained(Evaluator):
     work: ClassVar[str]
 
     @abstractmethod
-    def figure(self, model: nn.Module, data: Data, device: torch.device | str) -> float:
+    def figure(self, model: nn.Module, data: Data, device: torch.device) -> float:
         """The figure of a model on this device, which it may change."""
 
     def score(
@@ -47,12 +47,12 @@ class Untrained(Evaluator):
         device: torch.device | str = "cpu",
         on_epoch: Callable[[int, int], None] | None = None,
     ) -> Score:
-        from nas.evaluation.devices import seeded
+        from nas.evaluation.devices import pick_device, seeded
 
-        start = time.perf_counter()
+        start, place = time.perf_counter(), pick_device(device)
         with seeded(seed):
-            model = build_model().to(device)
-        value = -self.figure(model, data, device)
+            model = build_model().to(place)
+        value = -self.figure(model, data, place)
         return Score(value, f"-{self.title}", seconds=time.perf_counter() - start, cost=f"no training, {self.work}")
 
 
@@ -70,12 +70,12 @@ class OneBatch(Untrained):
     def of_batch(self, model: nn.Module, images: Tensor) -> float:
         """The figure from images (N, C, H, W)."""
 
-    def figure(self, model: nn.Module, data: Data, device: torch.device | str) -> float:
+    def figure(self, model: nn.Module, data: Data, device: torch.device) -> float:
         ((images, _),) = batches(data, 1, self.images, device)
         return self.of_batch(model, images)
 
 
-def batches(data: Data, count: int, size: int, device: torch.device | str) -> list[tuple[Tensor, Tensor]]:
+def batches(data: Data, count: int, size: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
     """Training images with their labels, the same ones for every candidate.
 
     Raises:

@@ -21,7 +21,7 @@ class Synflow(Untrained):
     title: ClassVar[str] = "synflow"
     work: ClassVar[str] = "one input of ones forward and backward"
 
-    def figure(self, model: nn.Module, data: Data, device: torch.device | str) -> float:
+    def figure(self, model: nn.Module, data: Data, device: torch.device) -> float:
         from nas.evaluation.proxies import synflow
 
         return synflow(model, data.train.input_shape)

@@ -31,7 +31,7 @@ class Zico(Untrained):
     batches: Annotated[int, Field(ge=2)] = 4
     images: PositiveInt = 64
 
-    def figure(self, model: nn.Module, data: Data, device: torch.device | str) -> float:
+    def figure(self, model: nn.Module, data: Data, device: torch.device) -> float:
         from nas.evaluation.proxies import zico
 
         return zico(model, batches(data, self.batches, self.images, device))
