@@ -71,7 +71,7 @@ def synflow(model: nn.Module, input_shape: Sequence[int]) -> float:
 
     All weights are made positive and the input is ones; no image is needed. Norms are left out: a layer norm removes
     what an all-positive network gives, and what is left is noise. The flow is that of a linear network: activations
-    pass everything on (a ReLU6 would cut it off), attention takes means, gates are as they are for 0.
+    pass everything on (a ReLU6 would cut it off), attention takes means, and gates stay as they are for 0.
 
     Args:
         model: any network.
@@ -105,6 +105,8 @@ class _Linear(TorchFunctionMode):
             return torch.full_like(args[0], GATES[name])
         if name == "softmax":
             return torch.full_like(args[0], 1 / args[0].shape[given["dim"] if "dim" in given else args[1]])
+        if name == "mul" and all(isinstance(each, Tensor) and each.grad_fn is not None for each in args):
+            return max(args, key=torch.Tensor.numel)  # one of two that come from the input is a gate
         if name == "scaled_dot_product_attention":
             query, key, *others = args
             return func(torch.zeros_like(query), torch.zeros_like(key), *others, **given)

@@ -108,6 +108,23 @@ def test_synflow_passes_activations_and_attention_as_a_linear_network_does():
     assert proxies.synflow(model, (3, 2, 2)) == pytest.approx(expected, rel=1e-6)
 
 
+class Gated(nn.Module):
+    """Values times a context of one position, as MobileViT v2's attention has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.value, self.context = nn.Conv2d(3, 2, 1, bias=False), nn.Conv2d(3, 2, 1, bias=False)
+
+    def forward(self, x):
+        return F.relu(self.value(x)) * self.context(x).sum((2, 3), keepdim=True)
+
+
+def test_synflow_of_products_does_not_grow_with_each_of_them():
+    gated = Gated()
+    expected = math.log(4 * gated.value.weight.abs().sum().item())  # four positions
+    assert proxies.synflow(gated, (3, 2, 2)) == pytest.approx(expected, rel=1e-6)
+
+
 # zico
 
 
