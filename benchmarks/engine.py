@@ -1,16 +1,21 @@
 """What a search costs for each trial besides training: the engine alone, Optuna's samplers and its journal.
 
 Candidates take no time to score here. "Engine" is all time outside the sampler, the storage and the scoring: our own
-code, and Optuna's between its sampler and its storage. Run: python benchmarks/engine.py [SPACE] [TRIALS]
+code, and Optuna's between its sampler and its storage. All is CPU time of one core, so that other programs and a slow
+disk count little. Then the study is read and taken up again, as a killed run's is.
+
+Run: python benchmarks/engine.py [SPACE] [TRIALS] [SAMPLER ...]
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +57,12 @@ class Stopwatch:
         def timed(*args: Any, **kwargs: Any) -> Any:
             if self.inside:
                 return method(*args, **kwargs)
-            self.inside, start = True, time.perf_counter()
+            self.inside, start = True, time.process_time()
             try:
                 return method(*args, **kwargs)
             finally:
                 self.inside = False
-                self.seconds[label] += time.perf_counter() - start
+                self.seconds[label] += time.process_time() - start
 
         return timed
 
@@ -103,12 +108,13 @@ def run(space: Space, estimator: Estimator, sampler_name: str, trials: int) -> N
         marks: list[tuple[float, ...]] = []
 
         def mark(progress: Progress) -> None:
-            marks.append((time.perf_counter(), *watch.seconds.values()))
+            marks.append((time.process_time(), *watch.seconds.values()))
 
         engine = Engine(
             Ledger(study, distributions), space, estimator, Instantly(), trials=trials, seed=0, on_trial=mark
         )
         engine.run()
+        resumed(space, estimator, sampler_name, Path(folder) / "study.journal", len(marks))
     window = min(WINDOW, len(marks) - 1)
     for end in sorted({min(500, len(marks)), len(marks)}):
         total, draw, keep = (
@@ -121,14 +127,37 @@ def run(space: Space, estimator: Estimator, sampler_name: str, trials: int) -> N
         )
 
 
-def main(name: str, trials: int) -> None:
+def resumed(space: Space, estimator: Estimator, sampler_name: str, journal: Path, trials: int) -> None:
+    """Read a study and take it up, and print what that costs up to the next proposal."""
+    distributions = distributions_of(space.choices)
+    context = context_of(space, estimator, feasible_set(space, estimator))
+    gc.collect()
+    start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    study = open_study("benchmark", journal, samplers.load_sampler(sampler_name, 0, distributions, context), 1)
+    read = time.process_time()
+    ledger = Ledger(study, distributions)
+    Engine(ledger, space, estimator, Instantly(), trials=trials + 1, seed=0)
+    ledger.propose()
+    taken = time.process_time()
+    more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
+    print(
+        f"{sampler_name}: a study of {trials} trials is read in {read - start:.1f} s and taken up in "
+        f"{taken - read:.1f} s (goal under 10 together), with {more:.0f} MB more memory (goal under 500)"
+    )
+
+
+def main(name: str, trials: int, chosen: Sequence[str] = ()) -> None:
     """Measure and print, for every sampler, or the ones named."""
     space = search_spaces.load(name)
     table = made_up_table(space)
     limits = resolve([Budget.parse("latency_ms<=p40")], Survey(space, 0, 1000), table, {})
-    for sampler in samplers.names():
+    for sampler in chosen or samplers.names():
         run(space, Estimator(table, limits), sampler, trials)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "efficientformer", int(sys.argv[2]) if len(sys.argv) > 2 else 300)
+    main(
+        sys.argv[1] if len(sys.argv) > 1 else "efficientformer",
+        int(sys.argv[2]) if len(sys.argv) > 2 else 300,
+        sys.argv[3:],
+    )

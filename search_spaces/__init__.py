@@ -7,6 +7,7 @@ outside this package.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -47,18 +48,35 @@ def spaces() -> dict[str, Space]:
     return found
 
 
-def load(name: str) -> Space:
-    """The space of this name.
+def load(name: str, side: int | None = None, fix: Mapping[str, Any] | None = None) -> Space:
+    """The space of this name, or one made from it.
+
+    Args:
+        name: of a family's space.
+        side: of the images in pixels; None for the space's own.
+        fix: choices to hold to some of their values; see `nas.core.parts.holding`.
 
     Raises:
-        InputError: for an unknown space, naming the closest ones.
+        InputError: for an unknown space, naming the closest ones; a side at which it cannot be laid; unknown choices or
+            values, or ones that leave no network.
     """
     from nas.core.errors import InputError, suggest
 
     known = spaces()
     if name not in known:
         raise InputError(suggest("space", name, known))
-    return known[name]
+    space = known[name]
+    if side is None and not fix:
+        return space
+    from nas.core.parts import at_side, holding
+
+    return holding(space if side is None else at_side(space, side), fix or {})
+
+
+def spelled(space: Space) -> str:
+    """How a command names a space: `hybrid`, or `hybrid --side 96` where its images are not of its family's side."""
+    known, side = spaces().get(space.name, space), space.input_shape[-1]
+    return space.name if side == known.input_shape[-1] else f"{space.name} --side {side}"
 
 
 def presets() -> dict[str, Arch]:

@@ -19,6 +19,7 @@ LAYERS = [  # a lower line may use a higher one
     ["nas.core.tracing"],
     ["nas.core.arch"],
     ["nas.core.space"],
+    ["nas.core.parts"],
     ["nas.core.blocks"],
     ["search_spaces"],
     ["nas.networks.features"],

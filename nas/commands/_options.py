@@ -8,6 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from nas.core.arch import Arch
+    from nas.core.space import Space
     from nas.tables.table import Table
 
 
@@ -44,8 +45,31 @@ PatienceOption = Annotated[
         "large graphs.",
     ),
 ]
+SideOption = Annotated[
+    int | None,
+    typer.Option("--side", min=1, max=4096, help="Side of the images in pixels; by default that of the space."),
+]
+FixOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fix", help="Hold a choice to a value or to several: stage3.kind=nextvit,mb3d, tokens=6, ... (repeatable)."
+    ),
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of all randomness.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def read_space(name: str, side: int | None, fix: list[str] | None) -> Space:
+    import search_spaces
+    from nas.core.errors import InputError
+    from nas.search.request import read_fix
+
+    try:
+        return search_spaces.load(name, side, read_fix(fix))
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"--fix: {error}") from error
 
 
 def read_arch(name: str) -> Arch:

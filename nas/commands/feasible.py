@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from nas.commands._app import ANSWERS, app
-from nas.commands._options import JsonOption, SeedOption, TableOption, read_table
+from nas.commands._options import FixOption, JsonOption, SeedOption, SideOption, TableOption, read_space, read_table
 from nas.commands._output import print_json, print_table, say, say_filled
 
 
@@ -19,6 +19,8 @@ def feasible(
         list[str] | None,
         typer.Option("--budget", "-b", help="As for nas search: latency_ms<=5, latency_ms<=p40, params<=3e6, ..."),
     ] = None,
+    fix: FixOption = None,
+    side: SideOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -27,16 +29,19 @@ def feasible(
     How many networks fit; the smallest, the median and the largest; the published ones that fit, with the nearest
     that does for each other; and which stage gains most from more time.
     """
-    import search_spaces
     from nas.core.units import show_count
     from nas.search.overview import feasible as find
 
-    found = find(search_spaces.load(space), read_table(table), budget or (), seed)
+    found = find(read_space(space, side, fix), read_table(table), budget or (), seed)
     if as_json:
         return print_json(found)
     exact = found["fit_at_least"] == found["fit_at_most"]
-    counts = f"[bold]{show_count(found['fit'])}[/bold] of {show_count(found['archs'])}"
-    say(f"{'' if exact else 'about '}{counts} networks of {found['space']} fit ({100 * found['share']:.3g} %)")
+    counts = f"{show_count(found['fit'])} of {show_count(found['archs'])}"
+    held = "".join(f", {name} of {' or '.join(map(str, values))}" for name, values in found["fix"].items())
+    say_filled(
+        f"{'' if exact else 'about '}{counts} networks of {found['space']}{held} at {found['input'][-1]} pixels fit "
+        f"({100 * found['share']:.3g} %); nothing is lost to rounding"
+    )
     for each in found["budgets"]:
         say_filled(_budget(each), indent="  ", further="    ")
     rows = [

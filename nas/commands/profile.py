@@ -10,13 +10,16 @@ import typer
 
 from nas.commands._app import PATH, app
 from nas.commands._options import (
+    FixOption,
     JsonOption,
     PatienceOption,
     SeedOption,
+    SideOption,
     TablesPrecisionOption,
     TablesRuntimeOption,
     TablesThreadsOption,
     read_arch,
+    read_space,
     read_table,
 )
 from nas.commands._output import print_json, progress_bar, say
@@ -40,6 +43,8 @@ def profile(
     table: Annotated[
         Path | None, typer.Option("--table", "-t", "--output", "-o", help="The table to write or complete.")
     ] = None,
+    fix: FixOption = None,
+    side: SideOption = None,
     arch: Annotated[str | None, typer.Option("--arch", help="Only the rows that this arch needs.")] = None,
     runtime: TablesRuntimeOption = None,
     threads: TablesThreadsOption = None,
@@ -104,7 +109,8 @@ def profile(
     _refuse_without_effect(
         {"--collect": collect, "--host": host, "--bundle": bundle},
         {"--budget-minutes": budget_minutes, "--dry-run": dry_run},
-        {"SPACE": spaces, "--arch": arch, "--patience": patience} | {f"--{key}": value for key, value in asked.items()},
+        {"SPACE": spaces, "--fix": fix, "--side": side, "--arch": arch, "--patience": patience}
+        | {f"--{key}": value for key, value in asked.items()},
         {"--partial": partial, "--ssh-port": ssh_port, "--identity": identity, "--ssh-config": ssh_config},
     )
     asked["patience_seconds"] = patience
@@ -121,7 +127,7 @@ def profile(
     if arch is not None:
         settings["rows"] = profiler.rows_of_arch(read_arch(arch), settings["level"])
     if bundle is not None or host is not None:
-        (space, *more) = _profiled_spaces(spaces, known, arch)
+        (space, *more) = _profiled_spaces(spaces, known, arch, side, fix)
         if more:
             raise InputError("a bundle is of one space; make one for each, collect them into one table with --table")
         folder = _bundle(space, bundle or Path("bundles") / f"{host}-{space.name}", settings)
@@ -133,7 +139,7 @@ def profile(
             Remote(host, ssh_port, identity, python, config=ssh_config).measure(folder, report)
         return _collect(folder, table, partial, accept_noise, as_json)
     jobs = []
-    for space in _profiled_spaces(spaces, known, arch):
+    for space in _profiled_spaces(spaces, known, arch, side, fix):
         name = profiler.table_name(space, *(settings[key] for key in ("runtime", "threads", "level", "precision")))
         path = table or Path("latency_tables") / machine.this_machine(settings["runtime"]).slug / name
         jobs.append(profiler.job_of(space, path=path, **settings))
@@ -260,16 +266,20 @@ def _say_profile(found: dict[str, Any]) -> None:
     say(f"Next: nas validate {path}, or nas search --table {path} --budget 'latency_ms<=p40'")
 
 
-def _profiled_spaces(names: list[str] | None, table: Table | None, arch: str | None) -> list[Space]:
+def _profiled_spaces(
+    names: list[str] | None, table: Table | None, arch: str | None, side: int | None, fix: list[str] | None
+) -> list[Space]:
     """The spaces to profile: those named, or those of the table or arch; with the arch's size and classes."""
     import search_spaces
 
+    if (arch is not None or not names) and (side or fix):
+        raise InputError("--side and --fix are of a space: name it, and no arch")
     if arch is not None:
         network = read_arch(arch)
         found = [search_spaces.load(name) for name in names or [network.family]]
         return [replace(space, input_shape=network.input_shape, classes=network.classes) for space in found]
     if names:
-        return [search_spaces.load(name) for name in names]
+        return [read_space(name, side, fix) for name in names]
     if table is None:
         raise InputError(f"which space? Known: {', '.join(search_spaces.spaces())}")
     if not table.spaces:

@@ -53,12 +53,12 @@ def search_with_flags() -> Any:
 
 def _flag(name: str, field: Any) -> inspect.Parameter:
     """A field of the request as an option; its default shows in the help but stays unset, for the file to fill in."""
-    texts = name == "budgets"
+    texts = name in ("budgets", "fix")
     named = (field.annotation, *get_args(field.annotation))
     kind = list[str] if texts else next((each for each in (bool, int, float) if each in named), str)
-    spelled = "--budget" if texts else f"--{name.replace('_', '-')}"
+    spelled = "--budget" if name == "budgets" else f"--{name.replace('_', '-')}"
     shown = field.get_default(call_default_factory=True)
-    default = f" Default: {shown}." if shown not in (None, (), False) else ""
+    default = f" Default: {shown}." if shown not in (None, (), False, {}) else ""
     option = typer.Option(
         spelled, *(("-t",) if name == "table" else ()), help=field.description + default, show_default=False
     )

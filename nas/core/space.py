@@ -20,7 +20,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from nas.core.arch import Arch, Blocks, steps_of
-from nas.core.errors import InputError, suggest
+from nas.core.errors import InputError, NasError, suggest
 from nas.core.ops import Block, Choice, FromStage, Row, Shape, Unit, parse_row
 from nas.core.remembered import Remembered, remembered
 from nas.core.source import code_of
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Params = Mapping[str, Any]
 Names = frozenset[str]
+DRAWS = 1000  # of parameters, of which one has to be an arch of a part of a space
 
 
 @dataclass(frozen=True)
@@ -273,6 +274,8 @@ class Space:
             this many places further; others go to the nearest such place. None for no such rule.
         shared: choices made once per net, such as the number and width of Mobile-Former's tokens; stages read them.
         settle: takes shared values that do not go together to some that do; None where all do.
+        whole: the space that this one is a part of (`nas.core.parts`); places of widths are counted in its stages.
+        held: the choices that are held to some of their values in this part, with those.
     """
 
     name: str
@@ -285,10 +288,13 @@ class Space:
     rise: int | None = None
     shared: Mapping[str, Any] = field(default_factory=dict, hash=False)
     settle: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    whole: Space | None = None
+    held: tuple[tuple[str, tuple[Any, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         values = values_of(self.tail)
-        if sorted(values) != list(range(min(values), max(values) + 1)) or min(values) not in (0, 1):
+        without_gaps = sorted(values) == list(range(min(values), max(values) + 1)) and min(values) in (0, 1)
+        if self.whole is None and not without_gaps:
             raise InputError(f"space {self.name}: tail: expected every number from 0 or 1 up to some end, got {values}")
 
     @functools.cached_property
@@ -312,7 +318,8 @@ class Space:
         """The architecture that these parameters choose; choices that contradict each other are settled (see class).
 
         Raises:
-            InputError: naming a parameter that is unknown, missing, or has no such value.
+            InputError: naming a parameter that is unknown, missing, or has no such value; or these together are no
+                network of a part of a space.
         """
         for name, value in params.items():
             if name not in self.choices:
@@ -326,6 +333,8 @@ class Space:
         picks = [self._pick(number, stage, params) for number, stage in enumerate(self.stages, 1)]
         self._place_widths(picks)
         tails = self._share_tail(picks, params.get("tail", max(values_of(self.tail))))
+        if self._tail_reach and sum(tails) not in values_of(self.tail):
+            raise InputError(f"space {self.name}: depths leave room for a tail of {sum(tails)} only")
         streams: Names = frozenset(["x"])
         stages: list[Blocks] = []
         for stage, pick, tail in zip(self.stages, picks, tails, strict=True):
@@ -338,7 +347,11 @@ class Space:
         return tuple(fill(block, {"classes": self.classes}) for block in blocks)
 
     def _settled(self, shared: dict[str, Any]) -> dict[str, Any]:
-        return self.settle(shared) if self.settle is not None else shared
+        found = self.settle(shared) if self.settle is not None else shared
+        if self.whole is None or tuple(found[name] for name in self.shared) in self._all_shared:
+            return found
+        legal = (dict(zip(self.shared, values, strict=True)) for values in self._all_shared)
+        return max(legal, key=lambda values: sum(values[name] == found[name] for name in values))
 
     def _pick(self, number: int, stage: Stage, params: Params) -> dict[str, Any]:
         choices = stage.choices
@@ -346,14 +359,21 @@ class Space:
 
     def _place_widths(self, picks: list[dict[str, Any]]) -> None:
         before = 0
-        for number, (stage, pick) in enumerate(zip(self.stages, picks, strict=True), 1):
-            widths = stage.widths(pick)
+        for number, (stage, ladder, pick) in enumerate(zip(self.stages, self._ladders, picks, strict=True), 1):
+            widths, all_widths = stage.widths(pick), ladder.widths(pick)
             pick.setdefault("width", widths[0])
-            legal = self._legal_widths(widths, before if number > 1 else None)
+            legal = [
+                width for width in self._legal_widths(all_widths, before if number > 1 else None) if width in widths
+            ]
             if not legal:
-                raise InputError(f"space {self.name}: stage {number} has no width of at least {before}")
+                raise InputError(f"space {self.name}: stage {number} has no width that may follow the one before it")
             pick["width"] = _nearest(legal, pick["width"])
-            before = self._measure_of_width(widths, pick["width"])
+            before = self._measure_of_width(all_widths, pick["width"])
+
+    @property
+    def _ladders(self) -> tuple[Stage, ...]:
+        """The stages in whose widths places are counted."""
+        return self.stages if self.whole is None else self.whole.stages
 
     def _legal_widths(self, widths: Sequence[int], before: int | None) -> Sequence[int]:
         """The widths that may follow; `before` is what `_measure_of_width` gave, None for the first stage."""
@@ -416,8 +436,17 @@ class Space:
         return True
 
     def sample(self, rng: random.Random) -> Arch:
-        """A random arch: every parameter drawn evenly from its values."""
-        return self.arch({name: rng.choice(choice.values) for name, choice in self.choices.items()})
+        """A random arch: every parameter drawn evenly from its values; again where they are no arch of a part.
+
+        Raises:
+            InputError: no draw is one.
+        """
+        for _ in range(1 if self.whole is None else DRAWS):
+            try:
+                return self.arch({name: rng.choice(choice.values) for name, choice in self.choices.items()})
+            except InputError as error:
+                problem = error
+        raise problem
 
     def mutate(self, arch: Arch, rng: random.Random) -> Arch:
         """A neighbour of `arch`: one parameter redrawn, and never the same arch.
@@ -429,9 +458,9 @@ class Space:
         moves = [(name, v) for name, choice in self.choices.items() for v in choice.values if v != params[name]]
         rng.shuffle(moves)
         for name, value in moves:
-            neighbour = self.arch(params | {name: value})
-            if neighbour != arch:
-                return neighbour
+            with contextlib.suppress(InputError):  # no arch of a part
+                if (neighbour := self.arch(params | {name: value})) != arch:
+                    return neighbour
         raise InputError(f"space {self.name} has no other arch than {arch.id}")
 
     def _laid(self, index: int, streams: Names, shared: tuple[tuple[Any, ...], ...]) -> list[Laid]:
@@ -463,21 +492,27 @@ class Space:
     def _all_shared(self) -> tuple[tuple[Any, ...], ...]:
         """The legal combinations of shared values."""
         products = itertools.product(*(values_of(choice) for choice in self.shared.values()))
-        settled = (self._settled(dict(zip(self.shared, values, strict=True))) for values in products)
-        return tuple(dict.fromkeys(tuple(values[name] for name in self.shared) for values in settled))
+        combined = (dict(zip(self.shared, values, strict=True)) for values in products)
+        settled = [self.settle(values) if self.settle is not None else values for values in combined]
+        kept = (
+            values
+            for values in settled
+            if self.whole is None or all(values[name] in values_of(choice) for name, choice in self.shared.items())
+        )
+        return tuple(dict.fromkeys(tuple(values[name] for name in self.shared) for values in kept))
 
     def _steps(self, index: int, state: State, laid: Iterable[Laid]) -> Iterator[Step]:
         """Every distinct way through stage `index` from a state."""
-        stage, least, most = self.stages[index], *_range(self.tail)
+        ladder, tails = self._ladders[index], values_of(self.tail)
         reaches, is_last = index >= len(self.stages) - self._tail_reach, index == len(self.stages) - 1
         for way in laid:
-            widths, width = stage.widths(way.picked), way.picked["width"]
+            widths, width = ladder.widths(way.picked), way.picked["width"]
             if width not in self._legal_widths(widths, state.width if index else None):
                 continue
             total = state.tail + way.tail
             if state.tail and way.tail < way.picked["depth"]:  # once begun, every later block is one
                 continue
-            if total > most or (is_last and total < least and reaches):
+            if total > max(tails) or (is_last and reaches and total not in tails):
                 continue
             rows, streams = _rows_behind(way.blocks, state.streams)
             head = self._head_behind(way.blocks) if is_last else ()
@@ -644,11 +679,6 @@ class _Asked(dict[str, Any]):
         return super().__getitem__(name)
 
 
-def _range(tail: Any) -> tuple[int, int]:
-    values = values_of(tail)
-    return min(values), max(values)
-
-
 def _names(streams: tuple[tuple[str, Shape], ...]) -> Names:
     return frozenset(name for name, _ in streams)
 
@@ -672,7 +702,10 @@ def _rows_behind(
 def _row_behind(block: Block, streams: tuple[tuple[str, Shape], ...]) -> tuple[Row, tuple[tuple[str, Shape], ...]]:
     shapes = dict(streams)
     row = Row(block, tuple(shapes[name] for name in block.takes))
-    call = calls_of_unit(row)
+    try:
+        call = calls_of_unit(row)
+    except (NasError, RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise InputError(f"{block} does not take {', '.join(map(str, row.inputs))}: {error}") from error
     shapes.update(zip(block.gives, call.outputs, strict=True))
     return row, tuple(sorted(shapes.items()))
 

@@ -333,7 +333,9 @@ class Job:
 
     def _with_space(self, header: Header, rows: Iterable[Row]) -> Header:
         """The header of a table with these rows."""
-        if not set(rows).issuperset(self._space_rows):
+        whole = self.space.whole or self.space
+        needed = whole.rows() if self.level == "block" else whole.op_rows()
+        if not set(rows).issuperset(needed):
             return header
         return replace(header, spaces=tuple(dict.fromkeys((*header.spaces, scope_of(self.space)))))
 

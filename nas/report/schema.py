@@ -194,6 +194,45 @@ class Smallest(TypedDict):
     arch: str
 
 
+class BudgetUse(TypedDict):
+    """How a budget narrows the space: the share that keeps it alone, null where it is no sum over blocks, and whether
+    it keeps out what the others let in.
+    """
+
+    asked: str
+    limit: PositiveFloat
+    unit: str
+    share: Fraction | None
+    binds: bool
+
+
+class StageUse(TypedDict):
+    """The median time of a stage among the networks that fit, and what more time would buy in it alone."""
+
+    stage: str
+    median_ms: FiniteFloat
+    macs_gained: FiniteFloat
+
+
+class Feasible(TypedDict):
+    """What the budgets leave of the space; see `nas.search.overview.summary`."""
+
+    space: str
+    archs: int
+    fit: FiniteFloat
+    fit_at_least: FiniteFloat
+    fit_at_most: FiniteFloat
+    share: Fraction
+    lost_to_rounding: Fraction
+    smallest_ms: PositiveFloat
+    median_ms: PositiveFloat
+    largest_ms: PositiveFloat
+    published: dict[str, bool]
+    budgets: list[BudgetUse]
+    more_ms: PositiveFloat
+    stages: list[StageUse]
+
+
 class Provenance(TypedDict):
     """Where the numbers come from."""
 
@@ -233,6 +272,7 @@ class Result(TypedDict):
     ranking: Ranking
     belief: NotRequired[Belief | None]
     smallest: NotRequired[Smallest | None]
+    feasible: NotRequired[Feasible]
     provenance: Provenance
 
 

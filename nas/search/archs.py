@@ -138,7 +138,7 @@ def _space(run: Path, request: Request, study: optuna.Study) -> Space:
     """The space of a run, with the classes of its data set."""
     if request.space is None:
         raise RunError(f"{run / 'request.yaml'}: names no space")
-    space = search_spaces.load(request.space)
+    space = search_spaces.load(request.space, request.side, request.fix)
     classes = study.user_attrs.get(CLASSES)
     if classes is None:  # a run of an earlier version
         from nas.evaluation.data import load_data

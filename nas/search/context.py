@@ -16,7 +16,7 @@ from nas.core.errors import RunError
 from nas.core.files import write_text
 from nas.evaluation.evaluators import load_evaluator
 from nas.search.archs import CLASSES
-from nas.search.fitting import context_of, feasible_set
+from nas.search.fitting import context_of
 from nas.search.limits import Limit
 from nas.search.request import Request
 from nas.search.resolved import Log, Named, Progress, Resolved, resolve_request, table_begun_with
@@ -197,19 +197,19 @@ class Context:
         return Pool(scorer_of(self.found), self.request.workers, on_stages)
 
 
-def known_of(found: Resolved, folder: Path) -> SamplerContext:
-    """What a sampler of the request is told, above all what fits; the counts of that are kept in the run's folder."""
+def known_of(found: Resolved) -> SamplerContext:
+    """What a sampler of the request is told, above all what fits; the tables of that are kept in the run's folder."""
     request = found.request
-    fits = feasible_set(found.space, found.estimator, folder)
+    found.fits.keep(request.run_dir)
     objectives = 2 if request.objective == "front" else 1
-    return context_of(found.space, found.estimator, fits, objectives, request.start == "presets")
+    return context_of(found.space, found.estimator, found.fits, objectives, request.start == "presets")
 
 
-def sampler_of(found: Resolved, folder: Path) -> BaseSampler:
+def sampler_of(found: Resolved) -> BaseSampler:
     """The request's sampler."""
     request = found.request
     distributions = distributions_of(found.space.choices)
-    return load_sampler(request.sampler, request.seed, distributions, known_of(found, folder))
+    return load_sampler(request.sampler, request.seed, distributions, known_of(found))
 
 
 def scorer_of(found: Resolved) -> TrainingScorer:

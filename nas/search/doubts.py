@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+import search_spaces
 from nas.core.space import Space
 from nas.evaluation.data import Data, Split, load_data
 from nas.evaluation.evaluators import load_evaluator
@@ -176,7 +177,7 @@ def noisy(table: Table, space: Space) -> list[str]:
     return [
         f"The latencies of {table.where} were measured on a noisy machine ({noise}), so predictions may be off by more "
         "than its card says. On a quiet machine, profile into a new table, and give the search it and another name: "
-        f"nas profile {space.name} --runtime {header.runtime} --threads {header.threads} --precision "
+        f"nas profile {search_spaces.spelled(space)} --runtime {header.runtime} --threads {header.threads} --precision "
         f"{header.precision} --level {header.level} --table FILE"
     ]
 

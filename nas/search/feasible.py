@@ -2,35 +2,42 @@
 
 A budget on a sum of rows (latency of any table, parameters, multiply-adds) is kept track of from step to step through
 the lattice of the space, in bins of what is left of it. Bins are rounded so that the tables hold every candidate that
-fits and a few that do not: those are drawn again, so a draw is exactly even over what fits, and nothing is lost. What
-is no sum of rows (memory, confidence) is checked candidate by candidate.
+fits and a few that do not: those are drawn again, so a draw is exactly even over what fits, and nothing is lost to
+rounding. What is no sum of rows (memory, confidence) is checked candidate by candidate.
+
+How many fit is counted exactly where one sum binds, by pairs of beginnings and ends of paths, and where so few
+candidates are left that each can be looked at. Else it is known between bounds.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import heapq
 import itertools
-import os
+import zipfile
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import Any
 
 import numpy as np
 
-from nas.core.errors import BudgetError
-from nas.search.lattice import Costs, Lattice, Path, sums
+from nas.core.errors import BudgetError, RunError
+from nas.core.files import whole
+from nas.search.lattice import Costs, Lattice, Layer, Path, sums
 
-BINS = 4096  # of what a budget leaves beyond the smallest candidate, for counts and draws
-BINS_OF_TWO = 160  # a side, where two budgets are kept track of
+BINS = (4096, 160, 32)  # a side where one, two or three budgets are kept track of, for counts and draws
 BINS_OF_BEST = 128  # for bounds of the exact search, which itself has no bins
-ENOUGH = 0.05  # share of draws that must keep the other budgets; below it two are kept track of
+ENOUGH = 0.05  # share of draws that must keep the other budgets; below it one more is kept track of
 STATES_AT_ONCE = 8  # there: what they need fits the cache of a core
-EXPANSIONS = 20_000  # of the exact search, after which it settles for the best it has
-DRAWS = 256  # at once
-TRIES = 200  # batches without one that fits, after which a set counts as empty
+LISTED = 20_000  # candidates that the tables leave, up to which each is looked at
+PAIRS = 1e8  # beginnings and ends of paths, up to which they are paired to count exactly
+EXPANSIONS = 20_000  # of the exact search, after which it settles for the best it can reach at once,
+DIVES = 100  # from so many of the beginnings that promise most
+BATCH = 4096  # draws at once
+DRAWS = 50_000  # without one that fits, after which drawing ends
 SLACK = 1e-9  # relative: sums of the same numbers in another order differ by less
 Check = Callable[[Path], bool]
 
@@ -80,6 +87,31 @@ def _least(lattice: Lattice, costs: Costs) -> list[np.ndarray]:
     return found[::-1]
 
 
+def _onward(layer: Layer, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Every step on from each of some states: the place of the state, and the step. Shapes: (n,), (n,)"""
+    widths = layer.first[states + 1] - layer.first[states]
+    line = np.repeat(np.arange(len(states)), widths)
+    return line, layer.first[states][line] + np.arange(len(line)) - (np.cumsum(widths) - widths)[line]
+
+
+class _Within:
+    """Counts which of some points, of one or two coordinates, lie at or below others. Shape: (coordinates, points)"""
+
+    def __init__(self, points: np.ndarray) -> None:
+        self.edges = [np.sort(line) for line in points]
+        if len(points) == 2:
+            place = np.searchsorted(self.edges[1], points[1][np.argsort(points[0])], side="left")
+            self.below = np.zeros((len(place) + 1, len(place) + 1), np.int32)  # by the first so many of each coordinate
+            self.below[np.arange(len(place)) + 1, place + 1] = 1
+            np.cumsum(self.below, axis=0, out=self.below)
+            np.cumsum(self.below, axis=1, out=self.below)
+
+    def count(self, others: np.ndarray) -> int:
+        """How many pairs there are of a point and another at or above it. Shape: (coordinates, n)"""
+        places = [np.searchsorted(edge, line, side="right") for edge, line in zip(self.edges, others, strict=True)]
+        return int((places[0] if len(places) == 1 else self.below[places[0], places[1]]).sum())
+
+
 class FeasibleSet:
     """The candidates of a lattice that keep all budgets.
 
@@ -87,7 +119,7 @@ class FeasibleSet:
         lattice: all candidates.
         sums: budgets on sums; the first of them is also what `front` walks along.
         check: further budgets, candidate by candidate; None for none.
-        folder: where its tables are kept for the next process; None for nowhere.
+        folder: where an earlier process may have kept its tables (`keep`); None for nowhere.
     """
 
     def __init__(
@@ -97,10 +129,11 @@ class FeasibleSet:
         check: Check | None = None,
         folder: FilePath | None = None,
     ) -> None:
-        self.lattice, self.sums, self.check = lattice, tuple(sums), check
+        nothing = Sum("", [np.zeros(len(layer.way)) for layer in lattice.layers], 1.0)
+        self.lattice, self.sums, self.check = lattice, tuple(sums) or (nothing,), check
         self.layers = lattice.layers
         self._folder = folder
-        self._reduced = [_Reduced(lattice, item) for item in sums]
+        self._reduced = [_Reduced(lattice, item) for item in self.sums]
         self._tables: dict[tuple[tuple[int, ...], bool], list[np.ndarray]] = {}
         self._bins_of_best: dict[int, list[np.ndarray]] = {}
 
@@ -133,31 +166,34 @@ class FeasibleSet:
 
     @functools.cached_property
     def tracked(self) -> tuple[int, ...]:
-        """Places of the budgets that are kept track of: the one that binds most, and one more where needed."""
-        if not self.sums:
-            return ()
-        totals = [float(self._counts((place,))[0][0, -1]) for place in range(len(self.sums))]
-        first = int(np.argmin(totals))
-        others = [place for place, item in enumerate(self._reduced) if place != first and item.binds]
-        if not others:
-            return (first,)
-        drawn = self._superset(np.random.default_rng(0), 2000, (first,))
-        keeps = {
-            place: float((sums(self.sums[place].costs, drawn) <= self.sums[place].limit).mean()) for place in others
-        }
-        second = min(others, key=lambda place: keeps[place])
-        return (first,) if keeps[second] >= ENOUGH else (first, second)
+        """Places of the budgets that are kept track of: the one that binds most, and up to two more where needed."""
+        places: tuple[int, ...] = (min(range(len(self.sums)), key=self._most_alone),)
+        while len(places) < len(BINS):
+            drawn = self._superset(np.random.default_rng(0), 2000, places)
+            others = [place for place, item in enumerate(self._reduced) if place not in places and item.binds]
+            if not others or not len(drawn):
+                break
+            keeps = {
+                place: float((sums(self.sums[place].costs, drawn) <= self.sums[place].limit).mean()) for place in others
+            }
+            next_one = min(others, key=keeps.__getitem__)
+            if keeps[next_one] >= ENOUGH:
+                break
+            places = (*places, next_one)
+        return places
+
+    def _most_alone(self, place: int) -> float:
+        """How many candidates keep one of the budgets on sums, at most."""
+        return float(self._counts((place,))[0][0, -1])
 
     def _counts(self, places: tuple[int, ...], up: bool = False) -> list[np.ndarray]:
         """By layer, state and bins left of each tracked budget: how many ways on there are (float64)."""
         if (places, up) in self._tables:
             return self._tables[places, up]
-        path = self._file(places, up)
-        if path is not None and path.is_file():
-            with np.load(path) as stored:
-                self._tables[places, up] = [stored[f"arr_{number}"] for number in range(len(stored.files))]
-            return self._tables[places, up]
-        side = BINS if len(places) == 1 else BINS_OF_TWO
+        side = BINS[len(places) - 1]
+        if (kept := self._kept(places, up, side)) is not None:
+            self._tables[places, up] = kept
+            return kept
         taken = [self._reduced[place].bins(side, up) for place in places]
         shape = (side + 1,) * len(places)
         behind = np.ones((1, *shape))
@@ -180,64 +216,158 @@ class FeasibleSet:
             behind = here
             tables.append(here)
         self._tables[places, up] = tables[::-1]
-        if path is not None:
-            temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.npz")
-            np.savez(temporary, *self._tables[places, up])
-            temporary.replace(path)
         return self._tables[places, up]
 
-    def _file(self, places: tuple[int, ...], up: bool) -> FilePath | None:
-        if self._folder is None:
+    def keep(self, folder: FilePath) -> None:
+        """Keep the tables of draws in a folder for the next process, in place of those of another set.
+
+        What cannot be written is made again.
+        """
+        path = self._file(folder, self.tracked, False)
+        for other in folder.glob("feasible-*.npz"):
+            if other != path:
+                other.unlink(missing_ok=True)
+        if not path.is_file():
+            with contextlib.suppress(RunError), whole(path, sync=False) as temporary, temporary.open("wb") as file:
+                np.savez(file, *self._counts(self.tracked))
+
+    def _kept(self, places: tuple[int, ...], up: bool, side: int) -> list[np.ndarray] | None:
+        """The tables that an earlier process kept; None where there are none, or the file is damaged."""
+        if self._folder is None or not (path := self._file(self._folder, places, up)).is_file():
             return None
+        states = [len(layer.first) - 1 for layer in self.layers] + [1]
+        try:
+            with path.open("rb") as file, np.load(file) as stored:
+                found = [stored[f"arr_{number}"] for number in range(len(self.layers) + 1)]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+        fits = all(table.shape == (n, *(side + 1,) * len(places)) for n, table in zip(states, found, strict=True))
+        return found if fits else None
+
+    def _file(self, folder: FilePath, places: tuple[int, ...], up: bool) -> FilePath:
         marks = [self.key[:16], *map(str, places), *(["up"] if up else [])]
-        return self._folder / f"feasible-{'-'.join(marks)}.npz"
+        return folder / f"feasible-{'-'.join(marks)}.npz"
 
     @functools.cached_property
     def key(self) -> str:
         """SHA-256 of what the set is made of: steps, costs and limits, so of space, tables and budgets."""
-        digest = hashlib.sha256(repr((BINS, BINS_OF_TWO, [item.limit for item in self.sums])).encode())
+        digest = hashlib.sha256(repr((BINS, [item.limit for item in self.sums])).encode())
         for number, layer in enumerate(self.layers):
             for array in (layer.first, layer.target, *(item.costs[number] for item in self.sums)):
                 digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
-    def count(self) -> tuple[float, float]:
-        """Bounds on how many candidates keep the budgets: at least, at most.
-
-        With budgets that are checked candidate by candidate, or with more than two on sums, 0 is the lower bound.
-        """
-        if not any(item.binds for item in self._reduced) and self.check is None:
-            return (float(self.size_of_all()),) * 2
+    @functools.cached_property
+    def _most(self) -> float:
+        """How many candidates the tables of draws hold: those that fit, and some beyond by less than a bin."""
         if any(item.slack < 0 for item in self._reduced):
-            return 0.0, 0.0
+            return 0.0
         places = self.tracked
-        most = float(self._counts(places)[0][(0, *(-1,) * len(places))])
-        rest = [item for place, item in enumerate(self._reduced) if place not in places and item.binds]
-        if rest or self.check is not None:
+        return float(self._counts(places)[0][(0, *(-1,) * len(places))])
+
+    @functools.cached_property
+    def listed(self) -> np.ndarray | None:
+        """All candidates that fit, where the tables hold few; None where they hold many. Shape: (n, layers)"""
+        if self._most > LISTED:
+            return None
+        paths, states = np.zeros((1, 0), np.int64), np.zeros(1, np.int64)
+        if not self._most:
+            return np.zeros((0, len(self.layers)), np.int64)
+        side = BINS[len(self.tracked) - 1]
+        taken = [self._reduced[place].bins(side) for place in self.tracked]
+        left = [np.full(1, side) for _ in taken]
+        for index, layer in enumerate(self.layers):
+            line, steps = _onward(layer, states)
+            rest = [have[line] - bins[index][steps] for have, bins in zip(left, taken, strict=True)]
+            ok = np.logical_and.reduce([item >= 0 for item in rest])
+            ways_on = self._counts(self.tracked)[index + 1]
+            ok &= ways_on[(layer.target[steps], *(np.maximum(item, 0) for item in rest))] > 0
+            paths = np.concatenate([paths[line[ok]], steps[ok, None]], axis=1)
+            states, left = layer.target[steps[ok]], [item[ok] for item in rest]
+        return np.asarray(paths[self.fitting(paths)])
+
+    @functools.cached_property
+    def _paired(self) -> int | None:
+        """How many keep the budgets on sums, the two of them that bind most where they are more, exactly: beginnings
+        and ends of paths, paired over the steps of one layer. None where these are too many.
+        """
+        order = self._order[:2]
+        costs = [np.stack([self.sums[place].costs[n] for place in order]) for n in range(len(self.layers))]
+        limits = np.array([[self.sums[place].limit] for place in order])
+        states = [len(layer.first) - 1 for layer in self.layers] + [1]
+        ends = [np.ones(1)]
+        for layer in reversed(self.layers):
+            ends.append(np.add.reduceat(ends[-1][layer.target], layer.first[:-1]))
+        ends.reverse()
+        begins: list[np.ndarray] = [np.ones(1)]
+        for layer, width in zip(self.layers, states[1:], strict=True):
+            begins.append(np.bincount(layer.target, begins[-1][layer.source], width))
+        work = [begins[n].sum() + begins[n + 1].sum() + (ends[n + 1] ** len(order)).sum() for n in range(len(costs))]
+        at = int(np.argmin(work))
+        if work[at] > PAIRS:
+            return None
+        before = [np.zeros((len(order), 1))]
+        for layer, cost, width in zip(self.layers[:at], costs[:at], states[1 : at + 1], strict=True):
+            found: list[list[np.ndarray]] = [[np.zeros((len(order), 0))] for _ in range(width)]
+            for step, (source, target) in enumerate(zip(layer.source, layer.target, strict=True)):
+                found[target].append(before[source] + cost[:, step, None])
+            joined = [np.concatenate(parts, axis=1) for parts in found]
+            before = [points[:, np.argsort(points[0])] for points in joined]  # neighbours are looked up faster
+        behind = [np.zeros((len(order), 1))]
+        for layer, cost in zip(reversed(self.layers[at + 1 :]), reversed(costs[at + 1 :]), strict=True):
+            parts = [behind[target] + cost[:, step, None] for step, target in enumerate(layer.target)]
+            behind = [np.concatenate(parts[a:b], axis=1) for a, b in itertools.pairwise(layer.first.tolist())]
+        layer, cost, total = self.layers[at], costs[at], 0
+        for target, points in enumerate(behind):
+            within = _Within(points)
+            for step in np.flatnonzero(layer.target == target).tolist():
+                total += within.count(limits - cost[:, step, None] - before[layer.source[step]])
+        return total
+
+    def count(self) -> tuple[float, float]:
+        """How many candidates keep the budgets, at least and at most: twice the same, an int, where it is exact."""
+        return self._bounds
+
+    @functools.cached_property
+    def _bounds(self) -> tuple[float, float]:
+        if not any(item.binds for item in self._reduced) and self.check is None:
+            return (self.size_of_all(),) * 2
+        if self.listed is not None:
+            return (len(self.listed),) * 2
+        paired = None if self.check is not None and not self._order else self._paired
+        if paired is not None and self.check is None and len(self._order) <= 2:
+            return paired, paired
+        most = self._most if paired is None else min(paired, self._most)
+        if self.check is not None or set(self._order) - set(self.tracked):
             return 0.0, most
-        return float(self._counts(places, up=True)[0][(0, *(-1,) * len(places))]), most
+        return float(self._counts(self.tracked, up=True)[0][(0, *(-1,) * len(self.tracked))]), most
 
     @functools.cached_property
     def about(self) -> float:
-        """How many candidates keep the budgets: the middle of close bounds, else the upper bound times the share of
-        draws that fit.
+        """How many candidates keep the budgets: exact where that is known, else the upper bound times the share of the
+        tables' draws that fit.
         """
-        least, most = self.count()
-        if least >= 0.99 * most:
-            return (least + most) / 2
+        least, most = self._bounds
+        if least == most:
+            return most
         drawn = self._superset(np.random.default_rng(0), 4000, self.tracked)
-        return most * float(self.fitting(drawn).mean()) if len(drawn) else 0.0
+        return max(least, self._most * float(self.fitting(drawn).mean()))
+
+    @functools.cached_property
+    def is_empty(self) -> bool:
+        """Whether no candidate keeps all budgets; where many come close, as far as a search finds none."""
+        if self._most and self.fits(self.closest()):
+            return False
+        return len(self.listed) == 0 if self.listed is not None else not (self.about or self.smallest())
 
     def share_of(self, place: int) -> float:
         """The share of all candidates that keeps one of the budgets on sums."""
-        return float(self._counts((place,))[0][0, -1]) / self.size_of_all()
+        return self._most_alone(place) / self.size_of_all()
 
     # draws
 
     def _superset(self, rng: np.random.Generator, count: int, places: tuple[int, ...]) -> np.ndarray:
         """Even draws of what keeps the tracked budgets up to the width of a bin. Shape: (count, layers)"""
-        if not places:
-            return self._unbounded(rng, count)
         tables = self._counts(places)
         side = tables[0].shape[-1] - 1
         taken = [self._reduced[place].bins(side) for place in places]
@@ -262,44 +392,42 @@ class FeasibleSet:
             states = layer.target[paths[:, index]]
         return paths
 
-    @functools.cached_property
-    def _free(self) -> FeasibleSet:
-        nothing = Sum("", [np.zeros(len(layer.way)) for layer in self.layers], 1.0)
-        return FeasibleSet(self.lattice, [nothing])
-
-    def _unbounded(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        return self._free._superset(rng, count, (0,))
-
     def draw(self, rng: np.random.Generator, count: int = 1) -> np.ndarray:
         """Draws with replacement, every candidate that fits as likely as any other. Shape: (count, layers)
 
         Raises:
             BudgetError: nothing that fits was found.
         """
-        if not self.count()[1]:
-            raise BudgetError("no network keeps all budgets")
+        if self.listed is not None:
+            if not len(self.listed):
+                raise BudgetError("no network keeps all budgets")
+            return self.listed[rng.integers(len(self.listed), size=count)]
         found: list[np.ndarray] = []
-        have = tries = 0
+        have = drawn = 0
         while have < count:
             batch = self._superset(
-                rng, min(max(DRAWS, count - have) if have or tries else count + 8, 4096), self.tracked
+                rng, min(int(1.2 * (count - have) * (drawn + 1) / (have + 1)) + 8, BATCH), self.tracked
             )
-            batch = batch[self.fitting(batch)]
-            found.append(batch)
-            have += len(batch)
-            tries += 1
-            if tries - have > TRIES:
-                raise BudgetError("no network that keeps all budgets was found")
+            drawn += len(batch)
+            found.append(batch[self.fitting(batch)])
+            have += len(found[-1])
+            if drawn - have > DRAWS * (have + 1):
+                raise BudgetError(
+                    f"of {drawn} networks drawn from those that come close, {have} keep all budgets: too few to search "
+                    "among. Loosen one of the budgets"
+                )
         return np.concatenate(found)[:count]
 
     def unseen(self, rng: np.random.Generator, seen: Collection[Path]) -> Path | None:
         """An even draw of the candidates that fit and are not among these; None where there are no further ones."""
-        for _ in range(3):
-            for path in self.draw(rng, 32):
+        for count in (4, 32, 64):
+            for path in self.draw(rng, count):
                 if (found := tuple(map(int, path))) not in seen:
                     return found
-        nothing = [np.zeros(len(layer.way)) for layer in self.layers]
-        left = self.best(nothing, 64, seen)
+        if self.listed is not None:
+            left = [path for path in map(tuple, self.listed.tolist()) if path not in seen]
+        else:
+            left = self.best([np.zeros(len(layer.way)) for layer in self.layers], 64, seen)
         return left[int(rng.integers(len(left)))] if left else None
 
     # near ones
@@ -550,48 +678,95 @@ class _Search:
         self._bound()
 
     def paths(self, exclude: Collection[Path]) -> Iterator[Path]:
-        """Candidates that fit, best first."""
-        layers, side = self.set.layers, BINS_OF_BEST
-        widths = [max(slack, 1e-300) for slack in self.slacks]
-        price = sum(weight * slack for weight, slack in zip(self.weights, self.slacks, strict=True))
+        """Candidates that fit, best first; those that it settles for in the end are the best of these."""
         numbers = itertools.count()
-        heap: list[tuple[float, int, int, Any]] = []  # bound, depth: ties go to the longest beginning
+        heap: list[tuple[float, int, int, _Node]] = []  # bound, depth: ties go to the longest beginning
 
-        def push(path: Path, state: int, score: float, paid: float, left: tuple[float, ...]) -> None:
-            """Put the ways on from a beginning into the heap: the best of them, which brings the next when taken."""
-            layer, index = layers[len(path)], len(path)
-            steps = slice(int(layer.first[state]), int(layer.first[state + 1]))
-            rest = [have - item.steps[index][steps] for have, item in zip(left, self.reduced, strict=True)]
-            ok = np.ones(steps.stop - steps.start, bool)
-            for item, width in zip(rest, widths, strict=True):
-                ok &= item >= -SLACK * width
-            gained = score + self.scores[index][steps]
-            if index == len(layers) - 1:
-                bound = gained
-            else:
-                bins = 0
-                if self.first is not None:
-                    bins = np.clip((rest[0] / widths[0] * side * (1 + SLACK)).astype(int) if side else 0, 0, side)
-                bound = paid + self.priced[index][steps] + self.tables[index + 1][layer.target[steps], bins] + price
-            bound = np.where(ok, bound, -np.inf)
-            order = np.argsort(-bound, kind="stable")[: int(np.isfinite(bound).sum())]
-            if len(order):
-                node = (path, steps.start, layer, order, bound, rest, gained, paid + self.priced[index][steps])
-                heapq.heappush(heap, (-float(bound[order[0]]), -len(path), next(numbers), (node, 0)))
+        def push(node: _Node | None) -> None:
+            if node is not None:
+                heapq.heappush(heap, (-node.bound, -len(node.path), next(numbers), node))
 
-        push((), 0, 0.0, 0.0, tuple(self.slacks))
+        push(self._onward((), 0, 0.0, 0.0, tuple(self.slacks)))
         for _ in range(EXPANSIONS + len(exclude)):
             if not heap:
                 return
-            _, _, _, (node, at) = heapq.heappop(heap)
-            path, start, layer, order, bound, rest, gained, paid = node
-            if at + 1 < len(order):
-                heapq.heappush(heap, (-float(bound[order[at + 1]]), -len(path), next(numbers), (node, at + 1)))
-            step = int(order[at])
-            longer = (*path, start + step)
-            if len(longer) == len(layers):
-                if longer not in exclude and self.set.fits(longer):
-                    yield longer
-            else:
-                left = tuple(float(item[step]) for item in rest)
-                push(longer, int(layer.target[start + step]), float(gained[step]), float(paid[step]), left)
+            *_, node = heapq.heappop(heap)
+            push(node.next())
+            longer, behind = self._taken(node)
+            if behind is not None:
+                push(behind)
+            elif len(longer) == len(self.set.layers) and longer not in exclude and self.set.fits(longer):
+                yield longer
+        found: dict[Path, float] = {}
+        for *_, node in heapq.nsmallest(DIVES, heap):
+            longer, behind = self._taken(node)
+            while behind is not None:
+                score = float(behind.gained[behind.order[0]])
+                longer, behind = self._taken(behind)
+            if len(longer) == len(self.set.layers) and longer not in exclude and self.set.fits(longer):
+                found[longer] = score
+        yield from sorted(found, key=found.__getitem__, reverse=True)
+
+    def _onward(self, path: Path, state: int, score: float, paid: float, left: tuple[float, ...]) -> _Node | None:
+        """The ways on from a beginning, those of the largest bound first; None where there are none."""
+        index, side = len(path), BINS_OF_BEST
+        layer = self.set.layers[index]
+        steps = slice(int(layer.first[state]), int(layer.first[state + 1]))
+        widths = [max(slack, 1e-300) for slack in self.slacks]
+        rest = [have - item.steps[index][steps] for have, item in zip(left, self.reduced, strict=True)]
+        ok = np.ones(steps.stop - steps.start, bool)
+        for item, width in zip(rest, widths, strict=True):
+            ok &= item >= -SLACK * width
+        gained, paid_now = score + self.scores[index][steps], paid + self.priced[index][steps]
+        bound = gained
+        if index < len(self.set.layers) - 1:
+            bins: Any = 0
+            if self.first is not None:
+                bins = np.clip((rest[0] / widths[0] * side * (1 + SLACK)).astype(int), 0, side)
+            price = sum(weight * slack for weight, slack in zip(self.weights, self.slacks, strict=True))
+            bound = paid_now + self.tables[index + 1][layer.target[steps], bins] + price
+        bound = np.where(ok, bound, -np.inf)
+        order = np.argsort(-bound, kind="stable")[: int(np.isfinite(bound).sum())]
+        return _Node(path, steps.start, order, bound, rest, gained, paid_now) if len(order) else None
+
+    def _taken(self, node: _Node) -> tuple[Path, _Node | None]:
+        """The path with a node's best step, and the ways on from there."""
+        step = int(node.order[node.at])
+        longer = (*node.path, node.start + step)
+        if len(longer) == len(self.set.layers):
+            return longer, None
+        left = tuple(float(item[step]) for item in node.rest)
+        state = int(self.set.layers[len(node.path)].target[node.start + step])
+        return longer, self._onward(longer, state, float(node.gained[step]), float(node.paid[step]), left)
+
+
+@dataclass(frozen=True)
+class _Node:
+    """Ways on from a beginning, of which the first `at` were taken.
+
+    Attributes:
+        path: the beginning.
+        start: the first step of its state; the others are by step from there on.
+        order: steps, those of the largest bound first.
+        bounds: on the score of the whole path.
+        rest: what is left of each budget behind a step.
+        gained: the score so far.
+        paid: the same, less the weighted costs of budgets.
+    """
+
+    path: Path
+    start: int
+    order: np.ndarray
+    bounds: np.ndarray
+    rest: list[np.ndarray]
+    gained: np.ndarray
+    paid: np.ndarray
+    at: int = 0
+
+    @property
+    def bound(self) -> float:
+        return float(self.bounds[self.order[self.at]])
+
+    def next(self) -> _Node | None:
+        """The same with one step more taken; None where there is no further one."""
+        return replace(self, at=self.at + 1) if self.at + 1 < len(self.order) else None

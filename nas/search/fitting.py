@@ -17,7 +17,7 @@ from nas.core.units import to_ms
 from nas.metrics import load_metric
 from nas.search.feasible import FeasibleSet, Sum
 from nas.search.lattice import ArchLattice, Path, sums
-from nas.search.limits import ROUNDING, Estimator, Limit, rounded_up
+from nas.search.limits import ROUNDING, Estimator, Limit, rounded_up, to_loosen
 from nas.search.samplers._context import Context
 
 
@@ -35,12 +35,19 @@ def feasible_set(space: Space, estimator: Estimator, folder: FilePath | None = N
     Args:
         space: all archs.
         estimator: tables and limits.
-        folder: where the set's tables are kept; None for nowhere.
+        folder: where an earlier process may have kept the set's tables; None for nowhere.
 
     Raises:
-        BudgetError: nothing keeps all limits, naming the network that comes closest.
+        BudgetError: nothing keeps all limits, naming the network that comes closest, and what to loosen.
         MissingLatency: a table lacks rows of the space.
     """
+    fits = _set_of(space, estimator, folder)
+    if fits.is_empty:
+        raise _nothing(fits, estimator)
+    return fits
+
+
+def _set_of(space: Space, estimator: Estimator, folder: FilePath | None = None) -> FeasibleSet:
     lattice = lattice_of(space)
     found: list[Sum] = []
     checked: list[int] = []
@@ -64,9 +71,7 @@ def feasible_set(space: Space, estimator: Estimator, folder: FilePath | None = N
         estimate = estimator.estimate(lattice.arch(path))
         return all(estimator.limits[place].excess(estimate.used[place]) <= 0 for place in checked)
 
-    fits = FeasibleSet(lattice, found, check if checked else None, folder)
-    _require_some(fits, estimator)
-    return fits
+    return FeasibleSet(lattice, found, check if checked else None, folder)
 
 
 def _sum_of(limit: Limit, lattice: ArchLattice, estimator: Estimator) -> tuple[Sum | None, bool]:
@@ -100,10 +105,8 @@ def inverse(of_sum: Callable[[np.ndarray], np.ndarray], value: float, high: floa
     return low
 
 
-def _require_some(fits: FeasibleSet, estimator: Estimator) -> None:
-    """Raise where nothing keeps all limits, naming what comes closest and what to ask for."""
-    if fits.about > 0:
-        return
+def _nothing(fits: FeasibleSet, estimator: Estimator) -> BudgetError:
+    """That nothing keeps all limits, naming what comes closest and what to ask for."""
     lattice = fits.lattice
     path = fits.closest()
     arch = lattice.arch(path)  # type: ignore[attr-defined]
@@ -116,13 +119,14 @@ def _require_some(fits: FeasibleSet, estimator: Estimator) -> None:
     pairs = [
         f"; {one.name} and {two.name} contradict each other"
         for one, two in itertools.combinations(fits.sums if len(estimator.limits) > 2 else (), 2)
-        if FeasibleSet(lattice, [one, two]).about == 0
+        if FeasibleSet(lattice, [one, two]).is_empty
     ]
     params = " ".join(f"{name}={value}" for name, value in lattice.params_of(path).items())
-    raise BudgetError(
+    return BudgetError(
         f"no architecture of space {lattice.space.name} keeps {asked} together{''.join(pairs)}. "
         f"The nearest, arch {arch.id}, takes {to_ms(estimate.latency.total_us):.4g} ms: {estimator.misfit(estimate)}; "
         f"it has {params}. Ask for {', '.join(needs)}, or loosen one of them further"
+        f"{to_loosen(lattice.space, lambda part: not _set_of(part, estimator).is_empty)}"
     )
 
 

@@ -364,7 +364,10 @@ class ArchLattice:
         return [path for path, _ in beginnings]
 
     def presets(self) -> dict[str, Path]:
-        """The published networks that are points of the space, whatever the classes of its head, by name."""
+        """The published networks that are points of the space, whatever the classes of its head, by name; at another
+        side than its family's those that are at that one.
+        """
+        published = search_spaces.spaces().get(self.space.name, self.space).input_shape
         modules = map(search_spaces.family, search_spaces.families())
         mine = [m for m in modules if self.space.name in {s.name for s in (m.SPACE, *getattr(m, "SPACES", ()))}]
         translate = next((getattr(m, "from_family", None) for m in mine), None) or (lambda arch: arch)
@@ -372,7 +375,7 @@ class ArchLattice:
         for name, arch in sorted(search_spaces.presets().items()):
             with contextlib.suppress(InputError):
                 same = translate(arch)
-                if arch.input_shape == self.space.input_shape and (paths := self._laying(same.stages[:-1])):
+                if arch.input_shape == published and (paths := self._laying(same.stages[:-1])):
                     found[name] = paths[0]
         return found
 

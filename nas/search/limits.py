@@ -6,14 +6,15 @@ import dataclasses
 import functools
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from nas.core.arch import Arch, calls_of
-from nas.core.errors import BudgetError, InputError
+from nas.core.errors import BudgetError, InputError, NasError
+from nas.core.parts import held_text, loosened
 from nas.core.space import Space
 from nas.metrics import load_metric
 from nas.networks.building import cost_of
@@ -143,7 +144,8 @@ class Survey:
         self.archs = [space.sample(rng) for _ in range(size)]
 
     def __str__(self) -> str:
-        return f"{len(self.archs)} random archs of {self.space.name}, seed {self.seed}"
+        held = f" with {held_text(self.space.held)}" if self.space.held else ""
+        return f"{len(self.archs)} random archs of {self.space.name}{held}, seed {self.seed}"
 
     @functools.cached_property
     def _matrix(self) -> np.ndarray:
@@ -205,8 +207,31 @@ def _require_reachable(budget: Budget, limit: float, space: Space, table: Table)
     raise BudgetError(
         f"budget {budget.asked} is below the smallest architecture of space {space.name}, which takes "
         f"{metric.show(needed)}{'' if metric.unit else f' {metric.name}'}{sure}{by}: arch {arch.id} with {params}. "
-        f"Ask for {budget.metric}<={rounded_up(needed):g}{again} or more."
+        f"Ask for {budget.metric}<={rounded_up(needed):g}{again} or more"
+        f"{to_loosen(space, lambda part: metric.smallest(part, table, budget.confidence)[0] <= limit)}"
     )
+
+
+def to_loosen(space: Space, fits: Callable[[Space], bool]) -> str:
+    """What to say, behind a refusal, of the choices that a space holds: which one keeps out what fits.
+
+    Args:
+        space: of which nothing fits.
+        fits: whether something does in another part of its whole.
+    """
+    if not space.held:
+        return ""
+
+    def helps(part: Space) -> bool:
+        try:
+            return fits(part)
+        except NasError:  # a table of these rows alone does not know those of the part
+            return False
+
+    free = [text for text, part in loosened(space).items() if helps(part)]
+    if free:
+        return f"; some do where fix does not hold {' or not '.join(free)}"
+    return f"; none does either where fix holds one thing less of {held_text(space.held)}"
 
 
 def rounded_up(value: float) -> float:

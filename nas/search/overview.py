@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +11,9 @@ import numpy as np
 
 import latency_tables
 from nas.core.arch import Arch
-from nas.core.space import Space
+from nas.core.space import Either, Space
 from nas.core.tracing import macs_of_unit
-from nas.core.units import to_ms
+from nas.core.units import show_count, to_ms
 from nas.metrics import load_metric
 from nas.search.budgets import Budget
 from nas.search.feasible import FeasibleSet
@@ -50,29 +50,75 @@ def feasible(space: Space, table: Table, budgets: Sequence[str] = (), seed: int 
     asked = [Budget.parse(text) for text in budgets]
     tables = {each.table: Table.read(latency_tables.find(each.table)) for each in asked if each.table is not None}
     estimator = Estimator(table, resolve(asked, Survey(space, seed), table, tables), tables)
-    fits = feasible_set(space, estimator)
+    return overview(feasible_set(space, estimator), estimator, seed)
+
+
+def overview(fits: FeasibleSet, estimator: Estimator, seed: int = 0) -> dict[str, Any]:
+    """What `feasible` finds, for a set that is there already."""
+    space, drawn = fits.lattice.space, fits.draw(np.random.default_rng(seed), DRAWS)
+    found = summary(fits, estimator, seed)
+    ends = {"smallest": fits.smallest(), "median": _by_latency(fits, drawn)[DRAWS // 2], "largest": fits.largest()}
+    return found | {
+        "input": list(space.input_shape),
+        "fix": {name: list(values) for name, values in space.held},
+        "table": estimator.table.where,
+        "table_hash": estimator.table.hash,
+        **{name: _arch(path, fits, estimator) for name, path in ends.items() if path is not None},
+        "presets": [_preset(name, path, fits, estimator) for name, path in lattice_of(space).presets().items()],
+    }
+
+
+def summary(fits: FeasibleSet, estimator: Estimator, seed: int = 0) -> dict[str, Any]:
+    """The part of `overview` that a search begins with and its report shows; latencies in ms."""
+    table, space = estimator.table, fits.lattice.space
     least, most = fits.count()
     drawn = fits.draw(np.random.default_rng(seed), DRAWS)
     latency = table.total_us(space, sums(fits.sums[0].costs, drawn))
-    order = [_path(drawn[place]) for place in np.argsort(latency, kind="stable")]
     more_us = min(1000.0, MORE * float(np.median(latency)))
+    ends = np.array([path for path in (fits.smallest(), fits.largest()) if path is not None])
+    ends_us = [*latency.tolist(), *table.total_us(space, sums(fits.sums[0].costs, ends)).tolist()]
+    published = {name: fits.fits(path) for name, path in lattice_of(space).presets().items()}
     return {
         "space": space.name,
-        "table": table.where,
-        "table_hash": table.hash,
-        "budgets": _budgets(fits, estimator),
         "archs": fits.size_of_all(),
         "fit": fits.about,
         "fit_at_least": least,
         "fit_at_most": most,
         "share": fits.about / fits.size_of_all(),
-        "smallest": _arch(fits.smallest() or order[0], fits, estimator),
-        "median": _arch(order[len(order) // 2], fits, estimator),
-        "largest": _arch(fits.largest() or order[-1], fits, estimator),
-        "presets": [_preset(name, path, fits, estimator) for name, path in lattice_of(space).presets().items()],
+        "lost_to_rounding": 0.0,  # bins let in too much, which is drawn again, and keep nothing out
+        "smallest_ms": to_ms(min(ends_us)),
+        "median_ms": to_ms(float(np.median(latency))),
+        "largest_ms": to_ms(max(ends_us)),
+        "published": published,
+        "budgets": _budgets(fits, estimator),
         "more_ms": to_ms(more_us),
         "stages": _stages(fits, estimator, drawn, more_us),
     }
+
+
+def told(found: Mapping[str, Any]) -> list[str]:
+    """A summary in words, a line each."""
+    exact = found["fit_at_least"] == found["fit_at_most"]
+    lines = [
+        f"{'' if exact else 'about '}{show_count(found['fit'])} of {show_count(found['archs'])} networks of "
+        f"{found['space']} fit ({100 * found['share']:.3g} %): {found['smallest_ms']:.4g} to "
+        f"{found['largest_ms']:.4g} ms, half of them below {found['median_ms']:.4g} ms"
+    ]
+    lines += [
+        f"{each['asked']} does not bind: without it as many fit" for each in found["budgets"] if not each["binds"]
+    ]
+    if found["published"]:
+        fitting = [name for name, fits in found["published"].items() if fits]
+        lines.append(f"published networks that fit: {', '.join(fitting) or 'none'}, of {len(found['published'])}")
+    most = max(found["stages"], key=lambda each: float(each["macs_gained"]))
+    if found["budgets"] and most["macs_gained"] > 0:
+        gained = show_count(most["macs_gained"])
+        lines.append(f"{most['stage']} binds most: {found['more_ms']:.3g} ms more would buy {gained} MACs in it")
+    return lines
+
+
+def _by_latency(fits: FeasibleSet, drawn: np.ndarray) -> list[Path]:
+    return [_path(drawn[place]) for place in np.argsort(sums(fits.sums[0].costs, drawn), kind="stable")]
 
 
 def _path(line: np.ndarray) -> Path:
@@ -100,11 +146,21 @@ def _preset(name: str, path: Path, fits: FeasibleSet, estimator: Estimator) -> d
         return {"name": name, **found, "misfit": misfit, "nearest": None}
     nearest = _arch(near, fits, estimator)
     changed = {
-        choice: [value, nearest["choices"][choice]]
-        for choice, value in found["choices"].items()
-        if nearest["choices"][choice] != value
+        choice: [found["choices"][choice], value]
+        for choice, value in nearest["choices"].items()
+        if found["choices"][choice] != value and _shown(choice, fits.lattice.space, nearest["choices"])
     }
     return {"name": name, **found, "misfit": misfit, "nearest": nearest | {"changed": changed}}
+
+
+def _shown(choice: str, space: Space, choices: Mapping[str, Any]) -> bool:
+    """Whether a network has a choice: not where its stage is of a kind without it."""
+    where, _, name = choice.rpartition(".")
+    stage = space.stages[int(where.removeprefix("stage")) - 1] if where else None
+    if not isinstance(stage, Either) or name == "kind":
+        return True
+    kind = dict(stage.kinds)[choices.get(f"{where}.kind", stage.kinds[0][0])]
+    return name in kind.choices or name in kind.fixed
 
 
 def _budgets(fits: FeasibleSet, estimator: Estimator) -> list[dict[str, Any]]:

@@ -48,6 +48,13 @@ class Request(BaseModel):
     name: Name = Field(default="search", description="Name of the run, and of its study.")
     out: str | None = Field(default=None, description="Folder of the run; by default runs/NAME.")
     space: str | None = Field(default=None, description="The space to search; by default the one the table names.")
+    side: int | None = Field(
+        default=None, ge=1, le=4096, description="Side of the images in pixels; by default that of the space."
+    )
+    fix: dict[str, tuple[Any, ...]] = Field(
+        default_factory=dict,
+        description="Choices held to a value or to several, as in stage3.kind=nextvit,mb3d or tokens=6.",
+    )
     table: str | None = Field(
         default=None, description="Latency table, a file or a shipped one; by default this machine is profiled first."
     )
@@ -108,6 +115,11 @@ class Request(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise InputError("\n".join(_problem(item) for item in error.errors())) from None
+
+    @field_validator("fix", mode="before")
+    @classmethod
+    def _by_choice(cls, given: Any) -> dict[str, tuple[Any, ...]]:
+        return read_fix(given)
 
     @field_validator("budgets", mode="before")
     @classmethod
@@ -207,6 +219,32 @@ class Request(BaseModel):
                 f"the run in {self.run_dir} was begun with another request:\n" + "\n".join(differing) + "\n"
                 "Give the new request another name, or delete that folder"
             )
+
+
+def read_fix(given: Any) -> dict[str, tuple[Any, ...]]:
+    """Values by choice, from a mapping of a request or from texts of a command: `stage3.kind=nextvit,mb3d`.
+
+    Raises:
+        ValueError: saying what was expected.
+    """
+    if given is None:
+        return {}
+    found: dict[str, tuple[Any, ...]] = {}
+    if isinstance(given, Mapping):
+        for name, value in given.items():
+            found[str(name)] = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    elif isinstance(given, (list, tuple)) and all(isinstance(text, str) for text in given):
+        for text in given:
+            name, equals, values = text.partition("=")
+            if not (name.strip() and equals and all(map(str.strip, values.split(",")))):
+                raise ValueError(f"expected choices and values such as stage3.kind=nextvit,mb3d, got {brief(text)}")
+            found[name.strip()] = (*found.get(name.strip(), ()), *map(str.strip, values.split(",")))
+    else:
+        raise ValueError(f"expected values by choice such as {{stage1.kind: mb4d, tokens: 6}}, got {brief(given)}")
+    for name, values in found.items():
+        if not values or not all(isinstance(value, (str, int, float)) for value in values):
+            raise ValueError(f"{name}: expected a value or several, got {brief(given)}")
+    return found
 
 
 def _compared(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from nas import __version__
 from nas.core.arch import Arch
 from nas.core.errors import InputError, RunError, TableError
 from nas.core.space import Space
-from nas.core.units import show_count
 from nas.evaluation.data import Data, load_data
 from nas.evaluation.devices import pick_device
 from nas.metrics import load_metric
@@ -25,8 +25,10 @@ from nas.profiling.job import CHAINS, IN_SITU
 from nas.profiling.machine import this_machine
 from nas.search.budgets import Budget
 from nas.search.doubts import noisy
+from nas.search.feasible import FeasibleSet
 from nas.search.fitting import feasible_set
 from nas.search.limits import Estimator, Limit, Survey, resolve
+from nas.search.overview import summary, told
 from nas.search.request import Request
 from nas.search.timing import PROFILE_SHARE
 from nas.tables.calibration import networks_for
@@ -59,6 +61,16 @@ class Resolved:
     survey: Survey
     smallest: tuple[float, Arch]
     here: tuple[str | None, ...]
+
+    @functools.cached_property
+    def fits(self) -> FeasibleSet:
+        """What keeps the limits; its tables come from the run's folder where an earlier process kept them."""
+        return feasible_set(self.space, self.estimator, self.request.run_dir)
+
+    @functools.cached_property
+    def summary(self) -> dict[str, Any]:
+        """What `nas.search.overview` says of that in short."""
+        return summary(self.fits, self.estimator, self.request.seed)
 
     @property
     def not_this_machine(self) -> bool:
@@ -118,7 +130,10 @@ def name_request(request: Request, log: Log) -> Named:
     budgets = tuple(map(Budget.parse, request.budgets))
     names = dict.fromkeys(budget.table for budget in budgets if budget.table is not None)
     tables = {name: Table.read(latency_tables.find(name)) for name in names}
-    filled = request.with_(space=space.name, out=str(request.run_dir), device=device)
+    side = space.input_shape[-1]
+    filled = request.with_(space=space.name, fix=dict(space.held))
+    filled = filled.with_(side=None if side == search_spaces.load(space.name).input_shape[-1] else side)
+    filled = filled.with_(out=str(request.run_dir), device=device)
     if table is not None:
         filled = filled.with_(runtime=table.header.runtime, threads=table.header.threads)
     facts: dict[str, Any] = {part: len(getattr(data, part)) for part in ("train", "val", "test")}
@@ -190,15 +205,15 @@ def _table(name: str, level: str | None) -> Table:
 
 def _space(request: Request, table: Table | None, log: Log) -> tuple[Space, Data]:
     """The space asked for, or the table's, with the classes of the data set, and that."""
-    if request.space is not None:
-        space = search_spaces.load(request.space)
-    elif table is not None and table.spaces:
-        space = table.spaces[0]
+    name, side = request.space, request.side
+    if name is None:
+        if table is None or not table.spaces:
+            raise InputError("space: neither a space nor a table is named; name one of them (nas spaces, nas tables)")
         if len(table.spaces) > 1:
             names = ", ".join(table.header.spaces)
             raise InputError(f"space: {table.where} holds the rows of several spaces, name one of them: {names}")
-    else:
-        raise InputError("space: neither a space nor a table is named; name one of them (nas spaces, nas tables)")
+        name, side = table.spaces[0].name, side or table.spaces[0].input_shape[-1]
+    space = search_spaces.load(name, side, request.fix)
     data = load_data(request.dataset, space.input_shape, seed=request.seed, limit=request.limit)
     classes = data.classes
     if classes == space.classes:
@@ -287,7 +302,7 @@ def _require_calibrated(table: Table, space: Space, request: Request) -> None:
         raise TableError(
             f"{table.where} is not calibrated for input {size}: no whole networks of that size were measured with it, "
             "so nobody knows how far its predictions are off. Measure them with: "
-            f"nas profile {space.name} --table {table.where}; or set allow_uncalibrated"
+            f"nas profile {search_spaces.spelled(space)} --table {table.where}; or set allow_uncalibrated"
         )
 
 
@@ -315,8 +330,5 @@ def _tell(found: Resolved, log: Log) -> None:
         log(f"WARNING: {warning}")
     for limit in limits:
         log(f"budget {limit.asked}: {limit.title}")
-    fits = feasible_set(found.space, found.estimator)
-    log(
-        f"the smallest architecture takes {found.smallest[0]:.4g} ms; {show_count(fits.about)} of "
-        f"{show_count(fits.size_of_all())} architectures fit ({fits.about / fits.size_of_all():.2%})"
-    )
+    for line in told(found.summary):
+        log(line)

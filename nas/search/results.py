@@ -86,6 +86,7 @@ def result_data(
         },
         "reference": _reference(found),
         "ranking": {"text": ranking.text, "pairs_sure": ranking.pairs_sure, "noise_sigma": ranking.noise_sigma},
+        "feasible": {key: found.summary[key] for key in schema.Feasible.__annotations__},
         "belief": None if belief is None else dict(belief),
         "smallest": {"predicted_ms": found.smallest[0], "arch": found.smallest[1].id},
         "provenance": _provenance(found, study),

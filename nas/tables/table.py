@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import numpy as np
 
+import search_spaces
 from nas.core.arch import Arch, calls_of
 from nas.core.errors import BudgetError, InputError, MissingLatency, TableError
 from nas.core.files import write_text
@@ -374,7 +375,8 @@ class Table:
         if sizes and space.input_shape not in sizes:
             raise TableError(
                 f"{self.where} was measured for input {', '.join(sorted(map(_shown, sizes)))}, space {space.name} has "
-                f"{_shown(space.input_shape)}; profile it: nas profile {space.name} --runtime {self.header.runtime}"
+                f"{_shown(space.input_shape)}; profile it: nas profile {search_spaces.spelled(space)} --runtime "
+                f"{self.header.runtime}"
             )
         raise self._missing(rows)
 

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+import search_spaces
 from nas import commands
 from nas.core.arch import calls_of
 from nas.core.remembered import remembered
@@ -106,6 +107,30 @@ def test_feasible_says_what_budgets_leave_in_80_columns(nas, table_path):
     code, _, error = nas("feasible", "efficientformer-32", "-t", table_path, "-b", "latency_ms<=0.0001")
     assert code == 2
     assert "is below the smallest architecture" in error
+
+
+def test_choices_are_held_and_the_side_chosen_by_flags(nas, table_path, tmp_path):
+    space = ("efficientformer-32", "--table", table_path, "--budget", "latency_ms<=p40")
+    held = ("--fix", "stage1.width=16", "--fix", "stage3.depth=1,3", "--fix", "tail=0")
+    facts = json.loads(nas("feasible", *space, *held, "--json")[1])
+    part = search_spaces.load("efficientformer-32", fix={"stage1.width": 16, "stage3.depth": [1, 3], "tail": 0})
+    assert facts["archs"] == part.count() < search_spaces.load("efficientformer-32").count()
+    assert facts["fix"] == {"stage1.width": [16], "stage3.depth": [1, 3], "tail": [0]}
+    assert facts["largest"]["choices"]["stage3.depth"] in (1, 3)
+    code, _, error = nas("feasible", *space, "--fix", "stage1.wdth=16")
+    assert code == 2
+    assert "unknown choice 'stage1.wdth', did you mean 'stage1.width'" in error
+    code, _, error = nas("feasible", *space, "--fix", "stage1.width")
+    assert code == 2
+    assert "--fix: expected choices and values such as" in error
+    code, _, error = nas("feasible", *space, "--side", "48")
+    assert code == 2
+    assert "profile it: nas profile efficientformer-32 --side 48" in error
+    part = search_spaces.load("efficientformer-32", 48, {"stage1.width": 16, "tail": 0})
+    asked = ("profile", "efficientformer-32", "--side", "48", "--fix", "stage1.width=16", "--fix", "tail=0")
+    code, out, error = nas(*asked, "--table", str(tmp_path / "t.csv"), "--dry-run", "--json")
+    assert (code, error) == (0, "")
+    assert json.loads(out)["rows"] == len(part.rows())
 
 
 def test_settings_of_a_recipe_are_read_as_files_are(nas):

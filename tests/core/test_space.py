@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from nas.core.arch import Arch, calls_of
+from nas.core.arch import Arch, calls_of, steps_of
 from nas.core.errors import InputError
 from nas.core.ops import one_of
 from nas.core.space import Either, Repeat, Space
@@ -81,8 +81,8 @@ def test_the_walk_finds_exactly_what_brute_force_finds(space):
 @pytest.mark.parametrize("space", SPACES[:5])
 def test_the_extreme_is_that_of_brute_force(space, largest):
     rng = random.Random(4)
-    costs = {row: rng.uniform(1, 2) for row in space.rows()}
-    totals = {arch: sum(costs[call.row] for call in calls_of(arch)) for arch in all_archs(space)}
+    costs = {row: rng.uniform(1, 2) for row in space.all_rows()}
+    totals = {arch: sum(costs[call.row] for call in steps_of(arch)) for arch in all_archs(space)}
     total, arch = space.extreme(costs.__getitem__, largest)
     assert total == pytest.approx((max if largest else min)(totals.values()))
     assert totals[arch] == pytest.approx(total)

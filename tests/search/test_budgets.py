@@ -119,7 +119,7 @@ def test_an_unreachable_budget_names_the_smallest_arch_and_a_budget_that_works(m
     text = str(caught.value)
     assert arch.id in text
     assert "stage1.width=16" in text
-    offered = text.rpartition("Ask for ")[2].removesuffix(" or more.")
+    offered = text.rpartition("Ask for ")[2].removesuffix(" or more")
     assert least <= estimator_at(SPACE, table, offered).limits[0].limit < 1.01 * least
 
 
@@ -256,7 +256,7 @@ def test_an_unreachable_budget_with_confidence_offers_one_that_works():
     least, arch = load_metric("latency_ms").smallest(SPACE, table)
     with pytest.raises(BudgetError, match="with 95 % confidence") as caught:
         estimator_at(SPACE, table, f"latency_ms<={least * 1.001} @ 0.95")
-    offered = str(caught.value).rpartition("Ask for ")[2].removesuffix(" or more.")
+    offered = str(caught.value).rpartition("Ask for ")[2].removesuffix(" or more")
     estimator = estimator_at(SPACE, table, offered)
     assert estimator.misfit(estimator.estimate(arch)) == ""
 

@@ -139,3 +139,34 @@ def test_a_password_is_neither_written_nor_shown_and_the_run_goes_on_with_it(tmp
 def test_urls_without_a_password_stay_as_they_are():
     for url in ("sqlite:///runs/a:b@c.db", "postgresql://user@host:5432/db", "redis://host:6379"):
         assert f"storage: {url}\n" in Request(storage=url).to_yaml()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"stage1.kind": "mb4d", "tokens": 6}, {"stage1.kind": ("mb4d",), "tokens": (6,)}),
+        ({"stage3.kind": ["nextvit", "mb3d"], "on": True}, {"stage3.kind": ("nextvit", "mb3d"), "on": (True,)}),
+        (["stage3.kind=nextvit,mb3d", "tokens = 6"], {"stage3.kind": ("nextvit", "mb3d"), "tokens": ("6",)}),
+        (["tokens=1", "tokens=6"], {"tokens": ("1", "6")}),
+        (None, {}),
+    ],
+)
+def test_choices_are_held_by_a_mapping_or_by_texts(given, expected):
+    assert Request(fix=given).fix == expected
+
+
+@pytest.mark.parametrize("given", ["tokens", ["tokens"], ["tokens="], ["=6"], {"tokens": []}, {"tokens": {"a": 1}}, 3])
+def test_what_holds_no_choice_is_refused_with_an_example(given):
+    with pytest.raises(InputError, match=r"^fix: .*expected") as caught:
+        Request(fix=given)
+    assert "got" in str(caught.value)
+
+
+def test_what_is_held_and_the_side_survive_yaml(tmp_path):
+    asked = Request(fix={"stage1.kind": ["mb4d", "nextvit"], "tokens": 6, "stage2.bridges": False}, side=96)
+    (tmp_path / "r.yaml").write_text(asked.to_yaml())
+    assert Request.read(tmp_path / "r.yaml") == asked
+    with pytest.raises(RunError, match="side: 96 there"):
+        asked.with_(side=64).require_same(asked)
+    with pytest.raises(RunError, match="fix: "):
+        asked.with_(fix={"tokens": 6}).require_same(asked)

@@ -22,6 +22,7 @@ from nas.networks.building import build, cost_of
 from nas.profiling.machine import this_machine
 from nas.report.front import front_data, read_trials
 from nas.search import context, resolved, run
+from nas.search.archs import load_arch
 from nas.search.finalists import Timing
 from nas.search.limits import Survey
 from nas.search.request import Request
@@ -580,3 +581,80 @@ def test_the_real_scorer_trains_and_repeats_itself(table_path):
     first, again, other = (scorer(arch.to_json(), seed) for seed in (0, 0, 1))
     assert first.val_loss == again.val_loss != other.val_loss
     assert 0.1 < first.val_accuracy <= 1
+
+
+def test_a_run_holds_choices_and_a_side_and_goes_on_with_them(tmp_path, world):
+    space = search_spaces.load("efficientformer-32", 48)
+    path = tmp_path / "t.csv"
+    fake_table(space).write(path)
+    fix = {"stage1.width": 16, "stage2.width": [32, 48], "tail": 1}
+    asked = request(tmp_path, path, space="efficientformer-32", side=48, fix=fix)
+    folder, result = carry_out(asked, world)
+    part = search_spaces.load("efficientformer-32", 48, fix)
+    trials = read_trials(folder / "trials.csv")
+    evaluated = trials[trials["state"] == "evaluated"]
+    archs = [load_arch(f"{folder}@{number}") for number in evaluated["number"]]
+    assert all(arch in part for arch in archs)
+    assert {arch.input_shape for arch in archs} == {(3, 48, 48)}
+    assert result["feasible"]["archs"] == part.count()
+    stored = Request.read(folder / "request.yaml")
+    assert (stored.side, stored.fix["tail"]) == (48, (1,))
+    again, _ = carry_out(asked.with_(trials=7), world)
+    assert len(read_trials(again / "trials.csv")) == 7
+    with pytest.raises(RunError, match="fix: "):
+        carry_out(asked.with_(fix={"tail": 1}), world)
+
+
+def test_a_search_says_what_fits_before_it_trains(tmp_path, table_path, world):
+    folder, result = carry_out(request(tmp_path, table_path), world)
+    (line,) = [line for line in world.lines if "networks of" in line and " fit (" in line]
+    found = result["feasible"]
+    assert f"{found['smallest_ms']:.4g} to {found['largest_ms']:.4g} ms" in line
+    assert found["fit"] <= found["archs"]
+    assert [each["asked"] for each in found["budgets"]] == ["latency_ms<=p40"]
+    assert "What fits" in (folder / "report.html").read_text()
+    assert list(folder.glob("feasible-*.npz"))
+
+
+SMALL_PART = {
+    **{f"stage{n}.width": width for n, width in ((1, 16), (2, 32), (3, 48), (4, 96))},
+    **{f"stage{n}.ratio": 2 for n in (1, 2, 3, 4)},
+    **{"stage1.depth": 1, "stage2.depth": 1, "stage3.depth": 1, "tail": [0, 1]},
+}
+
+
+def test_a_set_that_is_exhausted_ends_the_search_with_what_was_found(tmp_path, table_path, world):
+    part = search_spaces.load(SPACE.name, fix=SMALL_PART)
+    asked = request(tmp_path, table_path, space=SPACE.name, fix=SMALL_PART, budgets=["latency_ms<=p70"], trials=60)
+    folder, result = carry_out(asked, world)
+    fits = result["feasible"]["fit"]
+    assert 0 < fits < part.count() < 60
+    trials = read_trials(folder / "trials.csv")
+    assert set(trials["state"]) == {"evaluated"}
+    assert len(set(trials["arch"])) == len(trials) == fits
+    assert any("every network that fits was proposed" in line for line in world.lines)
+    assert result["winner"]["arch"] in set(trials["arch"])
+
+
+def space_values(name):
+    return list(SPACE.choices[name].values)
+
+
+def test_a_budget_that_only_what_is_held_keeps_from_being_met_says_what_to_loosen(tmp_path, table_path, world):
+    table = Table.read(table_path)
+    fix = {"stage4.width": 128, "stage1.ratio": 2}
+    needed = table.extremes(search_spaces.load(SPACE.name, fix=fix))[0][0] / 1000
+    without = {
+        f"{name}={value}": table.extremes(search_spaces.load(SPACE.name, fix=fix | {name: space_values(name)}))[0][0]
+        / 1000
+        for name, value in fix.items()
+    }
+    limit = (min(without.values()) + needed) / 2
+    helps = [text for text, smallest in without.items() if smallest <= limit]
+    assert helps
+    asked = request(tmp_path, table_path, space=SPACE.name, fix=fix, budgets=[f"latency_ms<={limit!r}"])
+    with pytest.raises(BudgetError) as caught:
+        carry_out(asked, world)
+    assert str(caught.value).endswith(f"some do where fix does not hold {' or not '.join(helps)}")
+    assert not evaluations(tmp_path)
+    assert not (tmp_path / "r" / "request.yaml").exists()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from optuna.distributions import BaseDistribution
@@ -41,7 +41,8 @@ class Context:
     scalars: Mapping[str, Costs] = field(default_factory=dict)
     latency: Callable[[np.ndarray], np.ndarray] | None = None
     starts: tuple[Path, ...] = ()
-    _paths: WeakKeyDictionary[Study, dict[int, Path | None]] = field(default_factory=WeakKeyDictionary, repr=False)
+    pasts: MutableMapping[Study, Past] = field(default_factory=weakref.WeakKeyDictionary, repr=False)
+    _paths: MutableMapping[Study, dict[int, Path | None]] = field(default_factory=weakref.WeakKeyDictionary, repr=False)
 
     @functools.cached_property
     def reference(self) -> np.ndarray:
@@ -56,11 +57,8 @@ class Context:
     @functools.cached_property
     def listed(self) -> list[Path]:
         """All candidates, where they are few enough to look at each; else none."""
-        if self.feasible.about > MOST_LISTED:
-            return []
-        nothing = [np.zeros(len(layer.way)) for layer in self.feasible.layers]
-        found = self.feasible.best(nothing, 2 * MOST_LISTED)
-        return found if len(found) > 0.95 * self.feasible.about else []  # the search gave up
+        found = self.feasible.listed
+        return [] if found is None or len(found) > MOST_LISTED else [tuple(line) for line in found.tolist()]
 
     def path_of(self, study: Study, trial: FrozenTrial) -> Path | None:
         """The candidate of a trial that has all its parameters; None before, or where they choose none."""
@@ -101,20 +99,63 @@ class History:
 
     @classmethod
     def _of(cls, context: Context, study: Study, trial: FrozenTrial | None) -> History:
-        seen: set[Path] = set()
-        scored: dict[Path, list[float]] = {}
-        for other in study.get_trials(deepcopy=False):
-            if not (other.params or other.state.is_finished()) or (trial is not None and _is_later(other, trial)):
-                continue
-            path = context.path_of(study, other)
-            if path is None:
-                continue
-            seen.add(path)
-            if trial is not None and _was_unknown(other, trial):
-                continue
-            if other.state is TrialState.COMPLETE and all(map(math.isfinite, other.values)):
-                scored.setdefault(path, other.values)
-        return cls(seen, list(scored), np.array(list(scored.values())).reshape(len(scored), context.objectives))
+        trials = study.get_trials(deepcopy=False)
+        if trial is not None and trial.params:  # begun by an earlier process, which did not know all that is finished
+            past = Past()
+        else:
+            past = context.pasts.setdefault(study, Past())
+            past.take_up(context, study, trials)
+        later = Past()
+        for other in trials[past.count :]:
+            if (other.params or other.state.is_finished()) and (trial is None or not _is_later(other, trial)):
+                later.add(context, study, other, trial is None or not _was_unknown(other, trial), past)
+        if not later.seen:
+            return cls(past.seen, past.paths, past.array(context.objectives))
+        values = np.concatenate([past.array(context.objectives), later.array(context.objectives)])
+        return cls(past.seen | later.seen, [*past.paths, *later.paths], values)
+
+
+class Past:
+    """What trials tell of candidates: of a study those up to the first that is not finished, so that each is taken up
+    once.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.seen: set[Path] = set()
+        self.paths: list[Path] = []
+        self._scored: set[Path] = set()
+        self._values: list[list[float]] = []
+        self._array: np.ndarray | None = None
+
+    def take_up(self, context: Context, study: Study, trials: Sequence[FrozenTrial]) -> None:
+        """Go on to the first trial that is not finished."""
+        while self.count < len(trials) and trials[self.count].state.is_finished():
+            self.add(context, study, trials[self.count])
+            self.count += 1
+
+    def add(
+        self, context: Context, study: Study, trial: FrozenTrial, known: bool = True, before: Past | None = None
+    ) -> None:
+        """Take up a trial, with its values where they are known; of one candidate those of the first trial count."""
+        path = context.path_of(study, trial)
+        if path is None:
+            return
+        self.seen.add(path)
+        if not known or trial.state is not TrialState.COMPLETE or not all(map(math.isfinite, trial.values)):
+            return
+        if path not in self._scored and (before is None or path not in before._scored):
+            self._scored.add(path)
+            self.paths.append(path)
+            self._values.append(trial.values)
+
+    def array(self, objectives: int) -> np.ndarray:
+        """The values, a line a candidate. Shape: (n, objectives)"""
+        have = 0 if self._array is None else len(self._array)
+        if self._array is None or have < len(self._values):
+            new = np.array(self._values[have:], dtype=float).reshape(-1, objectives)
+            self._array = new if self._array is None else np.concatenate([self._array, new])
+        return self._array
 
 
 def _is_later(other: FrozenTrial, trial: FrozenTrial) -> bool:
@@ -173,8 +214,7 @@ class PathSampler(BaseSampler):
 
 def is_exhausted(context: Context, study: Study) -> bool:
     """Whether every candidate that fits was proposed."""
-    trials = study.get_trials(deepcopy=False)
-    if 4 * len(trials) < context.feasible.about:
+    seen = History.of(context, study).seen
+    if 4 * len(seen) < context.feasible.about:
         return False
-    seen = {context.path_of(study, trial) for trial in trials if trial.params}
-    return context.feasible.unseen(np.random.default_rng(0), {path for path in seen if path is not None}) is None
+    return context.feasible.unseen(np.random.default_rng(0), seen) is None

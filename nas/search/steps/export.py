@@ -60,7 +60,7 @@ class Export(Step):
                     shutil.copyfile(source, temporary)
         ranking = rank([finalist for finalist in finalists if finalist.fits])
         figures = Figures(**run.output("train")["figures"])
-        belief = belief_of(known_of(run.found, run.folder), run.study)
+        belief = belief_of(known_of(run.found), run.study)
         result = result_data(run.found, run.study, finalists, winner, ranking, figures, checked, belief)
         for warning in result["warnings"]:
             run.log(f"WARNING: {warning}")

@@ -33,7 +33,7 @@ class Search(Step):
 
     def carry_out(self, run: Context) -> Mapping[str, Any]:
         found, request = run.found, run.request
-        run.study.sampler = sampler_of(found, run.folder)
+        run.study.sampler = sampler_of(found)
         ledger = Ledger(run.study, distributions_of(found.space.choices))
         before = sum(record.state == "evaluated" for _, record in ledger.past())
         if before:
