@@ -11,6 +11,7 @@ import pytest
 
 import search_spaces
 from nas import commands
+from nas.core import parts
 from nas.core.arch import calls_of
 from nas.core.remembered import remembered
 from nas.core.source import code_of_package
@@ -113,7 +114,7 @@ def test_choices_are_held_and_the_side_chosen_by_flags(nas, table_path, tmp_path
     space = ("efficientformer-32", "--table", table_path, "--budget", "latency_ms<=p40")
     held = ("--fix", "stage1.width=16", "--fix", "stage3.depth=1,3", "--fix", "tail=0")
     facts = json.loads(nas("feasible", *space, *held, "--json")[1])
-    part = search_spaces.load("efficientformer-32", fix={"stage1.width": 16, "stage3.depth": [1, 3], "tail": 0})
+    part = parts.load("efficientformer-32", fix={"stage1.width": 16, "stage3.depth": [1, 3], "tail": 0})
     assert facts["archs"] == part.count() < search_spaces.load("efficientformer-32").count()
     assert facts["fix"] == {"stage1.width": [16], "stage3.depth": [1, 3], "tail": [0]}
     assert facts["largest"]["choices"]["stage3.depth"] in (1, 3)

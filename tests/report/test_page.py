@@ -18,6 +18,7 @@ from tests.run_dir_fixture import BUDGET_MS, REQUEST, TABLE_HASH, result, traini
 SECTIONS = [
     "headline",
     "budgets",
+    "feasible",
     "front",
     "progress",
     "blocks",

@@ -131,7 +131,7 @@ def test_the_block_figure_stacks_stages_in_milliseconds():
         for stage in ("stage 3", "head")
     }
     assert ends["stage 3"] == pytest.approx(data.loc[data["stage"] == "3", "us"].sum() / 1000)
-    assert figure.layout.yaxis.categoryarray[-1] == "stem"  # drawn at the top
+    assert figure.layout.yaxis.categoryarray[-1] == f"stage {blocks()[0]['stage']}"  # drawn at the top
     assert "ms" in figure.layout.xaxis.title.text
 
 
@@ -270,7 +270,7 @@ def test_the_training_figure_has_losses_above_and_accuracy_below():
     assert trace(figure, "validation accuracy").yaxis == "y2"
     assert figure.layout.yaxis2.title.text == "accuracy (%)"
     assert figure.layout.xaxis2.title.text == "epoch"
-    assert "learning rate 0.0015" in trace(figure, "validation loss").hovertext[0]
+    assert f"learning rate {training(3)['lr'][0]:.3g}" in trace(figure, "validation loss").hovertext[0]
 
 
 def test_a_training_history_without_a_column_is_refused():

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import search_spaces
+from nas.core import parts
 from nas.core.arch import Arch, calls_of
 from nas.core.errors import BudgetError, InputError, MissingLatency, RunError, TableError
 from nas.core.files import lock
@@ -601,7 +602,7 @@ def test_a_run_holds_choices_and_a_side_and_goes_on_with_them(tmp_path, world):
     fix = {"stage1.width": 16, "stage2.width": [32, 48], "tail": 1}
     asked = request(tmp_path, path, space="efficientformer-32", side=48, fix=fix)
     folder, result = carry_out(asked, world)
-    part = search_spaces.load("efficientformer-32", 48, fix)
+    part = parts.load("efficientformer-32", 48, fix)
     trials = read_trials(folder / "trials.csv")
     evaluated = trials[trials["state"] == "evaluated"]
     archs = [load_arch(f"{folder}@{number}") for number in evaluated["number"]]
@@ -635,7 +636,7 @@ SMALL_PART = {
 
 
 def test_a_set_that_is_exhausted_ends_the_search_with_what_was_found(tmp_path, table_path, world):
-    part = search_spaces.load(SPACE.name, fix=SMALL_PART)
+    part = parts.load(SPACE.name, fix=SMALL_PART)
     asked = request(tmp_path, table_path, space=SPACE.name, fix=SMALL_PART, budgets=["latency_ms<=p70"], trials=60)
     folder, result = carry_out(asked, world)
     fits = result["feasible"]["fit"]
@@ -654,10 +655,9 @@ def space_values(name):
 def test_a_budget_that_only_what_is_held_keeps_from_being_met_says_what_to_loosen(tmp_path, table_path, world):
     table = Table.read(table_path)
     fix = {"stage4.width": 128, "stage1.ratio": 2}
-    needed = table.extremes(search_spaces.load(SPACE.name, fix=fix))[0][0] / 1000
+    needed = table.extremes(parts.load(SPACE.name, fix=fix))[0][0] / 1000
     without = {
-        f"{name}={value}": table.extremes(search_spaces.load(SPACE.name, fix=fix | {name: space_values(name)}))[0][0]
-        / 1000
+        f"{name}={value}": table.extremes(parts.load(SPACE.name, fix=fix | {name: space_values(name)}))[0][0] / 1000
         for name, value in fix.items()
     }
     limit = (min(without.values()) + needed) / 2

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from optuna.distributions import BaseDistribution
@@ -47,8 +46,8 @@ class Context:
     starts: tuple[Path, ...] = ()
     features: Callable[[np.ndarray], np.ndarray] | None = None
     estimator: Estimator | None = None
-    pasts: MutableMapping[Study, Past] = field(default_factory=WeakKeyDictionary, repr=False)
-    _paths: WeakKeyDictionary[Study, dict[int, Path | None]] = field(default_factory=WeakKeyDictionary, repr=False)
+    pasts: MutableMapping[Study, Past] = field(default_factory=weakref.WeakKeyDictionary, repr=False)
+    _paths: MutableMapping[Study, dict[int, Path | None]] = field(default_factory=weakref.WeakKeyDictionary, repr=False)
 
     @property
     def space(self) -> Any:
