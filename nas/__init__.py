@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nas.core.arch import Arch, calls_of
     from nas.core.errors import NasError
+    from nas.core.parts import load as load_space
     from nas.core.space import Space
     from nas.evaluation.runs import export_arch, train_arch
     from nas.networks.building import build, cost_of, fuse
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from nas.search.run import run_search
     from nas.tables.importing import import_table
     from nas.tables.table import Table
-    from search_spaces import load as load_space
 
 __version__ = "0.1.0"
 
@@ -49,7 +49,7 @@ _WHERE = {
     "fuse": ("nas.networks.building", "fuse"),
     "import_table": ("nas.tables.importing", "import_table"),
     "load_arch": ("nas.search.archs", "load_arch"),
-    "load_space": ("search_spaces", "load"),
+    "load_space": ("nas.core.parts", "load"),
     "make_bundle": ("nas.profiling.bundle", "make"),
     "measure": ("nas.profiling.profiler", "measure"),
     "profile": ("nas.profiling.profiler", "profile"),
