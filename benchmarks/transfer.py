@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 import latency_tables
-from nas.tables.table import Network, Table
+from nas.tables.table import NetworkEntry, Table
 from nas.tables.transfer import LEAST, choose, fit, parts_of
 
 COUNTS = (5, 10, 20, 40)
@@ -30,13 +30,13 @@ def main(names: list[str], counts: list[int]) -> None:
         print(f"{label:40}" + "".join(f"{error:>13.1f}%" for error in errors))
 
 
-def halves(table: Table) -> tuple[tuple[Network, ...], tuple[Network, ...]]:
+def halves(table: Table) -> tuple[tuple[NetworkEntry, ...], tuple[NetworkEntry, ...]]:
     """Networks to measure, and networks to check."""
     return (table.networks, table.checks) if table.checks else (table.networks[::2], table.networks[1::2])
 
 
 def transferred(
-    sources: list[Table], target: Table, pool: tuple[Network, ...], checks: tuple[Network, ...], count: int
+    sources: list[Table], target: Table, pool: tuple[NetworkEntry, ...], checks: tuple[NetworkEntry, ...], count: int
 ) -> Table:
     """The table from `count` networks of the target; those that calibrate lie evenly among the others."""
     known = {network.arch: network for network in pool}

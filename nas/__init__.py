@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nas.profiling.bundle import collect as collect_bundle
     from nas.profiling.bundle import make as make_bundle
     from nas.profiling.profiler import measure, profile
-    from nas.profiling.transferring import transfer_table
+    from nas.profiling.transfer import transfer_table
     from nas.profiling.validation import validate
     from nas.report.facts import describe, estimate
     from nas.report.page import write_report
@@ -55,7 +55,7 @@ _WHERE = {
     "profile": ("nas.profiling.profiler", "profile"),
     "run_search": ("nas.search.run", "run_search"),
     "train_arch": ("nas.evaluation.runs", "train_arch"),
-    "transfer_table": ("nas.profiling.transferring", "transfer_table"),
+    "transfer_table": ("nas.profiling.transfer", "transfer_table"),
     "validate": ("nas.profiling.validation", "validate"),
     "write_report": ("nas.report.page", "write_report"),
 }

@@ -15,7 +15,7 @@ from nas.core.ops import one_of
 from nas.core.space import Repeat, Space
 from nas.core.tracing import macs_of_unit
 from nas.networks.building import cost_of
-from nas.tables.table import Entry, Header, Network, Table, scope_of
+from nas.tables.table import Entry, Header, NetworkEntry, Table, scope_of
 from search_spaces.efficientformer import HEAD, MB3D, MB4D, Embedding, Stem
 
 TINY = Space(
@@ -96,7 +96,7 @@ def fake_table(space: Space, *, networks: int = 8, error: float = 0.0, seed: int
     for number in range(networks):
         arch = space.sample(rng)
         us = 1.1 * rows.raw_us(calls_of(arch)) * (1 + error * (-1) ** number)
-        measured.append(Network(arch, us, 0.1, 3))
+        measured.append(NetworkEntry(arch, us, 0.1, 3))
     unique = {network.arch: network for network in measured}
     return Table(rows.header, rows.entries, unique.values())
 

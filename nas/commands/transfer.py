@@ -31,12 +31,12 @@ def transfer(
     networks, unseen by the rows, gives the calibration and the error; nas validate checks it on others. The same
     command continues after an interruption.
     """
-    from nas.profiling import transferring
+    from nas.profiling.transfer import transfer_table
     from nas.report import facts
 
     known = [read_table(name) for name in sources]
     with progress_bar() as report:
-        result = transferring.transfer_table(
+        result = transfer_table(
             known,
             path=path,
             measure=measure,

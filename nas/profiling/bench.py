@@ -16,7 +16,7 @@ from nas.profiling.device.process import WorkerDeathError
 from nas.profiling.device.schedule import Clock, Progress, Schedule, silent
 from nas.profiling.device.timing import Settings
 from nas.profiling.probes import Probe
-from nas.profiling.process import Converter, Engine, ProbeWorker, Weigher
+from nas.profiling.process import Converter, ProbeWorker, RuntimeConfig, Weigher
 from nas.profiling.sentinel import sentinel
 
 __all__ = ["Bench", "Clock", "Item", "Progress", "silent"]
@@ -29,7 +29,7 @@ class Bench(Schedule):
     """One piece of measuring work; a context manager, since it keeps a process that converts probes while it runs.
 
     Attributes:
-        engine: runtime and its settings.
+        config: runtime and its settings.
         settings: how long to measure.
         log: receives the samples, and says which are there already.
         seed: of orders.
@@ -38,7 +38,7 @@ class Bench(Schedule):
         deaths: why probes took a process down that are to be tried once more, by key.
     """
 
-    engine: Engine
+    config: RuntimeConfig
     settings: Settings
     log: Log
     seed: int = 0
@@ -57,11 +57,11 @@ class Bench(Schedule):
         self._files = self.convert(graphs)
 
     def worker(self, number: int, graphs: Sequence[Probe]) -> ProbeWorker:  # type: ignore[override]
-        return ProbeWorker(self.engine, graphs, self.settings, self.seed + number, self.spaces, self._files)
+        return ProbeWorker(self.config, graphs, self.settings, self.seed + number, self.spaces, self._files)
 
     def weigher(self, files: dict[str, Path]) -> Weigher:
         """A process that measures the memory of networks."""
-        return Weigher(self.engine, self.settings, self.spaces, files)
+        return Weigher(self.config, self.settings, self.spaces, files)
 
     def convert(self, probes: Iterable[Probe]) -> dict[str, Path]:
         """The files of the probes and of the sentinel, by key, with those that were lacking; none for a runtime that
@@ -75,7 +75,7 @@ class Bench(Schedule):
             self._cache.shrink()
             try:
                 if self._converter is None:
-                    self._converter = Converter(self.engine, self.spaces, self.settings)
+                    self._converter = Converter(self.config, self.spaces, self.settings)
                 self.failures.update(self._converter.convert(lacking, files))
             except WorkerDeathError as death:
                 self.bury(death)
@@ -83,14 +83,14 @@ class Bench(Schedule):
             self._cache.require_room()
         if wanted[0].key in self.failures:
             raise MeasureError(
-                f"{self.engine.runtime} cannot run the reference block: {self.failures[wanted[0].key]}; see to the "
+                f"{self.config.runtime} cannot run the reference block: {self.failures[wanted[0].key]}; see to the "
                 "runtime's installation"
             )
         return files
 
     @functools.cached_property
     def _cache(self) -> Cache | None:
-        return Cache(self.engine) if issubclass(load_backend(self.engine.runtime), FileBackend) else None
+        return Cache(self.config) if issubclass(load_backend(self.config.runtime), FileBackend) else None
 
     def _stop_converting(self) -> None:
         if self._converter is not None:

@@ -33,7 +33,7 @@ from nas.profiling.device.journal import Log
 from nas.profiling.device.timing import MOST_NOISE, Settings
 from nas.profiling.job import DEFAULT, Job
 from nas.profiling.probes import Probe
-from nas.profiling.process import Engine
+from nas.profiling.process import RuntimeConfig
 from nas.profiling.profiler import table_name
 from nas.profiling.returned import read_failures, read_samples
 from nas.profiling.selection import varied
@@ -91,7 +91,7 @@ def make(
     job = _Bundled(
         space,
         folder / "table.csv",
-        Engine(runtime, threads, precision),
+        RuntimeConfig(runtime, threads, precision),
         level,
         Settings(rounds, passes, networks, patience_seconds=patience_seconds),
         seed,
@@ -150,7 +150,7 @@ def _plan(job: Job) -> dict[str, Any]:
     rows = None if job.only is None else [_row_data(row) for row in job.only]
     archs = _networks(job)
     settings = asdict(job.settings) | {"seed": job.seed}
-    asked = {"space": scope_of(job.space), "rows": rows, "level": job.level} | asdict(job.engine)
+    asked = {"space": scope_of(job.space), "rows": rows, "level": job.level} | asdict(job.config)
     networks = [arch.to_json() for arch in archs]
     items = [[(probe.key, weight) for probe, weight in item] for item in job.items(archs)]
     plan = {"format": run.FORMAT, "asked": asked, "settings": settings, "networks": networks, "items": items}
@@ -189,9 +189,9 @@ def _write_graphs(job: Job, folder: Path, progress: Progress) -> tuple[dict[str,
         folder.mkdir(parents=True)
     items = job.items(_networks(job))
     probes = list(dict.fromkeys([sentinel(), *(probe for item in items for probe, _ in item)]))
-    suffix, shared = suffix_of(job.engine.runtime), SharedWeights()
+    suffix, shared = suffix_of(job.config.runtime), SharedWeights()
     graphs = {}
-    with Bench(job.engine, job.settings, Log(), job.seed, (job.space.name,)) as bench:
+    with Bench(job.config, job.settings, Log(), job.seed, (job.space.name,)) as bench:
         for start in range(0, len(probes), CONVERTED):
             progress(start, len(probes), None, f"converting graph {start + 1} of {len(probes)}")
             batch = probes[start : start + CONVERTED]
@@ -319,10 +319,10 @@ def _job(folder: Path, manifest: Mapping[str, Any], facts: Header, output: Path 
     settings = {field.name: manifest["settings"][field.name] for field in dataclasses.fields(Settings)}
     space, seed = space_of(asked["space"]), manifest["settings"]["seed"]
     only = None if asked["rows"] is None else tuple(map(_row_of, asked["rows"]))
-    engine = Engine(asked["runtime"], asked["threads"], asked["precision"])
-    name = table_name(space, engine.runtime, engine.threads, asked["level"], engine.precision)
+    config = RuntimeConfig(asked["runtime"], asked["threads"], asked["precision"])
+    name = table_name(space, config.runtime, config.threads, asked["level"], config.precision)
     path = output or Path("latency_tables") / facts.device / name
-    job = _Taken(space, path, engine, asked["level"], Settings(**settings), seed, only, facts=facts)
+    job = _Taken(space, path, config, asked["level"], Settings(**settings), seed, only, facts=facts)
     known = {key for item in manifest["items"] for key, _ in item}
     if not all(probe.key in known for formula in job.formulas for probe in formula.probes):
         raise InputError(f"{folder}: the bundle is of another version of nas or its spaces; make it anew and run it")

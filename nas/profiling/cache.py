@@ -31,7 +31,7 @@ from nas.profiling.worker import WEIGHTS_SEED
 
 if TYPE_CHECKING:
     from nas.profiling.probes import Probe
-    from nas.profiling.process import Engine
+    from nas.profiling.process import RuntimeConfig
 
 LIMIT_BYTES = 16 * 2**30  # a profile of a thousand rows has ten, and comes back for them in every pass
 LIMIT_SHARE = 0.25  # of what the disk has free, files of the cache counted as free
@@ -59,23 +59,23 @@ def _seal_of(path: Path) -> Path:
 
 
 class Cache:
-    """The converted probes of one engine.
+    """The converted probes of one config.
 
     Args:
-        engine: runtime and its settings.
+        config: runtime and its settings.
         folder: where the files are; they may be of other engines too.
         limit_bytes: size of all files above which the oldest go.
     """
 
-    def __init__(self, engine: Engine, folder: Path | None = None, limit_bytes: int = LIMIT_BYTES) -> None:
+    def __init__(self, config: RuntimeConfig, folder: Path | None = None, limit_bytes: int = LIMIT_BYTES) -> None:
         self.folder = (folder or cache_folder()) / "converted"
         self.limit_bytes = limit_bytes
         self._known: dict[Path, tuple[int, int]] = {}  # files that were whole when this process last read them
         with writing(f"{self.folder} (the environment variable NAS_CACHE names another)"):
             self.folder.mkdir(parents=True, exist_ok=True)
-        version = backends.load_backend(engine.runtime).version()
-        fields = [engine.runtime, engine.threads, engine.precision, engine.variant, version]
-        fields += [WEIGHTS_SEED, this_machine(engine.runtime).cpu, sys.version]
+        version = backends.load_backend(config.runtime).version()
+        fields = [config.runtime, config.threads, config.precision, config.variant, version]
+        fields += [WEIGHTS_SEED, this_machine(config.runtime).cpu, sys.version]
         self._about = json.dumps([*fields, _installed(), _sources()])
 
     def path(self, probe: Probe) -> Path:

@@ -173,7 +173,7 @@ def _inspect(bench: Bench, number: int, archs: Sequence[Arch], clock: Clock) -> 
         if not left or clock.is_over:
             return
         try:
-            with Inspector(bench.engine, bench.settings, files) as inspector:
+            with Inspector(bench.config, bench.settings, files) as inspector:
                 for arch in left:
                     clock.say(f"pass {number + 1}: inside network {arch.id}")
                     _inspect_one(bench, number, inspector, probes[arch], files[probes[arch].key])

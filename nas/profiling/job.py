@@ -23,9 +23,9 @@ from nas.profiling.insitu import cover, inside_key, insides, node_cost_us, row_t
 from nas.profiling.machine import this_machine
 from nas.profiling.prediction import Prediction, predict
 from nas.profiling.probes import Formula, Probe, formulas
-from nas.profiling.process import Engine
+from nas.profiling.process import RuntimeConfig
 from nas.profiling.selection import typical_bytes, varied
-from nas.tables.table import LEVELS, METHODS, MIN_NETWORKS, Entry, Header, Network, Table, scope_of
+from nas.tables.table import LEVELS, METHODS, MIN_NETWORKS, Entry, Header, NetworkEntry, Table, scope_of
 
 DEFAULT = Settings()
 CHAINS, IN_SITU = METHODS[:2]
@@ -44,7 +44,7 @@ class Job:
     Attributes:
         space: whose rows.
         path: of the table.
-        engine: runtime and its settings.
+        config: runtime and its settings.
         level: what a row is.
         settings: how long to measure.
         seed: of the choice of networks.
@@ -60,7 +60,7 @@ class Job:
     elsewhere: ClassVar[bool] = False  # whether another device runs it, as it does a bundle
     space: Space
     path: Path
-    engine: Engine
+    config: RuntimeConfig
     level: str = "block"
     settings: Settings = DEFAULT
     seed: int = 0
@@ -70,10 +70,10 @@ class Job:
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
             raise InputError(f"level: expected {' or '.join(LEVELS)}, got {self.level!r}")
-        if self.method not in (legal := methods_of(self.engine.runtime, self.level)):
+        if self.method not in (legal := methods_of(self.config.runtime, self.level)):
             why = " Only some runtimes time the nodes of a network, and those of single ops are not told apart."
             raise InputError(f"{suggest('method', self.method, legal)}" + (why if self.method == IN_SITU else ""))
-        backend = load_backend(self.engine.runtime)(self.engine.threads, self.engine.precision)
+        backend = load_backend(self.config.runtime)(self.config.threads, self.config.precision)
         if not self.elsewhere:
             backend.require_machine()
         if self.table is not None:
@@ -136,7 +136,7 @@ class Job:
         return () if self.table is None else self.table.entries
 
     @functools.cached_property
-    def _known_networks(self) -> tuple[Network, ...]:
+    def _known_networks(self) -> tuple[NetworkEntry, ...]:
         """The networks of this space that the table has."""
         found = () if self.table is None else self.table.networks
         here = (self.space.name, self.space.input_shape)
@@ -193,16 +193,16 @@ class Job:
 
     def header(self, variant: str = "") -> Header:
         """What a new table would say of itself."""
-        machine = this_machine(self.engine.runtime)
+        machine = this_machine(self.config.runtime)
         return Header(
             device=machine.slug,
             cpu=machine.cpu,
             cores=machine.cores,
-            runtime=self.engine.runtime,
-            runtime_version=load_backend(self.engine.runtime).version(),
+            runtime=self.config.runtime,
+            runtime_version=load_backend(self.config.runtime).version(),
             variant=variant,
-            precision=self.engine.precision,
-            threads=self.engine.threads,
+            precision=self.config.precision,
+            threads=self.config.threads,
             level=self.level,
             spaces=(),
             method=self.method,
@@ -279,7 +279,7 @@ class Job:
             fits = arch not in measured and entries.keys() >= set(rows_of_arch(arch, self.level))
             if fits and self._finished(log, network_item(arch), passes):
                 timing = times.timing(Probe(arch=arch).key)
-                measured[arch] = Network(arch, timing.us * scale, timing.spread_us * scale, timing.count)
+                measured[arch] = NetworkEntry(arch, timing.us * scale, timing.spread_us * scale, timing.count)
         checks = () if self.table is None else self.table.checks
         header = replace(header, noise=self._noise_with(self.noise(log, networks)))
         return Table(self._with_space(header, entries), entries.values(), measured.values(), self.path, checks)

@@ -30,14 +30,14 @@ from nas.profiling.worker import WEIGHTS_SEED, import_blocks
 if TYPE_CHECKING:
     from nas.core.arch import Arch
     from nas.profiling.bench import Bench, Progress
-    from nas.profiling.process import Engine
+    from nas.profiling.process import RuntimeConfig
 
 RUNS = 3
 MOST_PROBLEMS = 2  # networks whose memory cannot be counted, from the first on, before the others are not tried
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def peak_bytes(engine: Engine, arch: Arch) -> int:
+def peak_bytes(config: RuntimeConfig, arch: Arch) -> int:
     """The most memory that loading a network and running it adds to a process, in bytes.
 
     On the CPU it is resident memory, beyond what a process has that has imported the runtime and run a small model.
@@ -54,9 +54,9 @@ def peak_bytes(engine: Engine, arch: Arch) -> int:
     from nas.profiling.device.timing import Settings
 
     log = Log()
-    with Bench(engine, Settings(), log, spaces=(arch.family,)) as bench:
+    with Bench(config, Settings(), log, spaces=(arch.family,)) as bench:
         if problems := weigh(bench, [arch]):
-            raise MeasureError(f"runtime {engine.runtime!r}: {problems[0]}")
+            raise MeasureError(f"runtime {config.runtime!r}: {problems[0]}")
     (found,) = log.peaks.values()
     return found
 
@@ -77,7 +77,7 @@ def weigh(
 
     probes = [Probe(arch=arch) for arch in archs]
     probes = [probe for probe in probes if probe.key not in bench.log.peaks]
-    if problem := uncounted(load_backend(bench.engine.runtime)):
+    if problem := uncounted(load_backend(bench.config.runtime)):
         return (problem,) if probes else ()
     count, problems = len(probes), list[str]()
     weigher = None

@@ -15,7 +15,7 @@ from nas.profiling.sentinel import sentinel
 
 
 @dataclass(frozen=True)
-class Engine:
+class RuntimeConfig:
     """Which runtime, and how it runs.
 
     Attributes:
@@ -35,7 +35,7 @@ class ProbeWorker(Worker):
     """A fresh process with these probes loaded, which times them.
 
     Args:
-        engine: runtime and its settings.
+        config: runtime and its settings.
         probes: to load.
         settings: how long a sample is.
         seed: of the order in rounds.
@@ -51,19 +51,19 @@ class ProbeWorker(Worker):
 
     def __init__(
         self,
-        engine: Engine,
+        config: RuntimeConfig,
         probes: Sequence[Probe],
         settings: Settings,
         seed: int,
         spaces: Sequence[str],
         files: Mapping[str, Path],
     ) -> None:
-        job = self._job(engine, probes, settings, seed, spaces, files)
-        super().__init__("nas.profiling.worker", engine.threads, settings, probes, job)
+        job = self._job(config, probes, settings, seed, spaces, files)
+        super().__init__("nas.profiling.worker", config.threads, settings, probes, job)
 
     def _job(
         self,
-        engine: Engine,
+        config: RuntimeConfig,
         probes: Sequence[Probe],
         settings: Settings,
         seed: int,
@@ -71,7 +71,7 @@ class ProbeWorker(Worker):
         files: Mapping[str, Path],
     ) -> dict[str, Any]:
         return {
-            **_engine_data(engine, spaces),
+            **_engine_data(config, spaces),
             "graphs": {probe.key: _probe_data(probe, files) | {"least": settings.least_of(probe)} for probe in probes},
             "sentinel": _probe_data(sentinel(), files),
             "seed": seed,
@@ -87,9 +87,9 @@ class Converter(Child):
         WorkerDeathError: where the process cannot even begin.
     """
 
-    def __init__(self, engine: Engine, spaces: Sequence[str], settings: Settings) -> None:
-        super().__init__("nas.profiling.converter", engine.threads, settings)
-        self._first(_engine_data(engine, spaces) | {"busy": self._busy.fileno()})
+    def __init__(self, config: RuntimeConfig, spaces: Sequence[str], settings: Settings) -> None:
+        super().__init__("nas.profiling.converter", config.threads, settings)
+        self._first(_engine_data(config, spaces) | {"busy": self._busy.fileno()})
 
     def convert(self, probes: Sequence[Probe], files: Mapping[str, Path]) -> dict[str, str]:
         """Write the files of these probes; why those without one failed, by key.
@@ -106,7 +106,7 @@ class Inspector(Child):
     """A fresh process that runs networks with the runtime's node profiler.
 
     Args:
-        engine: a runtime that gives times of nodes, and its settings.
+        config: a runtime that gives times of nodes, and its settings.
         settings: how long to wait for it.
         files: the converted sentinel, by key.
 
@@ -114,10 +114,10 @@ class Inspector(Child):
         WorkerDeathError: where the process cannot even begin.
     """
 
-    def __init__(self, engine: Engine, settings: Settings, files: Mapping[str, Path]) -> None:
-        super().__init__("nas.profiling.inspector", engine.threads, settings)
+    def __init__(self, config: RuntimeConfig, settings: Settings, files: Mapping[str, Path]) -> None:
+        super().__init__("nas.profiling.inspector", config.threads, settings)
         job = {"busy": self._busy.fileno(), "sentinel": _probe_data(sentinel(), files)}
-        self._first(_engine_data(engine, ()) | job)
+        self._first(_engine_data(config, ()) | job)
 
     def inspect(self, probe: Probe, file: Path, runs: int, warm_up: int) -> tuple[float, list[list[tuple[str, float]]]]:
         """The sentinel's time in microseconds, and names and times of the nodes of each run behind the warm-up.
@@ -143,10 +143,12 @@ class Weigher(Child):
         WorkerDeathError: where the process cannot even begin.
     """
 
-    def __init__(self, engine: Engine, settings: Settings, spaces: Sequence[str], files: Mapping[str, Path]) -> None:
-        super().__init__("nas.profiling.memory", engine.threads, settings)
+    def __init__(
+        self, config: RuntimeConfig, settings: Settings, spaces: Sequence[str], files: Mapping[str, Path]
+    ) -> None:
+        super().__init__("nas.profiling.memory", config.threads, settings)
         job = {"busy": self._busy.fileno(), "sentinel": _probe_data(sentinel(), files)}
-        self._first(_engine_data(engine, spaces) | job)
+        self._first(_engine_data(config, spaces) | job)
 
     def weigh(self, probe: Probe, files: Mapping[str, Path]) -> int:
         """The bytes that loading and running a network adds to a process.
@@ -164,12 +166,12 @@ class Weigher(Child):
         return int(answer["bytes"])
 
 
-def _engine_data(engine: Engine, spaces: Sequence[str]) -> dict[str, Any]:
+def _engine_data(config: RuntimeConfig, spaces: Sequence[str]) -> dict[str, Any]:
     return {
-        "runtime": engine.runtime,
-        "threads": engine.threads,
-        "precision": engine.precision,
-        "variant": engine.variant,
+        "runtime": config.runtime,
+        "threads": config.threads,
+        "precision": config.precision,
+        "variant": config.variant,
         "spaces": list(spaces),
     }
 

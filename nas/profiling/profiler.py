@@ -31,7 +31,7 @@ from nas.profiling.job import AUTO, DEFAULT, Job, method_for, network_item
 from nas.profiling.machine import this_machine
 from nas.profiling.prediction import Prediction
 from nas.profiling.probes import Probe
-from nas.profiling.process import Engine
+from nas.profiling.process import RuntimeConfig
 from nas.tables.table import MIN_NETWORKS, Table
 
 __all__ = [
@@ -218,11 +218,11 @@ def job_of(
     rows: Iterable[Row] | None = None,
 ) -> Job:
     """What `profile` has to do; the same arguments, for `plan` and `run`. Raises as `profile`."""
-    engine = Engine(runtime, threads, precision)
+    config = RuntimeConfig(runtime, threads, precision)
     settings = Settings(rounds, passes, networks, patience_seconds=patience_seconds)
     if method == AUTO:
         method = Table.read(path).header.method if Path(path).is_file() else method_for(space, runtime, level)
-    return Job(space, Path(path), engine, level, settings, seed, None if rows is None else tuple(rows), method)
+    return Job(space, Path(path), config, level, settings, seed, None if rows is None else tuple(rows), method)
 
 
 def plan(job: Job) -> Plan:
@@ -232,7 +232,7 @@ def plan(job: Job) -> Plan:
         with Journal(job.journal_path) as journal:
             job.check(journal)
             archs, log.samples = job.likely_networks(journal), journal.samples
-    bench = Bench(job.engine, job.settings, log, job.seed)
+    bench = Bench(job.config, job.settings, log, job.seed)
     items = job.items(archs)
     open_items = {item for number in range(job.settings.passes) for item in bench.missing(number, items)}
     left = sum(formula.terms in open_items for formula in job.formulas)
@@ -255,7 +255,7 @@ def _run(job: Job, budget_minutes: float | None, accept_noise: bool, progress: P
     until = math.inf if budget_minutes is None else time.monotonic() + 60 * budget_minutes
     if job.complete:
         assert job.table is not None
-        lacking, problem = _lacking_memory(job, job.table), memory.uncounted(load_backend(job.engine.runtime))
+        lacking, problem = _lacking_memory(job, job.table), memory.uncounted(load_backend(job.config.runtime))
         if not lacking or problem:
             progress(1, 1, 0.0, "complete, nothing to measure")
             return Profiled(job.table, (problem,) if lacking else ())
@@ -271,8 +271,8 @@ def _run(job: Job, budget_minutes: float | None, accept_noise: bool, progress: P
             job.begin(journal, _variant(job, progress))
         assert journal.header is not None
         variant = str(journal.header["variant"])
-        engine = replace(job.engine, variant=variant)
-        with Bench(engine, job.settings, journal, job.seed, (job.space.name,)) as bench:
+        config = replace(job.config, variant=variant)
+        with Bench(config, job.settings, journal, job.seed, (job.space.name,)) as bench:
             found = _measure_within if until < math.inf else _measure_all
             archs, prediction, shortage = found(job, bench, journal, variant, progress, until)
         noise = job.noise(journal, archs)
@@ -384,8 +384,8 @@ def _with_memory(
 ) -> tuple[Table, tuple[str, ...]]:
     """The table, written, with the peak memory of the networks of the space; and why it lacks that of any."""
     lacking = _lacking_memory(job, table)
-    engine = replace(job.engine, variant=table.header.variant)
-    with Bench(engine, job.settings, journal, job.seed, (job.space.name,)) as bench:
+    config = replace(job.config, variant=table.header.variant)
+    with Bench(config, job.settings, journal, job.seed, (job.space.name,)) as bench:
         problems = memory.weigh(bench, lacking, progress, until)
     found = {arch: journal.peaks[key] for arch in lacking if (key := Probe(arch=arch).key) in journal.peaks}
     if found:
@@ -446,14 +446,14 @@ def measure(
         InputError: for an unknown runtime, or a precision or variant that it does not have.
         MeasureError: where it cannot be run, with the reason.
     """
-    engine = Engine(runtime, threads, precision, variant)
+    config = RuntimeConfig(runtime, threads, precision, variant)
     load_backend(runtime)(threads, precision, variant).require_machine()  # said here, not by processes that die of it
     if variant is None:
-        engine = replace(engine, variant=fastest_variant([arch], engine, seed, progress))
+        config = replace(config, variant=fastest_variant([arch], config, seed, progress))
     quiet_us = sentinel_us if sentinel_us and math.isfinite(sentinel_us) else math.inf
     log = Log()
     for number in range(1, TRIES + 1):
-        times = time_networks([arch], engine, settings, seed, progress, log)
+        times = time_networks([arch], config, settings, seed, progress, log)
         noise = noise_of(log.samples, quiet_us=quiet_us)
         if not noise.is_too_much or number == TRIES:
             break
@@ -467,7 +467,7 @@ def measure(
         count=timing.count,
         runtime=runtime,
         runtime_version=load_backend(runtime).version(),
-        variant=engine.variant or load_backend(runtime).variants[0],
+        variant=config.variant or load_backend(runtime).variants[0],
         device=this_machine(runtime).slug,
         sentinel_us=times.reference_us,
         noise=noise.slow,
@@ -497,12 +497,12 @@ def measure_memory(
         InputError: for an unknown runtime.
         MeasureError: where it cannot be run, or nothing counts its memory here, with the reason.
     """
-    return memory.peak_bytes(Engine(runtime, threads, precision, variant), arch)
+    return memory.peak_bytes(RuntimeConfig(runtime, threads, precision, variant), arch)
 
 
 def time_networks(
     archs: Sequence[Arch],
-    engine: Engine,
+    config: RuntimeConfig,
     settings: Settings = MEASURE,
     seed: int = 0,
     progress: Progress = silent,
@@ -518,21 +518,21 @@ def time_networks(
     log = Log() if log is None else log
     spaces = tuple(sorted({arch.family for arch in archs}))
     items = [network_item(arch) for arch in archs]
-    with Bench(engine, settings, log, seed, spaces) as bench:
+    with Bench(config, settings, log, seed, spaces) as bench:
         bench.run(items, Clock(bench.seconds(items), progress))
     if bench.failures:
         raise MeasureError("\n".join(f"{key}: {reason}" for key, reason in bench.failures.items()))
     return Times(log.samples)
 
 
-def fastest_variant(archs: Sequence[Arch], engine: Engine, seed: int, progress: Progress) -> str:
+def fastest_variant(archs: Sequence[Arch], config: RuntimeConfig, seed: int, progress: Progress) -> str:
     """The backend's variant with the lowest total time over these networks; without a choice, nothing is measured."""
-    variants = load_backend(engine.runtime).variants
+    variants = load_backend(config.runtime).variants
     if len(variants) == 1:
         return variants[0]
     totals = {}
     for variant in variants:
-        times = time_networks(archs, replace(engine, variant=variant), CHOOSE, seed, progress)
+        times = time_networks(archs, replace(config, variant=variant), CHOOSE, seed, progress)
         totals[variant] = sum(times.us(Probe(arch=arch).key) for arch in archs)
     return min(totals, key=totals.__getitem__)
 
@@ -541,7 +541,7 @@ def _variant(job: Job, progress: Progress) -> str:
     if job.table is not None:
         return job.table.header.variant
     rng = random.Random(job.seed)
-    return fastest_variant([job.space.sample(rng) for _ in range(2)], job.engine, job.seed, progress)
+    return fastest_variant([job.space.sample(rng) for _ in range(2)], job.config, job.seed, progress)
 
 
 def _raise_failures(job: Job, archs: Sequence[Arch], failures: Mapping[str, str]) -> None:
@@ -555,5 +555,5 @@ def _raise_failures(job: Job, archs: Sequence[Arch], failures: Mapping[str, str]
     if lines:
         raise MeasureError(
             f"{job.path}: {len(lines)} of {len(job.formulas) + len(networks)} could not be measured with "
-            f"{job.engine.runtime}; the others are saved, the same command tries these again:\n" + "\n".join(lines)
+            f"{job.config.runtime}; the others are saved, the same command tries these again:\n" + "\n".join(lines)
         )

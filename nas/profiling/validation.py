@@ -30,11 +30,11 @@ from nas.profiling.device.journal import Journal, Log
 from nas.profiling.device.timing import QUIET, Noise, Settings, Times
 from nas.profiling.machine import this_machine
 from nas.profiling.probes import Probe
-from nas.profiling.process import Engine
+from nas.profiling.process import RuntimeConfig
 from nas.profiling.profiler import MEASURE, time_networks
 from nas.profiling.selection import varied
 from nas.tables.card import Card, Errors
-from nas.tables.table import Header, Network, Table
+from nas.tables.table import Header, NetworkEntry, Table
 
 LEAST = 12  # networks; fewer say little about ranks
 ANCHORS = 5  # further networks that tell the state of the machine, or how another machine differs
@@ -210,7 +210,7 @@ def _validate(
     table: Table,
     unseen: Sequence[Arch],
     others: Sequence[Arch],
-    anchors: Sequence[Network],
+    anchors: Sequence[NetworkEntry],
     settings: Settings,
     seed: int,
     progress: Progress,
@@ -262,7 +262,7 @@ def _validate(
     return dataclasses.replace(found, scaled=scaled)
 
 
-def _anchors(table: Table) -> tuple[Network, ...]:
+def _anchors(table: Table) -> tuple[NetworkEntry, ...]:
     """Some of a table's own networks, from the fastest to the slowest; none where it has too few."""
     known = table.networks
     if len(known) < ANCHORS:
@@ -312,10 +312,10 @@ def _log(table: Table, archs: Sequence[Arch], settings: Settings, seed: int) -> 
         yield journal
 
 
-def _engine(header: Header) -> Engine:
+def _engine(header: Header) -> RuntimeConfig:
     """That of a table; in the backend's first variant where it is not said, as in imported tables."""
     variant = load_backend(header.runtime).known_variant(header.variant)
-    return Engine(header.runtime, header.threads, header.precision, variant)
+    return RuntimeConfig(header.runtime, header.threads, header.precision, variant)
 
 
 def _journal_path(path: Path, seed: int) -> Path:
@@ -337,9 +337,9 @@ def _unwritable(table: Table) -> str:
     return ""
 
 
-def _network(arch: Arch, times: Times, peak: int | None) -> Network:
+def _network(arch: Arch, times: Times, peak: int | None) -> NetworkEntry:
     timing = times.timing(Probe(arch=arch).key)
-    return Network(arch, timing.us, timing.spread_us, timing.count, peak)
+    return NetworkEntry(arch, timing.us, timing.spread_us, timing.count, peak)
 
 
 def _predict(table: Table, arch: Arch) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from nas.core.tracing import macs_of_unit
 from nas.evaluation import court, datasets, truth
 from nas.evaluation.data import Data, load_data
 from nas.evaluation.devices import pick_device
-from nas.evaluation.evaluators import Asked, Evaluator, load_asked, read_asked
+from nas.evaluation.evaluators import Asked, Evaluator, Progress, load_asked, read_asked
 from nas.evaluation.truth import Truth
 from nas.networks.building import cost_of
 from nas.search.feasible import FeasibleSet, Sum
@@ -41,7 +41,6 @@ FEWEST = 5  # networks that a rank correlation is given of
 BASELINES = "params", "macs"
 SEED = 0  # of weights, of whatever else is random in a score, and of the bootstrap
 
-Progress = Callable[..., None]
 Sides = tuple[int, int, int]  # (C, H, W) of images
 
 

@@ -107,7 +107,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkEntry:
     """A whole network, measured; see `Entry`.
 
     Attributes:
@@ -134,8 +134,8 @@ class Content:
 
     header: Header
     entries: tuple[Entry, ...]
-    networks: tuple[Network, ...]
-    checks: tuple[Network, ...]
+    networks: tuple[NetworkEntry, ...]
+    checks: tuple[NetworkEntry, ...]
 
 
 def scope_of(space: Space) -> str:
@@ -207,7 +207,7 @@ def read_text(text: str, source: Path) -> Content:
     """
     header, body, first = _read_header(text, source)
     entries: dict[Row, Entry] = {}
-    networks: dict[str, dict[Arch, Network]] = {"network": {}, "check": {}}
+    networks: dict[str, dict[Arch, NetworkEntry]] = {"network": {}, "check": {}}
     for number, cells in _cells(body, source, first + 1):
         where = f"{source}:{number}"
         if number == first + 1:
@@ -229,7 +229,7 @@ def read_text(text: str, source: Path) -> Content:
             arch = _read_network(line, where)
             if any(arch in known for known in networks.values()):
                 raise TableError(f"{where}: second row for network {arch.id}")
-            networks[line["kind"]][arch] = Network(arch, *values, _read_bytes(line, where))
+            networks[line["kind"]][arch] = NetworkEntry(arch, *values, _read_bytes(line, where))
         else:
             raise TableError(f"{where}, column kind: expected row, network or check, got {line['kind']!r}")
     return Content(header, tuple(entries.values()), *(tuple(found.values()) for found in networks.values()))
@@ -246,7 +246,7 @@ def _cells(body: list[str], source: Path, first: int) -> Iterator[tuple[int, lis
         ) from error
 
 
-def _numbers(item: Entry | Network) -> list[str]:
+def _numbers(item: Entry | NetworkEntry) -> list[str]:
     return [f"{item.us:.3f}", f"{item.spread_us:.3f}", str(item.count)]
 
 

@@ -46,7 +46,7 @@ from nas.tables.records import (
     Content,
     Entry,
     Header,
-    Network,
+    NetworkEntry,
     measured_text,
     read_text,
     scope_of,
@@ -63,7 +63,7 @@ __all__ = [
     "Entry",
     "Header",
     "Latency",
-    "Network",
+    "NetworkEntry",
     "Table",
     "scope_of",
     "space_of",
@@ -122,9 +122,9 @@ class Table:
         self,
         header: Header,
         entries: Iterable[Entry],
-        networks: Iterable[Network] = (),
+        networks: Iterable[NetworkEntry] = (),
         path: Path | None = None,
-        checks: Iterable[Network] = (),
+        checks: Iterable[NetworkEntry] = (),
     ) -> None:
         self.header = header
         self.entries = tuple(sorted(entries, key=lambda entry: str(entry.row)))
@@ -153,7 +153,7 @@ class Table:
     @functools.cached_property
     def calibrations(self) -> dict[Size, Calibration]:
         """By (C, H, W) of the images; each fitted on the measured networks of that size, if they are five at least."""
-        groups: dict[Size, list[Network]] = defaultdict(list)
+        groups: dict[Size, list[NetworkEntry]] = defaultdict(list)
         for network in self.networks:
             groups[network.arch.input_shape].append(network)
         return {

@@ -23,7 +23,7 @@ from nas.core.ops import Row
 from nas.core.space import Space
 from nas.core.tracing import calls_of_unit, macs_of_unit, params_of_unit
 from nas.tables.calibration import MIN_NETWORKS, row_kind
-from nas.tables.table import Entry, Header, Network, Table
+from nas.tables.table import Entry, Header, NetworkEntry, Table
 
 LEAST = 5  # measurements; fewer do not tell a device from another
 CALIBRATION = 1 / 3  # of the networks, which the rows never see, so that they tell the error
@@ -92,8 +92,8 @@ def choose(sources: Sequence[Table], archs: Sequence[Arch], count: int) -> tuple
 def fit(
     sources: Sequence[Table],
     header: Header,
-    networks: Sequence[Network],
-    calibration: Sequence[Network] = (),
+    networks: Sequence[NetworkEntry],
+    calibration: Sequence[NetworkEntry] = (),
     rows: Sequence[Entry] = (),
 ) -> Table:
     """A table of the new device; its rows are predicted, their spread is the standard error.

@@ -196,13 +196,13 @@ def test_tables_have_a_line_and_a_verdict_each_in_a_terminal_of_80_columns(nas, 
 
     import latency_tables
     from nas.profiling.backends import runtimes
-    from nas.tables.table import Network, Table
+    from nas.tables.table import NetworkEntry, Table
 
     table = fake_table(ef.SMALL, networks=60, error=0.01)
     unseen = [arch for seed in range(20) if (arch := ef.SMALL.sample(random.Random(500 + seed)))]
     networks = {network.arch for network in table.networks}
     checks = [
-        Network(arch, table.price(calls_of(arch)).total_us / 1.04, 1.0, 3)
+        NetworkEntry(arch, table.price(calls_of(arch)).total_us / 1.04, 1.0, 3)
         for arch in dict.fromkeys(unseen)
         if arch not in networks
     ]

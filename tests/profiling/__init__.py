@@ -19,7 +19,7 @@ from nas.profiling.device.journal import Sample
 from nas.profiling.device.timing import Settings
 from nas.profiling.device.worker import Timer
 from nas.profiling.probes import Probe
-from nas.profiling.process import Converter, Engine, ProbeWorker, Weigher
+from nas.profiling.process import Converter, ProbeWorker, RuntimeConfig, Weigher
 from nas.profiling.profiler import profile
 from nas.profiling.worker import load
 from nas.tables.table import Table, scope_of
@@ -38,15 +38,15 @@ class LocalWorker(ProbeWorker):
 
     def __init__(
         self,
-        engine: Engine,
+        config: RuntimeConfig,
         probes: Sequence[Probe],
         settings: Settings,
         seed: int,
         spaces: Sequence[str],
         files: Mapping[str, Path],
     ) -> None:
-        job = json.loads(json.dumps(self._job(engine, probes, settings, seed, spaces, files)))
-        backend = load_backend(engine.runtime)(engine.threads, engine.precision, engine.variant)
+        job = json.loads(json.dumps(self._job(config, probes, settings, seed, spaces, files)))
+        backend = load_backend(config.runtime)(config.threads, config.precision, config.variant)
         self.backend = backend
         self._timer = Timer(functools.partial(load, backend), job, bytearray(8))  # type: ignore[arg-type]
         self.failures = self._timer.prepare()
@@ -62,8 +62,8 @@ class LocalWorker(ProbeWorker):
 class LocalConverter(Converter):
     """A converter in this process, as above."""
 
-    def __init__(self, engine: Engine, spaces: Sequence[str], settings: Settings) -> None:
-        backend = load_backend(engine.runtime)(engine.threads, engine.precision, engine.variant)
+    def __init__(self, config: RuntimeConfig, spaces: Sequence[str], settings: Settings) -> None:
+        backend = load_backend(config.runtime)(config.threads, config.precision, config.variant)
         assert isinstance(backend, FileBackend)
         self._backend = backend
 

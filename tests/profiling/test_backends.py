@@ -27,7 +27,7 @@ from nas.profiling.device.timing import Settings
 from nas.profiling.job import Job
 from nas.profiling.machine import this_machine
 from nas.profiling.probes import Probe
-from nas.profiling.process import Engine
+from nas.profiling.process import RuntimeConfig
 from nas.profiling.profiler import measure, profile
 from nas.tables.table import Table
 from search_spaces.efficientformer import MB3D, MB4D
@@ -44,7 +44,7 @@ GRAPHS = {
     "two inputs and two outputs": Probe((Row(BridgeIn(), (Shape(1, 2, 16), Shape(1, 12, 7, 7))),)),
     "nothing": Probe(idle=(Shape(1, 16, 8, 8),)),
 }
-ENGINES = [
+CONFIGS = [
     ("onnxruntime", "fp32"),
     ("onnxruntime", "int8"),
     ("openvino", "fp32"),
@@ -149,11 +149,11 @@ def test_tables_of_a_gpu_name_it_and_their_models_are_not_those_of_another(name,
     header = replace(fake_table(TINY).header, device=machine.slug, cpu=machine.cpu)
     assert machine.measured(header)
     assert not host.measured(header)
-    path = Cache(Engine(name), tmp_path).path(CONVOLUTIONS)
+    path = Cache(RuntimeConfig(name), tmp_path).path(CONVOLUTIONS)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L4")
     this_machine.cache_clear()
     assert not this_machine(name).measured(header)
-    assert Cache(Engine(name), tmp_path).path(CONVOLUTIONS) != path
+    assert Cache(RuntimeConfig(name), tmp_path).path(CONVOLUTIONS) != path
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "fake", "tflite", "torch_cuda"])
@@ -165,7 +165,7 @@ def test_what_no_gpu_runs_is_named_by_the_cpu(runtime, monkeypatch):
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
-@pytest.mark.parametrize(("name", "precision"), ENGINES)
+@pytest.mark.parametrize(("name", "precision"), CONFIGS)
 def test_outputs_are_pytorchs_as_far_as_the_precision_goes(name, precision, graph):
     backend, probe = backend_or_skip(name, precision), GRAPHS[graph]
     module = probe.module(0)
@@ -175,7 +175,7 @@ def test_outputs_are_pytorchs_as_far_as_the_precision_goes(name, precision, grap
     assert found >= least or graph == "nothing"
 
 
-@pytest.mark.parametrize(("name", "precision"), [engine for engine in ENGINES if engine[0] != "torch_compile"])
+@pytest.mark.parametrize(("name", "precision"), [each for each in CONFIGS if each[0] != "torch_compile"])
 def test_a_whole_network_gives_pytorchs_outputs(name, precision, rng):
     backend, probe = backend_or_skip(name, precision), Probe(arch=TINY.sample(rng))
     module = probe.module(0)
@@ -317,8 +317,8 @@ def test_bf16_is_refused_where_the_cpu_has_none_but_not_in_bundles(monkeypatch, 
     with pytest.raises(MeasureError, match="this CPU has no bf16"):
         kind(precision="bf16").load(tmp_path / "file", ())
     with pytest.raises(MeasureError, match="this CPU has no bf16"):
-        Job(TINY, tmp_path / "table.csv", Engine("openvino", precision="bf16"))
-    _Bundled(TINY, tmp_path / "table.csv", Engine("openvino", precision="bf16"))  # for a device that has them
+        Job(TINY, tmp_path / "table.csv", RuntimeConfig("openvino", precision="bf16"))
+    _Bundled(TINY, tmp_path / "table.csv", RuntimeConfig("openvino", precision="bf16"))  # for a device that has them
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
@@ -412,7 +412,7 @@ from nas.profiling.cache import Cache
 from nas.profiling.machine import this_machine
 from nas.profiling.job import Job
 from nas.profiling.probes import Probe
-from nas.profiling.process import Engine
+from nas.profiling.process import RuntimeConfig
 os.register_at_fork(before=lambda: os._exit(3))
 probe = Probe((Row(Conv(3, 4), (Shape(1, 3, 4, 4),)),))
 load_backend("openvino")().prepare(probe.module(0), probe.shapes()).run()

@@ -159,7 +159,7 @@ def test_rows_that_cannot_run_are_not_predicted(path, slow, monkeypatch):
 def test_a_step_is_what_there_is_time_for(path, monkeypatch):
     monkeypatch.setattr(profiler, "STEP_SECONDS", 0.0)
     job = job_of(TINY, path=path, **QUICK)
-    rows, work = job.items(), bench.Bench(job.engine, job.settings, Log())
+    rows, work = job.items(), bench.Bench(job.config, job.settings, Log())
     whole = work.seconds(rows)
     clock = bench.Clock(whole, until=time.monotonic() + 1000.0)
     taken = profiler._step(rows, work, clock, whole * 0.9)

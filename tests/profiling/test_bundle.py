@@ -40,7 +40,7 @@ from nas.profiling.device.timing import Settings
 from nas.profiling.job import Job
 from nas.profiling.machine import this_machine
 from nas.profiling.probes import Probe
-from nas.profiling.process import Engine
+from nas.profiling.process import RuntimeConfig
 from nas.profiling.profiler import profile
 from nas.profiling.remote import Remote
 from nas.profiling.shared_weights import SHARED_BYTES, SharedWeights
@@ -119,7 +119,7 @@ def test_rows_and_networks_equal_those_of_a_profile_with_the_same_samples(finish
     job = Job(
         search_spaces.load(SPACE),
         tmp_path / "none.csv",
-        Engine("onnxruntime"),
+        RuntimeConfig("onnxruntime"),
         "block",
         Settings(**_settings(finished)),
     )

@@ -18,12 +18,12 @@ from nas.profiling.cache import YOUNG_SECONDS, Cache, seal
 from nas.profiling.device.journal import Log
 from nas.profiling.device.timing import Settings
 from nas.profiling.probes import Probe, formulas
-from nas.profiling.process import Engine, WorkerDeathError
+from nas.profiling.process import RuntimeConfig, WorkerDeathError
 from nas.tables.table import Table
 from tests.profiling import FEW, LOGITS, LocalConverter, few
 from tests.small import TINY
 
-ENGINE = Engine("onnxruntime", 1, "fp32", "default")
+ENGINE = RuntimeConfig("onnxruntime", 1, "fp32", "default")
 ONE, TWO = Probe(FEW[:1]), Probe(FEW[:1] * 2)
 
 

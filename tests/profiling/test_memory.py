@@ -16,7 +16,7 @@ from nas.profiling.device.journal import Log
 from nas.profiling.device.timing import Settings
 from nas.profiling.memory import peak_bytes
 from nas.profiling.probes import Probe
-from nas.profiling.process import Engine
+from nas.profiling.process import RuntimeConfig
 from nas.profiling.profiler import measure_memory
 from tests.profiling import LocalConverter
 from tests.small import TINY
@@ -44,12 +44,12 @@ def test_a_network_that_cannot_be_loaded_gives_the_reason(monkeypatch, rng):
     with pytest.raises(
         MeasureError, match=r"'onnxruntime': memory of network .* not measured: .*(Protobuf|protobuf|Load)"
     ):
-        peak_bytes(Engine("onnxruntime"), TINY.sample(rng))
+        peak_bytes(RuntimeConfig("onnxruntime"), TINY.sample(rng))
 
 
 def test_a_network_counts_alone_whatever_was_weighed_before_it(rng):
     arch = load_arch("efficientformer-l1")
-    with Bench(Engine("torch"), Settings(), Log(), spaces=("efficientformer",)) as bench:
+    with Bench(RuntimeConfig("torch"), Settings(), Log(), spaces=("efficientformer",)) as bench:
         weigher = bench.weigher({})
         try:
             first, large, again = (
@@ -67,7 +67,7 @@ def test_a_process_that_dies_over_a_network_costs_that_one_alone(monkeypatch):
     other, only = next((arch, call.row) for arch in others for call in calls_of(arch) if call.row not in known)
     monkeypatch.setenv("NAS_FAKE", json.dumps({"crash": str(only)}))
     log = Log()
-    with Bench(Engine("fake"), Settings(), log, spaces=("efficientformer",)) as bench:
+    with Bench(RuntimeConfig("fake"), Settings(), log, spaces=("efficientformer",)) as bench:
         problems = memory.weigh(bench, [other, one])
     assert problems == (f"memory of network {other.id} not measured: the process ended with exit code 77",)
     assert len(bench.deaths) == 1  # it was tried once more
@@ -77,7 +77,7 @@ def test_a_process_that_dies_over_a_network_costs_that_one_alone(monkeypatch):
 def test_memory_that_nothing_counts_is_an_error(monkeypatch, rng, tmp_path):
     monkeypatch.setattr(memory, "CLEAR_REFS", tmp_path / "clear_refs")
     with pytest.raises(MeasureError, match="clear_refs, which is not here"):
-        peak_bytes(Engine("torch"), TINY.sample(rng))
+        peak_bytes(RuntimeConfig("torch"), TINY.sample(rng))
     monkeypatch.setattr(load_backend("torch"), "memory", None)
     with pytest.raises(MeasureError, match="'torch': nothing counts the memory that torch takes on its device"):
-        peak_bytes(Engine("torch"), TINY.sample(rng))
+        peak_bytes(RuntimeConfig("torch"), TINY.sample(rng))

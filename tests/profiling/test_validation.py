@@ -22,10 +22,10 @@ from nas.profiling.device.journal import Journal
 from nas.profiling.device.timing import Noise, Settings
 from nas.profiling.job import Job
 from nas.profiling.machine import this_machine
-from nas.profiling.process import Engine
+from nas.profiling.process import RuntimeConfig
 from nas.profiling.profiler import measure, time_networks
 from nas.profiling.validation import LEAST, validate
-from nas.tables.table import Entry, Network, Table
+from nas.tables.table import Entry, NetworkEntry, Table
 from tests.profiling import LocalWeigher, LocalWorker, true_us
 from tests.small import TINY, fake_table
 
@@ -41,7 +41,7 @@ def table_off_by(error: float, networks: int = 6, **header: object) -> Table:
     values = {"device": machine.slug, "cpu": machine.cpu} | header
     rows = [Entry(row, true_us(row) * rng.uniform(1 - error, 1 + error), 0.1, 5) for row in SPACE.rows()]
     seen = {SPACE.sample(rng) for _ in range(networks)}
-    measured = [Network(arch, 6.0 + sum(row_us(call.row) for call in calls_of(arch)), 0.1, 3) for arch in seen]
+    measured = [NetworkEntry(arch, 6.0 + sum(row_us(call.row) for call in calls_of(arch)), 0.1, 3) for arch in seen]
     return Table(fake_table(SPACE, **values).header, rows, measured)
 
 
@@ -237,9 +237,9 @@ def test_several_spaces_of_a_table_have_equal_parts():
 
 def test_a_profile_after_a_validation_measures_none_of_the_cards_networks(path):
     table = fake_table(TINY)
-    checks = [Network(arch, 100.0, 0.1, 3) for arch in list(TINY.archs())[:12:2]]
+    checks = [NetworkEntry(arch, 100.0, 0.1, 3) for arch in list(TINY.archs())[:12:2]]
     carded = Table(table.header, table.entries, [], path, checks)
-    job = Job(TINY, path, Engine("fake", 1, "fp32"), "block", Settings(rounds=2, passes=1, networks=20))
+    job = Job(TINY, path, RuntimeConfig("fake", 1, "fp32"), "block", Settings(rounds=2, passes=1, networks=20))
     with Journal(path.with_name("journal")) as journal:
         chosen = job.networks(journal, carded)
     assert len(chosen) == 20

@@ -138,7 +138,7 @@ def fake_table(space: Space, networks: int = 12, **header: Any) -> Table:
     import random
 
     from nas.core.arch import calls_of
-    from nas.tables.table import Entry, Header, Network, Table
+    from nas.tables.table import Entry, Header, NetworkEntry, Table
 
     facts = {
         "device": "fake",
@@ -162,7 +162,7 @@ def fake_table(space: Space, networks: int = 12, **header: Any) -> Table:
     archs = list({space.sample(rng): None for _ in range(20 * networks)})[:networks]
     factors = (1.1 + 0.02 * (number % 3) for number in range(networks))
     measured = [
-        Network(arch, table.raw_us(calls_of(arch)) * factor, 0.1, 9)
+        NetworkEntry(arch, table.raw_us(calls_of(arch)) * factor, 0.1, 9)
         for arch, factor in zip(archs, factors, strict=True)
     ]
     return Table(table.header, table.entries, measured)

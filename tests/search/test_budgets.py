@@ -12,7 +12,7 @@ from nas.networks.building import cost_of
 from nas.search.budgets import Budget
 from nas.search.fitting import feasible_set
 from nas.search.limits import Estimator, Limit, Survey, resolve
-from nas.tables.table import Network, Table
+from nas.tables.table import NetworkEntry, Table
 from tests.search.fakes import estimator_at, fake_table, tiny_space
 
 SPACE = tiny_space()
@@ -171,7 +171,7 @@ def noisy_table(count: int) -> Table:
     archs = list(SPACE.archs())[:count]
     factors = np.linspace(1.02, 1.18, len(archs))
     networks = [
-        Network(arch, plain.raw_us(calls_of(arch)) * factor, 0.1, 9, 1000 * cost_of(arch).params)
+        NetworkEntry(arch, plain.raw_us(calls_of(arch)) * factor, 0.1, 9, 1000 * cost_of(arch).params)
         for arch, factor in zip(archs, np.random.default_rng(0).permutation(factors), strict=True)
     ]
     return Table(plain.header, plain.entries, networks)

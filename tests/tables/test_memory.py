@@ -8,7 +8,7 @@ import pytest
 from nas.core.errors import TableError
 from nas.networks.building import cost_of
 from nas.tables.memory import fit_memory
-from nas.tables.table import Network, Table
+from nas.tables.table import NetworkEntry, Table
 from tests.small import TINY, fake_table
 
 ARCHS = tuple({TINY.sample(random.Random(seed)): None for seed in range(40)})[:12]
@@ -22,7 +22,7 @@ def truth(arch) -> int:
 
 def table_with_memory(known: int) -> Table:
     table = fake_table(TINY)
-    networks = [Network(arch, 100.0, 0.1, 3, truth(arch) if n < known else None) for n, arch in enumerate(ARCHS)]
+    networks = [NetworkEntry(arch, 100.0, 0.1, 3, truth(arch) if n < known else None) for n, arch in enumerate(ARCHS)]
     return Table(table.header, table.entries, networks)
 
 

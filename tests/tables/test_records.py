@@ -8,7 +8,7 @@ import pytest
 import search_spaces
 from nas.core.errors import InputError, TableError
 from nas.tables.records import measured_text, scope_of, space_of
-from nas.tables.table import Entry, Network, Table
+from nas.tables.table import Entry, NetworkEntry, Table
 from tests.small import TINY, fake_table
 
 ARCHS = tuple(dict.fromkeys(TINY.sample(random.Random(seed)) for seed in range(30)))
@@ -20,7 +20,7 @@ def full_table() -> Table:
     first, second, *rest = plain.entries
     entries = [replace(first, source="predicted", spread_us=2.5), replace(second, source="imported"), *rest]
     taken = {network.arch for network in plain.networks}
-    checks = [Network(arch, 100.0 + n, 0.5, 30) for n, arch in enumerate(ARCHS) if arch not in taken][:6]
+    checks = [NetworkEntry(arch, 100.0 + n, 0.5, 30) for n, arch in enumerate(ARCHS) if arch not in taken][:6]
     networks = [replace(plain.networks[0], peak_bytes=123_456), *plain.networks[1:]]
     header = replace(plain.header, checked="6 networks, seed 1, 2026-11-23, sentinel +0.1%")
     return Table(header, entries, networks, None, checks)

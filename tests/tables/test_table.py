@@ -9,7 +9,7 @@ import pytest
 from nas.core.arch import calls_of
 from nas.core.errors import BudgetError, InputError, MissingLatency, TableError
 from nas.tables.calibration import calibrate
-from nas.tables.table import Entry, Network, Table
+from nas.tables.table import Entry, NetworkEntry, Table
 from tests.small import TINY, fake_table, fake_us
 
 
@@ -202,7 +202,7 @@ def power_table(space):
     rows = fake_table(space, networks=0)
     archs = [space.sample(random.Random(seed)) for seed in range(12)]
     measured = {arch: 0.7 * rows.raw_us(calls_of(arch)) ** 1.1 for arch in archs}
-    return Table(rows.header, rows.entries, [Network(arch, us, 0.1, 3) for arch, us in measured.items()])
+    return Table(rows.header, rows.entries, [NetworkEntry(arch, us, 0.1, 3) for arch, us in measured.items()])
 
 
 def test_a_power_is_found_where_large_networks_take_longer_than_their_rows(rng):
@@ -303,7 +303,7 @@ def test_the_card_compares_its_networks_with_their_predictions():
     taken = {network.arch for network in table.networks}
     archs = [arch for seed in range(200) if (arch := TINY.sample(random.Random(1000 + seed))) not in taken]
     checks = [
-        Network(arch, table.price(calls_of(arch)).total_us / factor, 0.1, 3)
+        NetworkEntry(arch, table.price(calls_of(arch)).total_us / factor, 0.1, 3)
         for arch, factor in zip(dict.fromkeys(archs), (1.03, 0.99, 1.08, 0.96), strict=False)
     ]
     card = Table(table.header, table.entries, table.networks, None, checks).card

@@ -11,7 +11,7 @@ import search_spaces
 from nas.core.arch import calls_of
 from nas.core.errors import InputError, MissingLatency, TableError
 from nas.tables.calibration import row_kind
-from nas.tables.table import Entry, Header, Network, Table
+from nas.tables.table import Entry, Header, NetworkEntry, Table
 from nas.tables.transfer import choose, fit, parts_of
 from tests.small import fake_table
 
@@ -38,10 +38,10 @@ def made_up(seed: int) -> dict:
     return {row: rng.uniform(20, 200) for row in ROWS}
 
 
-def measured(us: dict, archs, noise: float = 0.0, seed: int = 0) -> list[Network]:
+def measured(us: dict, archs, noise: float = 0.0, seed: int = 0) -> list[NetworkEntry]:
     """Networks of a device with these rows, with relative errors of measurement."""
     rng = random.Random(seed)
-    return [Network(arch, sum(us[c.row] for c in calls_of(arch)) * rng.gauss(1, noise), 0.1, 3) for arch in archs]
+    return [NetworkEntry(arch, sum(us[c.row] for c in calls_of(arch)) * rng.gauss(1, noise), 0.1, 3) for arch in archs]
 
 
 def errors_of(table: Table, us: dict, archs) -> np.ndarray:
@@ -154,7 +154,7 @@ def test_op_rows_are_transferred_like_block_rows():
     header = dataclasses.replace(header_of(), level="op")
     table = Table(header, [Entry(row, us, 0.1, 5) for row, us in source.items()])
     networks = [
-        Network(arch, 3 * sum(source[op.row] for call in calls_of(arch) for op in call.ops), 0.1, 3)
+        NetworkEntry(arch, 3 * sum(source[op.row] for call in calls_of(arch) for op in call.ops), 0.1, 3)
         for arch in drawn(12, 0)
     ]
     found = fit([table], header_of(), networks)
@@ -189,4 +189,4 @@ def test_what_does_not_go_together_is_refused():
         fit([table, part], header, networks)
     stranger = search_spaces.load("nextvit-32").sample(random.Random(0))
     with pytest.raises(MissingLatency, match=r"no space .* needs the row"):
-        fit([table], header, [*networks, Network(stranger, 1.0, 0.1, 3)])
+        fit([table], header, [*networks, NetworkEntry(stranger, 1.0, 0.1, 3)])

@@ -15,8 +15,8 @@ from nas.core.errors import InputError, RunError
 from nas.core.files import lock_of
 from nas.profiling.backends.fake import CALL_US, row_us
 from nas.profiling.device.timing import Settings
-from nas.profiling.transferring import transfer_table
-from nas.tables.table import Entry, Network, Table
+from nas.profiling.transfer import transfer_table
+from nas.tables.table import Entry, NetworkEntry, Table
 from tests.profiling import whole_lines
 from tests.small import fake_table
 
@@ -85,7 +85,7 @@ def test_what_does_not_go_together_is_refused(local, path, source):
     transfer_table([source], path=path, measure=5, runtime="fake", settings=QUICK)
     with pytest.raises(InputError, match=r"threads 1, this transfer has 2"):
         transfer_table([source], path=path, measure=5, runtime="fake", threads=2, settings=QUICK)
-    other = Table(source.header, source.entries, [Network(SPACE.sample(random.Random(0)), 1.0, 0.1, 1)])
+    other = Table(source.header, source.entries, [NetworkEntry(SPACE.sample(random.Random(0)), 1.0, 0.1, 1)])
     with pytest.raises(InputError, match=r"holds samples with protocol"):
         transfer_table([other], path=path, measure=5, runtime="fake", settings=QUICK)
     source.write(path)
@@ -96,7 +96,7 @@ def test_what_does_not_go_together_is_refused(local, path, source):
 def test_the_same_transfer_keeps_the_card_and_another_is_refused(local, path, source):
     table = transfer_table([source], path=path, measure=10, runtime="fake", settings=QUICK)
     rng, seen = random.Random(9), {network.arch for network in table.networks}
-    checks = [Network(arch, true_us(arch), 0.1, 3) for arch in {SPACE.sample(rng) for _ in range(20)} - seen]
+    checks = [NetworkEntry(arch, true_us(arch), 0.1, 3) for arch in {SPACE.sample(rng) for _ in range(20)} - seen]
     header = replace(table.header, checked="20 networks")
     Table(header, table.entries, table.networks, None, checks).write(path)
     again = transfer_table([source], path=path, measure=10, runtime="fake", settings=QUICK)

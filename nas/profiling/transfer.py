@@ -21,10 +21,10 @@ from nas.profiling.device.timing import Settings, Times
 from nas.profiling.job import SAME, network_item
 from nas.profiling.machine import this_machine
 from nas.profiling.probes import Probe
-from nas.profiling.process import Engine
+from nas.profiling.process import RuntimeConfig
 from nas.profiling.profiler import MEASURE, fastest_variant
 from nas.profiling.selection import spread
-from nas.tables.table import Header, Network, Table
+from nas.tables.table import Header, NetworkEntry, Table
 from nas.tables.transfer import LEAST, choose, common_spaces, fit, parts_of
 
 RANDOM, RANGE = 400, 60  # archs of each space to choose from: random ones, and from its smallest to its largest
@@ -71,7 +71,7 @@ def transfer_table(
     if measure < LEAST:
         raise InputError(f"measure: expected at least {LEAST} networks, got {measure}")
     spaces = common_spaces(sources)
-    engine = Engine(runtime, threads, precision)
+    config = RuntimeConfig(runtime, threads, precision)
     names = tuple(dict.fromkeys(space.name for space in spaces.values()))
     with contextlib.ExitStack() as held:
         held.enter_context(lock_of(path))
@@ -81,21 +81,21 @@ def transfer_table(
                 f"{path}: holds a table that was measured, not transferred; write to another path with --to"
             )
         journal = held.enter_context(Journal(path.with_name(f"{path.name}.transfer.samples.jsonl")))
-        header = _header(sources, engine, settings, measure)
+        header = _header(sources, config, settings, measure)
         if journal.header is not None:
             _check(journal.header, header, f"{journal.path}: holds samples", "remove the file to measure again")
         if known is not None:
             _check(dataclasses.asdict(known.header), header, f"{path}: holds a table", "remove it")
         archs = tuple(map(Arch.from_json, journal.networks)) or _networks(sources, spaces.values(), measure, seed)
         if journal.header is None:
-            variant = fastest_variant(archs[:2], engine, seed, progress)
+            variant = fastest_variant(archs[:2], config, seed, progress)
             journal.begin(dataclasses.asdict(dataclasses.replace(header, variant=variant)))
         if not journal.networks:
             journal.choose([arch.to_json() for arch in archs])
         assert journal.header is not None
         variant = str(journal.header["variant"])
         items = [network_item(arch) for arch in archs]
-        with Bench(dataclasses.replace(engine, variant=variant), settings, journal, seed, names) as bench:
+        with Bench(dataclasses.replace(config, variant=variant), settings, journal, seed, names) as bench:
             bench.run(items, Clock(bench.seconds(items), progress))
         if bench.failures:
             raise MeasureError("\n".join(f"{key}: {reason}" for key, reason in bench.failures.items()))
@@ -111,20 +111,20 @@ def transfer_table(
         return Table.read(path)
 
 
-def _header(sources: Sequence[Table], engine: Engine, settings: Settings, measure: int) -> Header:
+def _header(sources: Sequence[Table], config: RuntimeConfig, settings: Settings, measure: int) -> Header:
     """What the new table says of itself, before a runtime's variant and the sentinel are known."""
-    machine = this_machine(engine.runtime)
+    machine = this_machine(config.runtime)
     fitted, calibrating = parts_of(measure)
     origins = ", ".join(f"{_name(table.header)} ({table.hash[:8]})" for table in sources)
     return Header(
         device=machine.slug,
         cpu=machine.cpu,
         cores=machine.cores,
-        runtime=engine.runtime,
-        runtime_version=load_backend(engine.runtime).version(),
+        runtime=config.runtime,
+        runtime_version=load_backend(config.runtime).version(),
         variant="",
-        precision=engine.precision,
-        threads=engine.threads,
+        precision=config.precision,
+        threads=config.threads,
         level=sources[0].header.level,
         spaces=tuple(common_spaces(sources)),
         method="transfer",
@@ -173,6 +173,6 @@ def _draw(
     return tuple(drawn)
 
 
-def _network(arch: Arch, times: Times) -> Network:
+def _network(arch: Arch, times: Times) -> NetworkEntry:
     timing = times.timing(Probe(arch=arch).key)
-    return Network(arch, timing.us, timing.spread_us, timing.count)
+    return NetworkEntry(arch, timing.us, timing.spread_us, timing.count)
