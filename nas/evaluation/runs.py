@@ -46,6 +46,7 @@ def train_arch(
     seed: int = 0,
     limit: int | None = None,
     val_fraction: float = 0.2,
+    run: Path | None = None,
     progress: Callable[..., None] | None = None,
 ) -> dict[str, Any]:
     """Train an arch on a dataset into `folder`: `arch.json`, `weights.pt`, `training.csv`, `result.json`.
@@ -67,13 +68,14 @@ def train_arch(
         seed: of weights, order, augmentation and the division of the images.
         limit: most images to train and validate on together; None for all.
         val_fraction: share of them to validate on.
+        run: folder of the search that this training belongs to, where `folder` is in it.
         progress: called with (epochs done, epochs, seconds left, text).
 
     Returns:
         The figures written to `result.json`, and the paths.
 
     Raises:
-        InputError: `folder` is that of another architecture or of a search, or something does not fit; see
+        InputError: `folder` is that of another architecture or in that of a search, or something does not fit; see
             `train` as well.
         RunError: another process trains in `folder`, naming it; or that cannot be written.
     """
@@ -81,7 +83,7 @@ def train_arch(
     data = load_data(data_name, arch.input_shape, seed=seed, val_fraction=val_fraction, limit=limit)
     fitted = with_classes(arch, data.classes)
     folder = default_folder(name or fitted.id, data) if folder is None else folder
-    _check_folder(folder, fitted)
+    _check_folder(folder, fitted, run)
     model = build(fitted, seed=seed, drop_path=settings.drop_path)
     guide = teacher_for(data, teacher, teacher_weights)
 
@@ -97,7 +99,7 @@ def train_arch(
         first = own_process()[0] == 0
         if first:
             held.enter_context(lock(folder / "training.lock", folder))
-            _check_folder(folder, fitted)  # it may have come since
+            _check_folder(folder, fitted, run)  # it may have come since
             write_text(folder / "arch.json", fitted.to_json() + "\n")
         result = train(
             model,
@@ -164,12 +166,15 @@ def default_folder(name: str, data: Data) -> Path:
     return Path("runs") / f"train-{name}-{data.name}{place}"
 
 
-def _check_folder(folder: Path, arch: Arch) -> None:
-    if (folder / "request.yaml").exists():
-        raise InputError(
-            f"{folder}: there is the run of a search, whose result.json a training would write over; choose another "
-            "folder (--out)"
-        )
+def _check_folder(folder: Path, arch: Arch, whose: Path | None = None) -> None:
+    """Raise where something else is kept in a folder; in that of a search, only its own run trains."""
+    above = [path for path in folder.resolve().parents if (path / "steps.json").exists()]  # a search's records
+    for there in (folder, *above):
+        if (there / "request.yaml").exists() and (whose is None or there != whose.resolve()):
+            raise InputError(
+                f"{folder}: there is the run of a search{'' if there == folder else f', {there}'}, which writes over "
+                "and deletes files in its folder, as a training would in it; choose another folder (--out)"
+            )
     path = folder / "arch.json"
     there = load_arch(path) if path.exists() else arch
     if there != arch:

@@ -85,9 +85,13 @@ class Context:
                 open_storage(named.request.storage)  # before anything is measured for it
         else:
             named.request.require_same(stored)
+            if named.request.storage is None and not (self.folder / JOURNAL).is_file():
+                _require_no_results(self.folder, str(self.folder / JOURNAL))  # before an empty one is made
             self._study = self._open()
-            if "table_hash" in self._study.user_attrs:  # else it ended before it was begun, or its study is gone
+            if "table_hash" in self._study.user_attrs:
                 self._take_up(self._study.user_attrs)
+            else:
+                _require_no_results(self.folder, f"study {named.request.name!r} in the storage")
         self._records = _read_records(self.folder / RECORDS) if self.begun else {}
 
     @property
@@ -287,6 +291,15 @@ def scorer_of(run: Context, asked: Asked | None = None) -> CandidateScorer:
     return CandidateScorer(
         load_asked(asked), request.dataset, size, request.seed, request.device, request.limit, run.prepared(asked)
     )
+
+
+def _require_no_results(folder: Path, study: str) -> None:
+    """Raise where a run has left something that its study, which is gone, is behind: it would be written over."""
+    if left := [name for name in (RECORDS, "trials.csv", "result.json") if (folder / name).is_file()]:
+        raise RunError(
+            f"{folder} holds {', '.join(left)}, but {study} is gone or empty, and with it the trials behind them. Put "
+            "it back; or start over in another folder (another name, or out), or after moving this one away"
+        )
 
 
 def _require_no_training(folder: Path) -> None:

@@ -208,6 +208,7 @@ def read_text(text: str, source: Path) -> Content:
     header, body, first = _read_header(text, source)
     entries: dict[Row, Entry] = {}
     networks: dict[str, dict[Arch, NetworkEntry]] = {"network": {}, "check": {}}
+    loaded: set[str] = set()  # spaces whose blocks are known: to look for one reads folders
     for number, cells in _cells(body, source, first + 1):
         where = f"{source}:{number}"
         if number == first + 1:
@@ -226,7 +227,7 @@ def read_text(text: str, source: Path) -> Content:
                 raise TableError(f"{where}: second row for {row}")
             entries[row] = Entry(row, *values, line["source"])
         elif line["kind"] in networks:
-            arch = _read_network(line, where)
+            arch = _read_network(line, where, loaded)
             if any(arch in known for known in networks.values()):
                 raise TableError(f"{where}: second row for network {arch.id}")
             networks[line["kind"]][arch] = NetworkEntry(arch, *values, _read_bytes(line, where))
@@ -351,12 +352,14 @@ def _read_row(line: dict[str, str], where: str) -> Row:
         raise TableError(f"{where}, column inputs: {error}") from error
 
 
-def _read_network(line: dict[str, str], where: str) -> Arch:
+def _read_network(line: dict[str, str], where: str, loaded: set[str]) -> Arch:
     found = re.findall(r"\bclasses=(\d+)", line["fields"])
     if not found:
         raise TableError(f"{where}, column fields: no block of the network names its number of classes")
     try:
-        search_spaces.load(line["name"])
+        if line["name"] not in loaded:
+            search_spaces.load(line["name"])
+            loaded.add(line["name"])
         _, channels, height, width = Shape.parse(line["inputs"])
         if not channels * height * width:
             raise InputError(f"expected images, got {line['inputs']}")

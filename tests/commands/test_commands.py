@@ -127,7 +127,7 @@ def test_choices_are_held_and_the_side_chosen_by_flags(nas, table_path, tmp_path
     code, _, error = nas("feasible", *space, "--side", "48")
     assert code == 2
     assert "profile it: nas profile efficientformer-32 --side 48" in error
-    part = search_spaces.load("efficientformer-32", 48, {"stage1.width": 16, "tail": 0})
+    part = parts.load("efficientformer-32", 48, {"stage1.width": 16, "tail": 0})
     asked = ("profile", "efficientformer-32", "--side", "48", "--fix", "stage1.width=16", "--fix", "tail=0")
     code, out, error = nas(*asked, "--table", str(tmp_path / "t.csv"), "--dry-run", "--json")
     assert (code, error) == (0, "")

@@ -596,7 +596,7 @@ def test_the_real_scorer_trains_and_repeats_itself(table_path):
 
 
 def test_a_run_holds_choices_and_a_side_and_goes_on_with_them(tmp_path, world):
-    space = search_spaces.load("efficientformer-32", 48)
+    space = parts.load("efficientformer-32", 48)
     path = tmp_path / "t.csv"
     fake_table(space).write(path)
     fix = {"stage1.width": 16, "stage2.width": [32, 48], "tail": 1}

@@ -165,11 +165,26 @@ def test_a_training_is_refused_in_the_folder_of_a_search_and_a_search_in_that_of
     before = content_of(folder)
     with pytest.raises(InputError, match="there is the run of a search"):
         train_arch(Arch.from_json((folder / "best.json").read_text()), "digits", folder, {"epochs": 1})
+    with pytest.raises(InputError, match=f"there is the run of a search, {folder},"):  # which deletes next/ as its own
+        train_arch(Arch.from_json((folder / "best.json").read_text()), "digits", folder / "next" / "a", {"epochs": 1})
     assert content_of(folder) == before
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / "weights.pt").touch()
     with pytest.raises(RunError, match=r"holds weights\.pt, but no request\.yaml"):
         carry_out(request(tmp_path, table_path, out=str(tmp_path / "t")), world)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_run_whose_study_is_gone_is_not_written_over(tmp_path, table_path, world, stored):
+    database = tmp_path / "study.db"
+    storage = f"sqlite:///{database}" if stored else None
+    folder, _ = carry_out(request(tmp_path, table_path, storage=storage), world)
+    (database if stored else folder / "study.journal").unlink()
+    before, done = content_of(folder), evaluations(tmp_path)
+    with pytest.raises(RunError, match=r"holds steps\.json, trials\.csv, result\.json, but .* is gone or empty"):
+        carry_out(request(tmp_path, table_path, storage=storage), world)
+    assert content_of(folder) == before
+    assert evaluations(tmp_path) == done
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 
 import search_spaces
 from nas.core.errors import InputError, TableError
+from nas.tables import records
 from nas.tables.records import measured_text, scope_of, space_of
 from nas.tables.table import Entry, NetworkEntry, Table
 from tests.small import TINY, fake_table
@@ -121,3 +122,14 @@ def test_a_row_keeps_three_digits_of_a_microsecond(tmp_path):
     entries = [Entry(table.entries[0].row, 1.23456, 0.00049, 7), *table.entries[1:]]
     again = Table.read(Table(table.header, entries).write(tmp_path / "t.csv"))
     assert (again.entries[0].us, again.entries[0].spread_us, again.entries[0].count) == (1.235, 0.0, 7)
+
+
+def test_a_space_is_looked_for_once_however_many_networks_a_table_has(monkeypatch, tmp_path):
+    counts, load = [], search_spaces.load
+    for networks in (3, 12):
+        text, asked = fake_table(TINY, networks=networks).to_text(), []
+        monkeypatch.setattr(search_spaces, "load", lambda name, asked=asked: asked.append(name) or load(name))
+        content = records.read_text(text, tmp_path / "t.csv")
+        counts.append(len(asked))
+    assert len(content.networks) > 3
+    assert counts[0] == counts[1]

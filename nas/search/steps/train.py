@@ -53,6 +53,7 @@ class Train(Step):
             threads=request.final_threads,
             seed=request.seed,
             limit=request.limit,
+            run=run.folder,
             progress=_winners(run),
         )
         figures = {field.name: found[field.name] for field in fields(Figures)}
