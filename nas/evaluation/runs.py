@@ -169,10 +169,10 @@ def default_folder(name: str, data: Data) -> Path:
 def _check_folder(folder: Path, arch: Arch, whose: Path | None = None) -> None:
     """Raise where something else is kept in a folder; in that of a search, only its own run trains."""
     above = [path for path in folder.resolve().parents if (path / "steps.json").exists()]  # a search's records
-    for there in (folder, *above):
-        if (there / "request.yaml").exists() and (whose is None or there != whose.resolve()):
+    for place in (folder, *above):
+        if (place / "request.yaml").exists() and (whose is None or place != whose.resolve()):
             raise InputError(
-                f"{folder}: there is the run of a search{'' if there == folder else f', {there}'}, which writes over "
+                f"{folder}: there is the run of a search{'' if place == folder else f', {place}'}, which writes over "
                 "and deletes files in its folder, as a training would in it; choose another folder (--out)"
             )
     path = folder / "arch.json"
