@@ -178,7 +178,9 @@ def _inspect(bench: Bench, number: int, archs: Sequence[Arch], clock: Clock) -> 
                     clock.say(f"pass {number + 1}: inside network {arch.id}")
                     _inspect_one(bench, number, inspector, probes[arch], files[probes[arch].key])
                     clock.add(NETWORK_SECONDS)
+                    bench.hangs = 0
         except WorkerDeathError as death:
+            bench.count_hang(death)
             bench.bury(death)
 
 

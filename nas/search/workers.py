@@ -6,12 +6,10 @@ This module is what a worker imports first, so it loads nothing heavy; what a sc
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections import deque
@@ -23,9 +21,9 @@ from typing import Any, Protocol
 
 from nas.core.errors import NasError, RunError, brief
 from nas.evaluation.evaluators import Score, title_of
+from nas.profiling.device.parent import die_with
 
 _SPAWN = multiprocessing.get_context("spawn")  # forked children of a process with threads can deadlock
-_PR_SET_PDEATHSIG = 1
 _EXIT_SECONDS = 10.0
 
 
@@ -212,7 +210,7 @@ class Pool:
 
 def _serve(pipe: Connection, scorer: Scorer, parent: int) -> None:
     """The life of a worker: score what comes until the pipe ends or the parent dies."""
-    _die_with(parent)
+    die_with(parent)
     with contextlib.suppress(EOFError, OSError):
         while True:
             task: Task = pipe.recv()
@@ -248,20 +246,3 @@ def checked(score: Any) -> Score:
     if not math.isfinite(score.value):
         raise RunError(f"the {title_of(score.name)} is {score.value}")
     return score
-
-
-def _die_with(parent: int) -> None:
-    """End this process when its parent ends, however it ends."""
-    if sys.platform == "linux":
-        libc: Any = ctypes.CDLL(None)
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    else:
-        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-    if os.getppid() != parent:  # it died before we could ask
-        os._exit(1)
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)

@@ -407,6 +407,32 @@ def test_a_runtime_that_never_returns_is_ended_named_and_tried_again_by_the_same
     assert len(few(path, passes=1).entries) == len(FEW)
 
 
+def test_a_runtime_that_does_nothing_but_hang_is_given_up(path, monkeypatch, hung):
+    monkeypatch.setattr("nas.profiling.device.timing.PATIENCE", 0.0)
+    misbehave(monkeypatch, hang="@", hung=hung)
+    with pytest.raises(MeasureError, match="4 did in a row with nothing measured between"):
+        profile(TINY, path=path, **SHORT, patience_seconds=3)
+
+
+def test_a_process_that_hangs_ends_with_the_one_that_asks(tmp_path):
+    """The parent is killed, so nobody closes pipes in order or ends the process that never looks at its input."""
+    file = tmp_path / "hung"
+    code = (
+        "from nas.profiling.profiler import measure; from tests.small import TINY; import random;"
+        "measure(TINY.sample(random.Random(0)), runtime='fake')"
+    )
+    behaviour = json.dumps({"hang": "Logits", "hung": str(file)})
+    with subprocess.Popen([sys.executable, "-c", code], env=dict(os.environ, NAS_FAKE=behaviour)) as parent:
+        while not (file.exists() and file.read_text()):
+            assert parent.poll() is None
+            time.sleep(0.1)
+        worker = Path(f"/proc/{file.read_text()}")
+        assert worker.exists()
+        parent.kill()
+    while worker.exists() and " Z" not in (worker / "stat").read_text():  # ends: the test's point
+        time.sleep(0.1)
+
+
 def test_a_whole_network_that_hangs_is_no_end_for_ever_either(rng, monkeypatch, hung):
     misbehave(monkeypatch, hang="Logits", hung=hung)
     with pytest.raises(MeasureError, match=r"network .*: it hung: no answer for \d+ s"):

@@ -31,11 +31,12 @@ class WorkerDeathError(MeasureError):
 
     Attributes:
         key: of the graph it was busy with; "" where it was with none.
+        hung: whether it was ended because it hung.
     """
 
-    def __init__(self, reason: str, key: str = "") -> None:
+    def __init__(self, reason: str, key: str = "", hung: bool = False) -> None:
         super().__init__(reason)
-        self.key = key
+        self.key, self.hung = key, hung
 
 
 class Child:
@@ -98,7 +99,7 @@ class Child:
             limit = self._settings.patience_of(self._graphs[busy]) if busy >= 0 else START_SECONDS
             if time.monotonic() - since > limit:
                 self._kill()
-                raise self._error(busy, f"it hung: no answer for {limit:.0f} s, so its process was ended")
+                raise self._error(busy, f"it hung: no answer for {limit:.0f} s, so its process was ended", hung=True)
 
     def _number(self) -> int:
         """The number of the graph that it is busy with; -1 for none."""
@@ -111,8 +112,8 @@ class Child:
         reason = f"the process ended with {'signal' if code < 0 else 'exit code'} {abs(code)}"
         return self._error(self._number(), reason + (f": {said[-1]}" if said else ""))
 
-    def _error(self, busy: int, reason: str) -> WorkerDeathError:
-        return WorkerDeathError(reason, self._graphs[busy].key if busy >= 0 else "")
+    def _error(self, busy: int, reason: str, hung: bool = False) -> WorkerDeathError:
+        return WorkerDeathError(reason, self._graphs[busy].key if busy >= 0 else "", hung)
 
     def _kill(self) -> None:
         """End the process, with what it has started itself."""

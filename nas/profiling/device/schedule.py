@@ -14,6 +14,7 @@ from nas.profiling.device.timing import TOLERANCE, Graph, Settings, errors_of, g
 
 PROBE_SECONDS = 0.07  # to build, export, load and warm a graph
 WORKER_SECONDS = 2.0  # to start a process
+HANGS_IN_A_ROW = 4  # with no sample between, after which the runtime is given up
 
 Progress = Callable[[float, float, Optional[float], str], None]
 Item = Tuple[Tuple[Graph, float], ...]  # graphs that are timed in the same rounds, and their weights in a row's time
@@ -38,6 +39,7 @@ class Schedule(ABC):
     log: Log
     failures: dict[str, str]
     deaths: dict[str, str]
+    hangs = 0  # in a row, with no sample between
 
     def prepare(self, graphs: Sequence[Graph]) -> None:  # noqa: B027  most have nothing to do
         """Do what is needed before graphs are loaded; what fails stands in `failures` then."""
@@ -126,7 +128,21 @@ class Schedule(ABC):
                     self._rounds(number, worker, loaded, clock, text)
                 return
             except WorkerDeathError as death:
+                self.count_hang(death)
                 self.bury(death)
+
+    def count_hang(self, death: WorkerDeathError) -> None:
+        """Give a runtime up that does nothing but hang.
+
+        Raises:
+            MeasureError: it hung several times with no sample between.
+        """
+        self.hangs = self.hangs + 1 if death.hung else 0
+        if self.hangs >= HANGS_IN_A_ROW:
+            raise MeasureError(
+                f"{death.key}: {death}, as {self.hangs} did in a row with nothing measured between. See to it, "
+                "or allow more time (--patience); the same command continues"
+            ) from death
 
     def bury(self, death: WorkerDeathError) -> None:
         """Note over which graph a process died: the first time it may be chance, the second time the graph fails.
@@ -153,6 +169,7 @@ class Schedule(ABC):
             samples = worker.round(keys)
             new = [key for key in keys if len(self.log.taken(number, key)) < self.settings.rounds]
             self.log.add(number, samples)
+            self.hangs = 0
             clock.add(sum(self.settings.sample_seconds(graphs[key]) for key in new))
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping
 
 from nas.profiling.device.loaders import loader_of
+from nas.profiling.device.parent import die_with
 from nas.profiling.device.sessions import Session
 
 Load = Callable[[Mapping[str, Any]], Session]
@@ -66,7 +67,11 @@ def _load(job: Mapping[str, Any], item: Mapping[str, Any]) -> Session:
 
 
 def answers() -> Callable[[dict[str, Any]], None]:
-    """What writes a line to standard output; from now on, whatever else is printed goes to standard error."""
+    """What writes a line to standard output; from now on, whatever else is printed goes to standard error.
+
+    This process ends with the one that asks, also where a runtime hangs and the end of its input is not seen.
+    """
+    die_with(os.getppid())
     output = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
