@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -21,12 +20,12 @@ from typing import Any
 
 import numpy as np
 import optuna
+from made_up import Instantly
 from optuna.storages import InMemoryStorage
 
 import latency_tables
 import search_spaces
 from nas.core.arch import Arch, calls_of
-from nas.evaluation.evaluators import Score
 from nas.search import samplers
 from nas.search.budgets import Budget
 from nas.search.engine import Engine
@@ -37,38 +36,9 @@ from nas.search.ledger import Ledger
 from nas.search.limits import Estimator, Survey, resolve
 from nas.search.study import distributions_of, open_study
 from nas.search.trials import record_of
-from nas.search.workers import Outcome, Task
 from nas.tables.table import Table
 
 MARKS = (25, 50, 100, 200, 400, 800)
-
-
-class Here:
-    """A worker in this process that knows every score."""
-
-    size = 1
-
-    def __init__(self, score: Callable[[Arch], float]) -> None:
-        self.score = score
-        self.task: Task | None = None
-
-    @property
-    def idle(self) -> int:
-        """One at a time."""
-        return int(self.task is None)
-
-    def submit(self, task: Task) -> None:
-        """Take a task."""
-        self.task = task
-
-    def wait(self) -> Outcome:
-        """Its score; a loss is a score with the other sign."""
-        assert self.task is not None
-        task, self.task = self.task, None
-        value = float(self.score(Arch.from_json(task.arch)))
-        if not math.isfinite(value):
-            return Outcome(task.key, None, f"the score is {value}")
-        return Outcome(task.key, Score(-value, "score", seconds=0.0))
 
 
 class Timed:
@@ -125,7 +95,14 @@ def searched(
     made = samplers.load_sampler(sampler, seed, distributions, context_of(space, estimator, fits))
     timed = Timed(made)
     study: optuna.Study = open_study("benchmark", InMemoryStorage(), made, 1)
-    Engine(Ledger(study, distributions), space, estimator, Here(score), trials=count, seed=seed).run()
+    Engine(
+        Ledger(study, distributions),
+        space,
+        estimator,
+        Instantly(lambda text: score(Arch.from_json(text))),
+        trials=count,
+        seed=seed,
+    ).run()
     records = [record for record in map(record_of, study.get_trials(deepcopy=False)) if record is not None]
     values = [-record.value for record in records if record.state == "evaluated" and record.value is not None]
     states = [record.state for record in records]

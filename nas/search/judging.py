@@ -1,4 +1,4 @@
-"""The court: scores judged by networks whose accuracy is known.
+"""Scores judged by networks whose accuracy is known.
 
 What a score says of a network is remembered with the code, the settings and the data that it comes from, so that the
 same command goes on after a kill, and is over at once the second time.
@@ -26,7 +26,7 @@ from nas.core.plain import read_yaml
 from nas.core.remembered import remembered
 from nas.core.source import code_of
 from nas.core.tracing import macs_of_unit
-from nas.evaluation import court, datasets, truth
+from nas.evaluation import datasets, ranks, truth
 from nas.evaluation.data import Data, load_data
 from nas.evaluation.devices import pick_device
 from nas.evaluation.evaluators import Asked, Evaluator, Progress, load_asked, read_asked
@@ -197,7 +197,7 @@ def _facts(known: Truth, data: str, judged: Sequence[Judged]) -> dict[str, Any]:
     macs = next(each.values for each in judged if each.name == "macs")
     band = np.array([each.set == "band" for each in known.networks])
     parts = {"": np.full(len(runs), True), "_band": band}
-    sigma = court.noise(runs)
+    sigma = ranks.noise(runs)
     return {
         "truth": str(known.file),
         "data": data,
@@ -228,10 +228,10 @@ def _ceiling(
 ) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
     for part, chosen in parts.items():
-        for statistic in (court.kendall, court.spearman):
+        for statistic in (ranks.kendall, ranks.spearman):
             known = None
             if sigma is not None and _enough(parts, chosen):
-                known = court.ceiling(accuracy[chosen], trainings[chosen], sigma, statistic)
+                known = ranks.ceiling(accuracy[chosen], trainings[chosen], sigma, statistic)
             found[f"{statistic.__name__}{part}"] = known
     return found
 
@@ -252,14 +252,14 @@ def _figures(
         score, truth_, size = judged.values[chosen], accuracy[chosen], macs[chosen]
         enough = _enough(parts, chosen)
         varies = enough and bool(np.ptp(score))
-        draws = court.draws(len(score), SEED) if varies else np.empty((0, 0))
-        for statistic in (court.kendall, court.spearman):
+        draws = ranks.draws(len(score), SEED) if varies else np.empty((0, 0))
+        for statistic in (ranks.kendall, ranks.spearman):
             values = statistic(score, truth_, draws) if varies else None
             _put(figures, statistic.__name__, part, values)
-            if statistic is court.kendall:
+            if statistic is ranks.kendall:
                 beyond = None if values is None or judged.name == "macs" else values - statistic(size, truth_, draws)
                 _put(figures, "kendall_over_macs", part, beyond)
-        figures[f"regret{part}"] = court.regret(score, truth_) if varies else None
+        figures[f"regret{part}"] = ranks.regret(score, truth_) if varies else None
         if enough and not varies:
             remarks.append(
                 f"gives all {len(score)} networks {'of the band ' if part else ''}the same value: ranks nothing"
@@ -276,6 +276,6 @@ def _figures(
 
 
 def _put(figures: dict[str, Any], name: str, part: str, values: np.ndarray | None) -> None:
-    found = court.estimate(values) if values is not None else court.Estimate(math.nan, math.nan, math.nan)
+    found = ranks.estimate(values) if values is not None else ranks.Estimate(math.nan, math.nan, math.nan)
     for key, value in zip(("", "_low", "_high"), found, strict=True):
         figures[f"{name}{key}{part}"] = value if math.isfinite(value) else None
