@@ -9,6 +9,7 @@ Run: python benchmarks/engine.py [SPACE] [TRIALS] [SAMPLER ...]
 
 from __future__ import annotations
 
+import argparse
 import gc
 import hashlib
 import resource
@@ -26,6 +27,7 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 import search_spaces
+from nas.core.errors import NasError
 from nas.core.space import Space
 from nas.search import samplers
 from nas.search.budgets import Budget
@@ -137,8 +139,12 @@ def main(name: str, trials: int, chosen: Sequence[str] = ()) -> None:
 
 
 if __name__ == "__main__":
-    main(
-        sys.argv[1] if len(sys.argv) > 1 else "efficientformer",
-        int(sys.argv[2]) if len(sys.argv) > 2 else 300,
-        sys.argv[3:],
-    )
+    parser = argparse.ArgumentParser(description="What a search costs for each trial besides training.")
+    parser.add_argument("space", nargs="?", default="efficientformer")
+    parser.add_argument("trials", nargs="?", type=int, default=300)
+    parser.add_argument("samplers", nargs="*", help="default: all")
+    asked = parser.parse_args()
+    try:
+        main(asked.space, asked.trials, asked.samplers)
+    except NasError as error:
+        sys.exit(str(error))
