@@ -1,18 +1,32 @@
 """One family a file: its blocks, its `SPACES`, its published `PRESETS`. Presence in this folder registers it.
 
-A file ends in `SPACE` (the full space) and may define further spaces in `SPACES`. `nas.core.plugins` also finds files
-outside this package.
+A file ends in `SPACE` (the full space) and may define further spaces in `SPACES`. What the authors report of each
+preset stands in `PUBLISHED`. `nas.core.plugins` also finds files outside this package.
 """
 
 from __future__ import annotations
 
 import functools
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from nas.core.arch import Arch
     from nas.core.space import Space
+
+
+class Published(NamedTuple):
+    """What the authors report of a preset, at the size of images that it takes.
+
+    Attributes:
+        top1: share of ImageNet's validation images that one crop classifies right, 0..1; None where none is known.
+        source: where that stands: an arXiv number, or a repository, and the place in it.
+        recipe: how the network was trained, in short; empty where that is not known.
+    """
+
+    top1: float | None = None
+    source: str = ""
+    recipe: str = ""
 
 
 def families() -> list[str]:
@@ -78,6 +92,14 @@ def presets() -> dict[str, Arch]:
         module = family(name)
         _add(found, getattr(module, "PRESETS", {}), "preset", module)
     return found
+
+
+def published() -> dict[str, Published]:
+    """What is reported of every preset, by name; `Published()` of one of which a family knows nothing."""
+    known: dict[str, Published] = {}
+    for name in families():
+        known.update(getattr(family(name), "PUBLISHED", {}))
+    return {name: known.get(name, Published()) for name in presets()}
 
 
 def _add(found: dict[str, Any], more: dict[str, Any], what: str, module: ModuleType) -> None:

@@ -19,6 +19,7 @@ from nas.core.blocks import Logits
 from nas.core.errors import InputError
 from nas.core.ops import Block, LayerNorm, Linear, Op, Residual, Shape, from_stage, one_of, scale_rows
 from nas.core.space import Repeat, Space
+from search_spaces import Published
 
 # ops
 
@@ -348,6 +349,11 @@ PRESETS: Mapping[str, Arch] = {
     "deit-256": make(256, 12),  # a host of DynamicViT (arXiv:2106.02034)
     "deit-s": make(384, 12),
     "deit-b": make(768, 12),
+}
+
+PUBLISHED: Mapping[str, Published] = {
+    f"deit-{size}": Published(top1, "github.com/facebookresearch/deit, README_deit", "300 epochs, no teacher")
+    for size, top1 in (("t", 0.722), ("s", 0.799), ("b", 0.818))
 }
 
 TIMM: Mapping[str, str | None] = {

@@ -37,6 +37,7 @@ from nas.core.blocks import Logits
 from nas.core.errors import InputError
 from nas.core.ops import Block, Conv, LayerNorm, Linear, Op, Shape, from_stage, in_order, one_of
 from nas.core.space import Either, Space, Stage, fill
+from search_spaces import Published
 from search_spaces.deit import ClassAndPositions, ClassToken, Patchify, PatchTokens, ViTBlock
 
 # ops
@@ -576,7 +577,7 @@ def published(name: str, keep: int) -> Arch:
     return make(host, width, depth, [depth // 4 * quarter for quarter in (1, 2, 3)], [keep] * 3)
 
 
-PUBLISHED = {
+KEPT = {
     "deit-t": (70,),
     "deit-256": (70,),
     "deit-s": (90, 80, 70, 60, 50),
@@ -585,7 +586,29 @@ PUBLISHED = {
     "lvvit-m": (90, 80, 70, 50),
 }
 PRESETS: Mapping[str, Arch] = {name: make(*HOSTS[name]) for name in ("lvvit-s", "lvvit-m")} | {
-    f"dynamicvit-{host}-0.{keep // 10}": published(host, keep) for host, keeps in PUBLISHED.items() for keep in keeps
+    f"dynamicvit-{host}-0.{keep // 10}": published(host, keep) for host, keeps in KEPT.items() for keep in keeps
+}
+
+PAPER, TABLE_1 = "arXiv:2106.02034", "arXiv:2106.02034, table 1"
+PUBLISHED: Mapping[str, Published] = {
+    **{f"lvvit-{size}": Published(top1, TABLE_1, "token labels") for size, top1 in (("s", 0.833), ("m", 0.840))},
+    **{
+        f"dynamicvit-{name}": Published(top1, source, "30 epochs from its host, distilled from it")
+        for name, top1, source in (
+            ("deit-s-0.9", 0.798, TABLE_1),
+            ("deit-s-0.8", 0.796, TABLE_1),
+            ("deit-s-0.7", 0.793, TABLE_1),
+            ("deit-256-0.7", 0.7653, "github.com/raoyongming/DynamicViT, README"),
+            ("deit-b-0.7", 0.813, PAPER),
+            ("lvvit-s-0.9", 0.833, TABLE_1),
+            ("lvvit-s-0.8", 0.832, TABLE_1),
+            ("lvvit-s-0.7", 0.830, TABLE_1),
+            ("lvvit-s-0.5", 0.820, PAPER),
+            ("lvvit-m-0.9", 0.839, TABLE_1),
+            ("lvvit-m-0.8", 0.839, TABLE_1),
+            ("lvvit-m-0.7", 0.838, TABLE_1),
+        )
+    },
 }
 
 

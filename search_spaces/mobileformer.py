@@ -24,6 +24,7 @@ from nas.core.blocks import Logits
 from nas.core.errors import InputError
 from nas.core.ops import Block, Conv, LayerNorm, Leaf, Linear, Mean, Op, Residual, Shape, from_stage, in_order, one_of
 from nas.core.space import Space, Stage, fill
+from search_spaces import Published
 
 # ops
 
@@ -671,4 +672,12 @@ PRESETS: Mapping[str, Arch] = {
     "mobileformer-96m": make((16, 32, 64, 88, 128), SMALLER, (3, 3, 4, 6, 6), 12, 4, 128, 1280),
     "mobileformer-52m": make(*TINY, lite=(3, 2)),
     "mobileformer-26m": make(*TINY, lite=(3, 2), groups=4),
+}
+
+PUBLISHED: Mapping[str, Published] = {
+    f"mobileformer-{size}": Published(top1, "github.com/AAboys/MobileFormer, README", "450 epochs")
+    for size, top1 in {
+        **{"508m": 0.793, "294m": 0.779, "214m": 0.767, "151m": 0.752},
+        **{"96m": 0.728, "52m": 0.687, "26m": 0.640},
+    }.items()
 }

@@ -37,6 +37,7 @@ from nas.core.ops import (
     trunc_normal,
 )
 from nas.core.space import Either, Repeat, Space, Stage, fill
+from search_spaces import Published
 from search_spaces.deit import Attention
 
 ROUNDED = 16  # hidden channels of the MLPs beside separable attention are a multiple of it
@@ -619,6 +620,32 @@ PRESETS: Mapping[str, Arch] = {
     **{f"mobilevitv3-{size}": _v3(size) for size in DIMS},
     **{f"mobilevitv3-{size}-l2": _v3(size, (2, 2, 3)) for size in DIMS},
     **{f"mobilevitv3-{name}": _v2(MULTIPLIERS[name], "v3-separable") for name in ("0.5", "0.75", "1.0")},
+}
+
+ZOO, V3_README = "github.com/apple/ml-cvnets, model zoo", "github.com/micronDLA/MobileViTv3, README"
+PUBLISHED: Mapping[str, Published] = {
+    **{
+        f"mobilevit-{size}": Published(top1, ZOO, "300 epochs, images of several sizes")
+        for size, top1 in {"xxs": 0.690, "xs": 0.747, "s": 0.783}.items()
+    },
+    **{
+        f"mobilevitv2-{name}": Published(top1, ZOO, "300 epochs")
+        for name, top1 in {
+            **{"0.5": 0.7018, "0.75": 0.7556, "1.0": 0.7809, "1.25": 0.7965},
+            **{"1.5": 0.8038, "1.75": 0.8084, "2.0": 0.8117},
+        }.items()
+    },
+    **{
+        f"mobilevitv3-{size}": Published(top1, V3_README, "300 epochs")
+        for size, top1 in {"s": 0.793, "xs": 0.767, "xxs": 0.7098}.items()
+    },
+    **{
+        f"mobilevitv3-{name}": Published(top1, V3_README)
+        for name, top1 in {
+            **{"1.0": 0.7864, "0.75": 0.7655, "0.5": 0.7233},
+            **{"s-l2": 0.7906, "xs-l2": 0.7610, "xxs-l2": 0.7023},
+        }.items()
+    },
 }
 
 #: None where timm has no implementation

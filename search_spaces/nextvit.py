@@ -34,6 +34,7 @@ from nas.core.ops import (
     trunc_normal,
 )
 from nas.core.space import Space, Stage, fill, values_of
+from search_spaces import Published
 
 HEAD_DIM = 32  # channels of a head of attention, and of a group of convolution
 
@@ -570,6 +571,11 @@ def make(
 PRESETS: Mapping[str, Arch] = {
     f"nextvit-{size}": make((96, 192, 384, 768), (3, 3, 4, 2), (1, 1, groups, 1), "CHHH")
     for size, groups in {"s": 2, "b": 4, "l": 6}.items()
+}
+
+PUBLISHED: Mapping[str, Published] = {
+    f"nextvit-{size}": Published(top1, "github.com/bytedance/Next-ViT, README", "300 epochs")
+    for size, top1 in (("s", 0.825), ("b", 0.832), ("l", 0.836))
 }
 
 TIMM = {"nextvit-s": "nextvit_small", "nextvit-b": "nextvit_base", "nextvit-l": "nextvit_large"}

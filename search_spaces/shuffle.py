@@ -22,6 +22,7 @@ from nas.core.arch import Arch, Blocks
 from nas.core.errors import InputError, suggest
 from nas.core.ops import Block, Concat, Op, Residual, Shape, from_stage, one_of
 from nas.core.space import Either, Space, Stage, fill
+from search_spaces import Published
 from search_spaces import deit, swin, t2t
 from search_spaces.deit import PatchTokens, ViTBlock
 from search_spaces.swin import SwinBlock, SwinEmbed, SwinMerge, Windowed, alternating, merging
@@ -389,3 +390,5 @@ PRESETS: Mapping[str, Arch] = {
     "shuffle-swin-xt": make_swin((48, 96, 192, 384), (2, 2, 4, 2)),
     "shuffle-swin-t": make_swin((96, 192, 384, 768), (2, 2, 5, 2)),
 }
+
+PUBLISHED: Mapping[str, Published] = {"shuffle-deit-t": Published(0.744, "arXiv:2310.05642, text")}

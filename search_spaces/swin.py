@@ -21,6 +21,7 @@ from nas.core.blocks import Logits
 from nas.core.errors import InputError
 from nas.core.ops import Block, LayerNorm, Linear, Op, Residual, Shape, from_stage, in_order, one_of
 from nas.core.space import Space, Stage, fill
+from search_spaces import Published
 from search_spaces.deit import Patchify
 from search_spaces.efficientformer import Pooled
 
@@ -332,9 +333,14 @@ PRESETS: Mapping[str, Arch] = {
     "swin-s": make((96, 192, 384, 768), (2, 2, 18, 2)),
 }
 
+PUBLISHED: Mapping[str, Published] = {
+    f"swin-{size}": Published(top1, "github.com/microsoft/Swin-Transformer, README", "300 epochs, ImageNet-1K alone")
+    for size, top1 in (("t", 0.812), ("s", 0.832))
+}
+
 TIMM: Mapping[str, str | None] = {  # None where timm has no implementation
     "swin-t": "swin_tiny_patch4_window7_224",
-    "swin-s": "swin_small_patch4_window7_224",
+    "swin-s": "swin_small_patch4_window7_224.ms_in1k",  # timm's own choice learned from ImageNet-22k, too
     "swin-xt": None,
 }
 

@@ -26,6 +26,7 @@ from nas.core.blocks import Logits
 from nas.core.errors import InputError, suggest
 from nas.core.ops import Add, Block, LayerNorm, Linear, Op, Shape, from_stage, in_order, one_of
 from nas.core.space import Repeat, Space
+from search_spaces import Published
 from search_spaces.deit import ClassToken, ViTBlock
 
 #: what the error says where weights would be loaded
@@ -333,3 +334,11 @@ PRESETS: Mapping[str, Arch] = (
     | {f"t2t-vit-{depth}": make(width, depth, ratio=3) for depth, width in LARGER.items()}
     | {f"t2t-vit-t-{depth}": make(width, depth, kind="transformer", ratio=3) for depth, width in LARGER.items()}
 )
+
+PUBLISHED: Mapping[str, Published] = {
+    f"t2t-vit-{size}": Published(top1, "github.com/yitu-opensource/T2T-ViT, README", "300 epochs and 10 to cool down")
+    for size, top1 in {
+        **{"7": 0.717, "10": 0.752, "12": 0.765, "14": 0.815, "19": 0.819, "24": 0.823},
+        **{"t-14": 0.817, "t-19": 0.824, "t-24": 0.826},
+    }.items()
+}

@@ -24,7 +24,7 @@ def judge(
         typer.Argument(metavar="SCORE...", help="Evaluators as a request spells them: naswot, 'short: {epochs: 2}'."),
     ],
     truth: Annotated[
-        str, typer.Option("--truth", help="Networks really trained: a file, or the name of a shipped one.")
+        str, typer.Option("--truth", help="Networks really trained: a file, fashion-mnist, or published.")
     ] = "fashion-mnist",
     data: Annotated[
         str | None,

@@ -2,9 +2,9 @@
 
 A line holds `arch` (a JSON object, or a preset's name), `set` (`band`: networks of like MACs, which a search within a
 budget has to rank; `broad`: over a wide range), `seed`, `test_accuracy` (0..1), `recipe` and `images` (to train and
-validate on); what else stands there is not read. Two come with the package: `fashion-mnist`, which
-`benchmarks/truth/make.py` makes, and `published`, what the authors of the presets report: there recipes are mixed, and
-make for a part of the differences.
+validate on); what else stands there is not read. One comes with the package, `fashion-mnist`, which
+`benchmarks/truth/make.py` makes; `published` is no file, but what the authors of the presets report: there recipes are
+mixed, and make for a part of the differences.
 """
 
 from __future__ import annotations
@@ -15,12 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import search_spaces
 from nas.core.arch import Arch
 from nas.core.errors import InputError, brief, suggest
+from nas.networks.building import cost_of
 
 SHIPPED = Path(__file__).with_name("truths")
-DEFAULT = "fashion-mnist"
+DEFAULT, PUBLISHED = "fashion-mnist", "published"
+IMAGENET_IMAGES = 1_281_167  # to learn from
+BAND = (0.4, 0.6)  # quantiles of MACs between which a published network is of the band
 SETS = ("broad", "band")
 
 
@@ -44,7 +49,7 @@ class Truth:
     """What a file holds.
 
     Attributes:
-        file: the file.
+        file: the file; of `published` its name alone.
         networks: in its order, each once.
         recipe: of all trainings, by name.
         images: that each had to train and validate on.
@@ -57,12 +62,28 @@ class Truth:
 
 
 def names() -> list[str]:
-    """Names of the shipped truths, as `find` takes them."""
-    return sorted(path.stem for path in SHIPPED.glob("*.jsonl") if path.is_file())
+    """Names of the truths that there are without a file of one's own, as `load` takes them."""
+    return sorted([PUBLISHED, *(path.stem for path in SHIPPED.glob("*.jsonl") if path.is_file())])
+
+
+def load(name: str | os.PathLike[str]) -> Truth:
+    """A truth, from the path of its file or from its name; raises as `find` and `read` do."""
+    return published() if str(name) == PUBLISHED and not Path(name).is_file() else read(find(name))
+
+
+def published() -> Truth:
+    """What the authors of the presets report, see `search_spaces.PUBLISHED`; the band is the middle fifth by MACs."""
+    presets, known = search_spaces.presets(), search_spaces.published()
+    reported = {presets[name]: each.top1 for name, each in sorted(known.items()) if each.top1 is not None}
+    macs = np.array([cost_of(arch).macs for arch in reported])
+    low, high = np.quantile(macs, BAND)
+    sets = np.where((low <= macs) & (macs <= high), "band", "broad").tolist()
+    networks = (Known(arch, part, (top1,)) for (arch, top1), part in zip(reported.items(), sets, strict=True))
+    return Truth(Path(PUBLISHED), tuple(networks), "published", IMAGENET_IMAGES)
 
 
 def find(name: str | os.PathLike[str]) -> Path:
-    """The file of a truth, from its path or from the name of a shipped one.
+    """The file of a truth, from its path or from the name of a shipped file.
 
     Raises:
         InputError: where neither exists.

@@ -74,7 +74,7 @@ def judge(
 
     Args:
         scores: evaluators, with their settings as requests spell them.
-        name: of a truth: a file, or a shipped one.
+        name: of a truth: a file, a shipped one, or `published`.
         dataset: images to score with; by default the data set whose name the file's begins with.
         workers: networks scored at once, one thread each.
         device: where they are scored.
@@ -89,7 +89,7 @@ def judge(
         InputError: unknown scores, settings or data, or a truth that cannot be read.
     """
     asked = {label: one for text in scores for label, one in _asked(text).items()}
-    known = truth.read(truth.find(name))
+    known = truth.load(name)
     data, device = _data(known, dataset), str(pick_device(device))
     costs = [cost_of(each.arch) for each in known.networks]
     judged = [Judged(each, np.array([float(getattr(cost, each)) for cost in costs]), [0.0]) for each in BASELINES]

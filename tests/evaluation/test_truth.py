@@ -72,7 +72,7 @@ def test_a_truth_that_is_not_there_is_refused():
 
 @pytest.mark.parametrize("name", truth.names())
 def test_the_band_of_a_shipped_truth_holds_networks_of_like_macs(name):
-    found = truth.read(truth.find(name))
+    found = truth.load(name)
     macs = {each.arch: cost_of(each.arch).macs for each in found.networks}
     band = [macs[each.arch] for each in found.networks if each.set == "band"]
     everything = sorted(macs.values())
@@ -83,14 +83,21 @@ def test_the_band_of_a_shipped_truth_holds_networks_of_like_macs(name):
 
 
 def test_published_accuracies_are_those_of_presets_in_the_middle_fifth():
-    found = truth.read(truth.find("published"))
-    assert len(found.networks) == 59
+    found = truth.load("published")
+    known = {name: each.top1 for name, each in search_spaces.published().items() if each.top1 is not None}
     by_arch = {each.arch: each for each in found.networks}
+    assert len(by_arch) == len(found.networks) == len(known)  # no two presets are one network
     for name, accuracy in (("efficientformer-l1", 0.792), ("mobilevitv2-0.5", 0.7018), ("t2t-vit-t-24", 0.826)):
         assert by_arch[search_spaces.presets()[name]].accuracies == (accuracy,)
     macs = np.array([cost_of(each.arch).macs for each in found.networks])
     low, high = np.quantile(macs, [0.4, 0.6])
     assert [each.set == "band" for each in found.networks] == ((low <= macs) & (macs <= high)).tolist()
+
+
+def test_a_file_named_published_comes_before_the_presets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "published").write_text(line(archs(1)[0]))
+    assert len(truth.load("published").networks) == 1
 
 
 def test_a_preset_that_is_none_is_named(tmp_path):
