@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from nas.search.overview import feasible
     from nas.search.request import Request
     from nas.search.run import run_search
+    from nas.search.shortlist import shortlist
     from nas.tables.importing import import_table
     from nas.tables.table import Table
 
@@ -54,6 +55,7 @@ _WHERE = {
     "measure": ("nas.profiling.profiler", "measure"),
     "profile": ("nas.profiling.profiler", "profile"),
     "run_search": ("nas.search.run", "run_search"),
+    "shortlist": ("nas.search.shortlist", "shortlist"),
     "train_arch": ("nas.evaluation.runs", "train_arch"),
     "transfer_table": ("nas.profiling.transfer", "transfer_table"),
     "validate": ("nas.profiling.validation", "validate"),
@@ -81,6 +83,7 @@ __all__ = [
     "measure",
     "profile",
     "run_search",
+    "shortlist",
     "train_arch",
     "transfer_table",
     "validate",

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any, cast
 
 import torch
-from timm.models import generate_default_cfgs, is_model, register_model, resolve_pretrained_cfg
+from timm.models import generate_default_cfgs, get_pretrained_cfg, is_model, register_model, resolve_pretrained_cfg
 from torch import Tensor, nn
 
 import search_spaces
@@ -218,6 +218,17 @@ def timm_name(preset: str) -> str | None:
     family = _family_of(preset)
     names: Mapping[str, str] = getattr(family, "TIMM", {})
     return names.get(preset, re.sub("[-.]", "_", preset)) if hasattr(family, "from_timm") else None
+
+
+def weights_in_timm(preset: str) -> str | None:
+    """The name under which `timm.create_model(name, pretrained=True)` has weights for a preset, which `from_timm`
+    translates: `mobilevit_s.cvnets_in1k`; None where it has none.
+    """
+    name = timm_name(preset)
+    config = get_pretrained_cfg(name) if name else None
+    if name is None or config is None or not config.has_weights:
+        return None
+    return name if "." in name or not config.tag else f"{name}.{config.tag}"
 
 
 def from_timm(preset: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

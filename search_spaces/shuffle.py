@@ -22,8 +22,7 @@ from nas.core.arch import Arch, Blocks
 from nas.core.errors import InputError, suggest
 from nas.core.ops import Block, Concat, Op, Residual, Shape, from_stage, one_of
 from nas.core.space import Either, Space, Stage, fill
-from search_spaces import Published
-from search_spaces import deit, swin, t2t
+from search_spaces import Published, deit, swin, t2t
 from search_spaces.deit import PatchTokens, ViTBlock
 from search_spaces.swin import SwinBlock, SwinEmbed, SwinMerge, Windowed, alternating, merging
 from search_spaces.t2t import SplitTokens, TokenStage

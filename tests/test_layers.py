@@ -116,7 +116,9 @@ def test_no_module_knows_a_particular_family():
     assert found == set()
 
 
-@pytest.mark.parametrize("code", ["import nas", "import nas.commands", "import nas.report.answers"])
+@pytest.mark.parametrize(
+    "code", ["import nas", "import nas.commands", "import nas.report.answers", "import nas.search.shortlist"]
+)
 def test_light_imports_load_no_heavy_library(code):
     heavy = "torch", "pandas", "plotly", "optuna", "onnxruntime", "timm", "sklearn"
     check = f"import sys; {code}; print(*[name for name in {heavy} if name in sys.modules])"

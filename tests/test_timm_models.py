@@ -50,6 +50,18 @@ def test_a_preset_is_a_model_of_timm(preset):
         timm.create_model(name, pretrained=True)
 
 
+def test_weights_are_named_as_timm_names_those_for_the_presets_images():
+    known = set(timm.list_pretrained())
+    names = {preset: timm_models.weights_in_timm(preset) for preset in PRESETS}
+    assert set(filter(None, names.values())) <= known
+    assert names["swin-s"] == "swin_small_patch4_window7_224.ms_in1k"  # learned from ImageNet-1K, as its accuracy says
+    assert names["efficientformer-l1"] == "efficientformer_l1.snap_dist_in1k"
+    assert names["mobileformer-26m"] is names["deit-256"] is names["swin-xt"] is None
+    for preset, name in names.items():
+        if name is not None:
+            assert timm.get_pretrained_cfg(name).input_size == PRESETS[preset].input_shape
+
+
 @pytest.mark.parametrize("preset", [name for name in PRESETS if timm_models.timm_name(name) is not None])
 def test_the_weights_of_timms_implementation_have_the_places_of_ours(preset):
     theirs = timm.create_model(timm_models.timm_name(preset)).state_dict()

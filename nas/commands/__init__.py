@@ -19,6 +19,7 @@ _ORDER = [
     "train",
     "export",
     "measure",
+    "shortlist",
     "describe",
     "feasible",
     "judge",

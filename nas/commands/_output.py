@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WIDTH = 80
+PIPE_WIDTH = 10_000  # of what no terminal shows: a line is never folded there
 
 
 def print_json(facts: dict[str, Any]) -> None:
@@ -39,13 +41,18 @@ def say_filled(text: str, indent: str = "", further: str = "  ") -> None:
     say("\n".join(lines).replace("\N{NO-BREAK SPACE}", " "))
 
 
-def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print rows; a column whose name begins with `>` is aligned right."""
+def print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], gap: int = 2) -> None:
+    """Print rows with a gap of so many columns between theirs; a column whose name begins with `>` is aligned right.
+
+    In a terminal what is too wide is folded; elsewhere a row is a line.
+    """
     from rich.console import Console
     from rich.table import Table as RichTable
 
     console = Console(highlight=False, markup=False)
-    table = RichTable(box=None, header_style="bold", pad_edge=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPE_WIDTH
+    table = RichTable(box=None, header_style="bold", pad_edge=False, padding=(0, gap, 0, 0))
     for name in columns:
         right = name.startswith(">")
         table.add_column(name.removeprefix(">"), justify="right" if right else "left", overflow="fold")

@@ -1,4 +1,4 @@
-"""What `nas spaces`, `tables`, `describe` and `estimate` show, as plain data.
+"""What `nas spaces`, `tables`, `describe`, `estimate` and `shortlist` show, as plain data.
 
 An answer follows from its question, the files that it names and our code; it is remembered on disk, so that only the
 first one waits for PyTorch. What depends on the machine that asks is never part of what is remembered.
@@ -6,17 +6,17 @@ first one waits for PyTorch. What depends on the machine that asks is never part
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import latency_tables
 import search_spaces
-from nas.core.errors import NasError
+from nas.core.errors import TableError
 from nas.core.remembered import remembered
 from nas.core.source import code_of_package
 from nas.profiling import backends
@@ -24,6 +24,7 @@ from nas.profiling.machine import this_machine
 
 if TYPE_CHECKING:
     from nas.core.arch import Arch
+    from nas.tables.table import Table
 
 
 def spaces() -> dict[str, Any]:
@@ -50,21 +51,66 @@ def tables(*paths: Path) -> list[dict[str, Any]]:
     """
     found = []
     for name in (*latency_tables.names(), *map(str, paths)):
-        path = latency_tables.find(name)
         try:
-            known = _answer(f"table {_fingerprint(path)}", functools.partial(_table_facts, path))
-            here = _is_this_machine(known["runtime"].split()[0], known["device"], known["cpu"])
-            found.append({"name": name, **known, "table": str(path), "this_machine": here})
-        except NasError as error:
-            found.append({"name": name, "table": str(path), "error": str(error)})
+            found.append(table(name))
+        except TableError as error:
+            found.append({"name": name, "table": str(latency_tables.find(name)), "error": str(error)})
     return found
 
 
-def _table_facts(path: Path) -> dict[str, Any]:
-    from nas.report import facts
-    from nas.tables.table import Table
+def table(name: str | os.PathLike[str]) -> dict[str, Any]:
+    """`facts.table_facts` of one table, with its name and whether it was measured on a machine like this one.
 
-    return facts.table_facts(Table.read(path))
+    Raises:
+        InputError: there is no such file.
+        TableError: for a file that is no table.
+    """
+
+    def find(facts: ModuleType, table: Table) -> dict[str, Any]:
+        return facts.table_facts(table)  # type: ignore[no-any-return]
+
+    known = _of_table("table", name, find)
+    here = _is_this_machine(known["runtime"].split()[0], known["device"], known["cpu"])
+    return {"name": str(name), **known, "table": str(latency_tables.find(name)), "this_machine": here}
+
+
+def presets() -> list[dict[str, Any]]:
+    """`facts.preset_facts`."""
+
+    def find() -> list[dict[str, Any]]:
+        from nas.report import facts
+
+        return facts.preset_facts()
+
+    answer: list[dict[str, Any]] = _answer("presets", find)
+    return answer
+
+
+def presets_on(table: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    """`facts.presets_on` a table; raises as `table`."""
+    answer: dict[str, dict[str, Any]] = _of_table("presets", table, lambda facts, table: facts.presets_on(table))
+    return answer
+
+
+def presets_by(metric: str, table: str | os.PathLike[str], confidence: float | None) -> dict[str, float | None]:
+    """`facts.presets_by` a metric; raises as that and as `table`."""
+    answer: dict[str, float | None] = _of_table(
+        f"presets by {metric} {confidence}", table, lambda facts, table: facts.presets_by(metric, table, confidence)
+    )
+    return answer
+
+
+def _of_table(question: str, name: str | os.PathLike[str], find: Callable[[ModuleType, Table], Any]) -> Any:
+    """What `find`, given the module `facts` and a table, says of the table of this name."""
+    path = latency_tables.find(name)
+
+    def answer() -> Any:
+        from nas.report import facts
+        from nas.tables.table import Table
+
+        return find(facts, Table.read(path))
+
+    return _answer(f"{question} {_fingerprint(path)}", answer)
 
 
 def describe(name: str, load: Callable[[str], Arch]) -> dict[str, Any]:

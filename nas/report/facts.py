@@ -9,11 +9,14 @@ import dataclasses
 from collections import Counter
 from typing import Any
 
+import search_spaces
 from nas.core.arch import Arch, calls_of, stage_runs, steps_of
+from nas.core.errors import BudgetError, MissingLatency, NasError, TableError
 from nas.core.ops import Shape
 from nas.core.space import Space
 from nas.core.tracing import macs_of_unit, params_of_unit
 from nas.core.units import to_ms
+from nas.metrics import MB, load_metric
 from nas.networks.building import cost_of
 from nas.profiling.machine import this_machine
 from nas.tables.kinds import line_of
@@ -116,6 +119,67 @@ def estimate(arch: Arch, table: Table) -> dict[str, Any]:
         "noisy": table.header.noisy,
         "blocks": blocks,
     }
+
+
+def preset_facts() -> list[dict[str, Any]]:
+    """Of every preset what it costs anywhere, what its authors report, and the name of its weights in timm."""
+    from nas.timm_models import weights_in_timm  # timm takes a while
+
+    published, found = search_spaces.published(), []
+    for name, arch in sorted(search_spaces.presets().items()):
+        cost = cost_of(arch)
+        facts = {"name": name, "family": arch.family, "arch": arch.id, "input": list(arch.input_shape)}
+        found.append(
+            facts
+            | published[name]._asdict()
+            | {"params": cost.params, "macs": cost.macs, "weights": weights_in_timm(name)}
+        )
+    return found
+
+
+def presets_on(table: Table) -> dict[str, dict[str, Any]]:
+    """What every preset takes by a table: latency in ms with its 90 % interval, memory in MB; or the rows that are
+    `missing`. What a table does not know is None.
+    """
+    found = {}
+    for name, arch in search_spaces.presets().items():
+        figures: dict[str, Any] = dict.fromkeys(
+            ("predicted_ms", "low_ms", "high_ms", "memory_mb", "unmeasured_percent")
+        )
+        figures["missing"] = []
+        try:
+            latency = table.price(calls_of(arch), line_of(arch))
+        except MissingLatency as error:
+            figures["missing"] = list(error.missing)
+        else:
+            ends = {"predicted_ms": latency.total_us, "low_ms": latency.low_us, "high_ms": latency.high_us}
+            figures |= {key: None if us is None else to_ms(us) for key, us in ends.items()}
+            figures["unmeasured_percent"] = 100 * latency.unmeasured_us / latency.total_us
+            figures["memory_mb"] = table.memory(arch) / MB if table.knows_memory else None
+        found[name] = figures
+    return found
+
+
+def presets_by(metric: str, table: Table, confidence: float | None = None) -> dict[str, float | None]:
+    """A metric of every preset, None where the table lacks rows of it.
+
+    Raises:
+        TableError, BudgetError: the table knows the metric, or that confidence, of none of those that it prices.
+    """
+    known = load_metric(metric)
+    found: dict[str, float | None] = {}
+    failure: NasError | None = None
+    for name, arch in search_spaces.presets().items():
+        found[name] = None
+        try:
+            found[name] = known.predict(arch, table, confidence)
+        except MissingLatency:
+            pass
+        except (BudgetError, TableError) as error:
+            failure = error
+    if failure is not None and set(found.values()) == {None}:
+        raise failure
+    return found
 
 
 def space_facts(space: Space) -> dict[str, Any]:

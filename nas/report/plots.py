@@ -31,6 +31,12 @@ STATE_STYLES = {
     "duplicate": {"color": GREY, "symbol": "line-ns"},
     "failed": {"color": BLACK, "symbol": "triangle-up"},
 }
+SHORTLIST_STYLES: dict[str, dict[str, Any]] = {
+    "front": {"color": BLUE, "symbol": "circle"},
+    "dominated": {"color": GREY, "symbol": "circle-open"},
+    "over budget": {"color": RED, "symbol": "x-thin", "line": {"color": RED, "width": 1.5}},
+    "not known": {"color": BLACK, "symbol": "triangle-up-open"},
+}
 WINNER_STYLE = {"color": GREEN, "symbol": "star", "size": 17, "line": {"color": "white", "width": 1}}
 BEST_LINE = {"color": ORANGE, "width": 2}
 BUDGET_LINE = {"color": RED, "width": 2, "dash": "dash"}
@@ -103,6 +109,54 @@ def plot_candidates(
     )
     _spread(figure, data[cost])
     return _title_last_x(figure, AXIS_TITLES.get(cost, cost))
+
+
+def shortlist_data(networks: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """The rows of `nas.shortlist` that have both an accuracy and a latency, with `top1_percent`."""
+    data = networks if isinstance(networks, pd.DataFrame) else pd.DataFrame([dict(row) for row in networks])
+    drawn = data[data["top1"].notna() & data["predicted_ms"].notna()].reset_index(drop=True)
+    return drawn.assign(top1_percent=100 * drawn["top1"].astype(float))
+
+
+def plot_shortlist(data: pd.DataFrame) -> go.Figure:
+    """Published accuracy over predicted latency with its 90 % interval, and the front; side by side for each table."""
+    tables = list(dict.fromkeys(data["table"]))
+    titles = [escape(str(name)) for name in tables] if len(tables) > 1 else None
+    figure = make_subplots(rows=1, cols=max(1, len(tables)), shared_yaxes=True, subplot_titles=titles)
+    figure.update_layout(template=TEMPLATE, height=520, margin_t=60, legend_y=1.08)
+    for column, table in enumerate(tables, start=1):
+        rows = data[data["table"] == table]
+        for mark, style in SHORTLIST_STYLES.items():
+            _published(figure, rows[rows["mark"] == mark].sort_values("predicted_ms"), mark, style, column)
+    figure.update_xaxes(title_text=AXIS_TITLES["predicted_ms"], matches="x")
+    figure.update_yaxes(title_text="published ImageNet top-1 (%)", col=1)
+    if len(data):
+        _spread(figure, data["predicted_ms"])
+    return figure
+
+
+def _published(figure: go.Figure, rows: pd.DataFrame, mark: str, style: Mapping[str, Any], column: int) -> None:
+    """Published networks of one mark."""
+    records = rows.to_dict("records")
+    text = [
+        f"<b>{escape(row['name'])}</b><br>{row['top1_percent']:.1f} % ({escape(row['source'])})<br>"
+        f"{show_ms(row['predicted_ms'])}, {show_count(row['params'])} parameters, {show_count(row['macs'])} MACs"
+        + (f"<br>{escape(row['recipe'])}" if row["recipe"] else "")
+        for row in records
+    ]
+    figure.add_scatter(x=rows["predicted_ms"], y=rows["top1_percent"], name=mark, row=1, col=column)
+    figure.data[-1].update(mode="markers", marker={"size": 9, **style}, hovertext=text, hoverinfo="text")
+    figure.data[-1].update(legendgroup=mark, showlegend=column == 1)
+    figure.data[-1].error_x = {
+        "array": (rows["high_ms"] - rows["predicted_ms"]).astype(float),
+        "arrayminus": (rows["predicted_ms"] - rows["low_ms"]).astype(float),
+        "symmetric": False,
+        "color": style["color"],
+        **ERROR_BAR,
+    }
+    if mark == "front":
+        figure.data[-1].update(mode="lines+markers+text", line={**BEST_LINE, "shape": "hv"}, text=rows["name"])
+        figure.data[-1].update(textposition="top left", textfont={"size": 10})
 
 
 def progress_data(trials: pd.DataFrame) -> pd.DataFrame:

@@ -67,6 +67,16 @@ def test_in_a_terminal_the_bar_shows_text_and_time_left(monkeypatch):
     assert _output.Lines.SECONDS == 30
 
 
+def test_a_row_is_folded_in_a_terminal_and_is_a_line_in_a_pipe(monkeypatch, capsys):
+    row = ("a" * 60, "b" * 60)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    print_table(("one", "two"), [row])
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [["one", "two"], list(row)]
+    monkeypatch.setenv("COLUMNS", "80")
+    print_table(("one", "two"), [row])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
 def test_a_name_with_brackets_is_printed_as_it_is(capsys):
     say(("runs/[bold]/x[1].csv", "bold"), ": budget latency_ms[other.csv]<=5 [/red]")
     print_table(("name", ">[ms]"), [("[red]table", "[1]")])
