@@ -5,6 +5,7 @@ Latencies are in milliseconds here, since these are figures for people; each say
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import Counter
 from typing import Any
@@ -17,10 +18,10 @@ from nas.core.space import Space
 from nas.core.tracing import macs_of_unit, params_of_unit
 from nas.core.units import to_ms
 from nas.metrics import MB, load_metric
-from nas.networks.building import cost_of
+from nas.networks.building import cost_of, with_classes
 from nas.profiling.machine import this_machine
 from nas.tables.kinds import line_of
-from nas.tables.table import Table
+from nas.tables.table import Latency, Table
 
 ROW_SECONDS, ROW_SECONDS_224 = 0.7, 1.1  # of a block row: fixed, and in proportion to pixels; from the shipped tables
 
@@ -152,12 +153,33 @@ def presets_on(table: Table) -> dict[str, dict[str, Any]]:
         except MissingLatency as error:
             figures["missing"] = list(error.missing)
         else:
-            ends = {"predicted_ms": latency.total_us, "low_ms": latency.low_us, "high_ms": latency.high_us}
-            figures |= {key: None if us is None else to_ms(us) for key, us in ends.items()}
+            figures |= _in_ms(latency)
             figures["unmeasured_percent"] = 100 * latency.unmeasured_us / latency.total_us
             figures["memory_mb"] = table.memory(arch) / MB if table.knows_memory else None
         found[name] = figures
     return found
+
+
+def _in_ms(latency: Latency) -> dict[str, float | None]:
+    ends = {"predicted_ms": latency.total_us, "low_ms": latency.low_us, "high_ms": latency.high_us}
+    return {key: None if us is None else to_ms(us) for key, us in ends.items()}
+
+
+def published_beside(space: Space, table: Table) -> list[dict[str, Any]]:
+    """The published networks that images of a space fit and a table prices, with as many classes as the space has where
+    the table knows such a head, else with their own; the fastest first.
+    """
+    known, found = search_spaces.published(), []
+    for name, arch in search_spaces.presets().items():
+        if known[name].top1 is None or arch.input_shape != space.input_shape:
+            continue
+        for each in (with_classes(arch, space.classes), arch):
+            with contextlib.suppress(MissingLatency):
+                latency, cost = table.price(calls_of(each), line_of(each)), cost_of(each)
+                counts = {"params": cost.params, "macs": cost.macs}
+                found.append({"name": name, **known[name]._asdict(), **_in_ms(latency), **counts})
+                break
+    return sorted(found, key=lambda row: row["predicted_ms"])
 
 
 def presets_by(metric: str, table: Table, confidence: float | None = None) -> dict[str, float | None]:

@@ -105,7 +105,9 @@ def figures(run: Run) -> dict[str, go.Figure]:
     """Every plot of the report by name; `budgets` and `effects` are there only if the run has such."""
     winner, budget = run.result["winner"], run.latency_budget_ms
     drawn = {
-        "front": plots.plot_candidates(plots.candidates_data(run.trials), budget, winner["arch"]),
+        "front": plots.plot_candidates(
+            plots.candidates_data(run.trials), budget, winner["arch"], published=published(run)
+        ),
         "progress": plots.plot_progress(plots.progress_data(run.trials)),
         "blocks": plots.plot_blocks(plots.blocks_data(winner["blocks"])),
         "agreement": plots.plot_agreement(agreement(run), budget, winner["arch"]),
@@ -116,6 +118,11 @@ def figures(run: Run) -> dict[str, go.Figure]:
     if belief := run.result.get("belief"):
         drawn["effects"] = plots.plot_effects(plots.effects_data(belief["effects"]), run.result["score"])
     return drawn
+
+
+def published(run: Run) -> pd.DataFrame:
+    """The published networks of the run's image size on its table; none in runs of earlier versions."""
+    return plots.published_data(run.result.get("published", []))
 
 
 def budgets(run: Run) -> pd.DataFrame:
@@ -168,6 +175,7 @@ def render(run: Run) -> str:
         budget_ms=run.latency_budget_ms,
         accuracies=bool(run.trials.loc[run.trials["state"] == "evaluated", "val_accuracy"].notna().all()),
         front=front_data(run.trials).to_dict("records"),
+        published=published(run).to_dict("records"),
         agreement=agreement(run).to_dict("records"),
         interval=_interval(run),
         binding=_binding(run),

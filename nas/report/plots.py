@@ -20,7 +20,7 @@ from nas.core.errors import InputError
 from nas.core.units import US_PER_MS, show_count, to_ms
 from nas.evaluation.evaluators import title_of
 from nas.metrics import load_metric, names
-from nas.report.front import evaluated_trials, front_data
+from nas.report.front import HIGHER_IS_BETTER, evaluated_trials, front_data
 from nas.report.schema import STATES
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -89,8 +89,12 @@ def plot_candidates(
     winner: str | None = None,
     cost: str = "predicted_ms",
     score: str = "value",
+    published: pd.DataFrame | None = None,
 ) -> go.Figure:
-    """Cost against score, with the front and the budget (in the unit of `cost`); in a strip below, what exceeded it."""
+    """Cost against score, with the front and the budget (in the unit of `cost`); in a strip below, what exceeded it.
+
+    `published` (see `published_data`) stands in grey on an axis of its own: its accuracies are of other images.
+    """
     figure = _figure_with_strip(data, 420)
     evaluated = data[data["state"] == "evaluated"]
     front = data[data["on_front"]].sort_values(cost)
@@ -100,6 +104,8 @@ def plot_candidates(
     if winner is not None:
         _markers(figure, evaluated[evaluated["arch"] == winner], cost, score, "winner", WINNER_STYLE)
     _strip(figure, data, cost)
+    if published is not None:
+        _add_published(figure, published, cost, np.append(data[cost], [] if budget is None else budget), score)
     if budget is not None:
         text = f"budget {_amount('latency_ms' if cost == 'predicted_ms' else cost, budget)}"
         figure.add_shape(type="line", x0=budget, x1=budget, y0=0, y1=1, yref="paper", line=BUDGET_LINE)
@@ -109,6 +115,44 @@ def plot_candidates(
     )
     _spread(figure, data[cost])
     return _title_last_x(figure, AXIS_TITLES.get(cost, cost))
+
+
+def published_data(networks: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Published networks of a result, with `top1_percent`."""
+    columns = ["name", "top1", "source", "recipe", "predicted_ms", "low_ms", "high_ms", "params", "macs"]
+    data = _frame(networks, "published network", columns)
+    return data.assign(top1_percent=100 * data["top1"].astype(float))
+
+
+def _add_published(
+    figure: go.Figure, published: pd.DataFrame, cost: str, costs: np.ndarray, score: str, room: float = 1.25
+) -> None:
+    """Published networks on a right axis, better in the direction of the left one; those far from `costs` are counted,
+    since the others would be squeezed.
+    """
+    near = published[published[cost].between(np.nanmin(costs) / room, np.nanmax(costs) * room)]
+    if near.empty:
+        return
+    more = len(published) - len(near)
+    name = "published, by ImageNet top-1" + (f" ({more} more are out of view)" if more else "")
+    figure.add_scatter(x=near[cost], y=near["top1_percent"], name=name, mode="markers", xaxis="x", yaxis="y9")
+    figure.data[-1].update(hovertext=_about_published(near), hoverinfo="text")
+    figure.data[-1].update(marker={"color": GREY, "symbol": "circle-open", "size": 8})
+    direction = None if score in HIGHER_IS_BETTER else "reversed"
+    figure.layout.yaxis9 = {
+        **AXIS,
+        **{"overlaying": "y", "side": "right", "anchor": "x", "showgrid": False, "autorange": direction or True},
+        "title": {"text": "published ImageNet top-1 (%)", "font": {"color": GREY}, "standoff": 8},
+    }
+
+
+def _about_published(rows: pd.DataFrame) -> list[str]:
+    return [
+        f"<b>{escape(row['name'])}</b><br>{row['top1_percent']:.1f} % of ImageNet ({escape(row['source'])})<br>"
+        f"predicted {show_ms(row['predicted_ms'])}<br>{show_count(row['params'])} parameters<br>"
+        f"{show_count(row['macs'])} MACs" + (f"<br>{escape(row['recipe'])}" if row["recipe"] else "")
+        for row in rows.to_dict("records")
+    ]
 
 
 def shortlist_data(networks: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -137,15 +181,10 @@ def plot_shortlist(data: pd.DataFrame) -> go.Figure:
 
 def _published(figure: go.Figure, rows: pd.DataFrame, mark: str, style: Mapping[str, Any], column: int) -> None:
     """Published networks of one mark."""
-    records = rows.to_dict("records")
-    text = [
-        f"<b>{escape(row['name'])}</b><br>{row['top1_percent']:.1f} % ({escape(row['source'])})<br>"
-        f"{show_ms(row['predicted_ms'])}, {show_count(row['params'])} parameters, {show_count(row['macs'])} MACs"
-        + (f"<br>{escape(row['recipe'])}" if row["recipe"] else "")
-        for row in records
-    ]
     figure.add_scatter(x=rows["predicted_ms"], y=rows["top1_percent"], name=mark, row=1, col=column)
-    figure.data[-1].update(mode="markers", marker={"size": 9, **style}, hovertext=text, hoverinfo="text")
+    figure.data[-1].update(
+        mode="markers", marker={"size": 9, **style}, hovertext=_about_published(rows), hoverinfo="text"
+    )
     figure.data[-1].update(legendgroup=mark, showlegend=column == 1)
     figure.data[-1].error_x = {
         "array": (rows["high_ms"] - rows["predicted_ms"]).astype(float),

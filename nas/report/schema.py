@@ -240,6 +240,20 @@ class Feasible(TypedDict):
     stages: list[StageUse]
 
 
+class Preset(TypedDict):
+    """A published network of the run's image size, on its table: `top1` is of ImageNet, with recipes of its authors."""
+
+    name: str
+    top1: Fraction
+    source: str
+    recipe: str
+    predicted_ms: PositiveFloat
+    low_ms: FiniteFloat | None
+    high_ms: PositiveFloat | None
+    params: NonNegativeInt
+    macs: NonNegativeInt
+
+
 class Provenance(TypedDict):
     """Where the numbers come from."""
 
@@ -264,7 +278,7 @@ class Provenance(TypedDict):
 
 
 class Result(TypedDict):
-    """`result.json`."""
+    """`result.json`; `begun_with` has the trial of each published network that the sampler began with."""
 
     schema: Literal[1]
     name: str
@@ -281,6 +295,8 @@ class Result(TypedDict):
     belief: NotRequired[Belief | None]
     smallest: NotRequired[Smallest | None]
     feasible: NotRequired[Feasible]
+    published: NotRequired[list[Preset]]
+    begun_with: NotRequired[dict[str, NonNegativeInt]]
     provenance: Provenance
 
 

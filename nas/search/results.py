@@ -16,12 +16,14 @@ from nas.networks.building import cost_of
 from nas.report import facts, schema
 from nas.search.doubts import disturbed, doubts, noisy, shortened, winners_chance
 from nas.search.finalists import Finalist, rank
+from nas.search.fitting import lattice_of
 from nas.search.resolved import Resolved
 from nas.search.study import version_changes
 from nas.search.trials import trials_frame
 
 if TYPE_CHECKING:
     import optuna
+    import pandas as pd
 
     from nas.search.context import Context
 
@@ -88,6 +90,8 @@ def result_data(
         },
         "reference": _reference(found),
         "ranking": {"text": ranking.text, "pairs_sure": ranking.pairs_sure, "noise_sigma": ranking.noise_sigma},
+        "published": facts.published_beside(found.space, found.estimator.table),
+        "begun_with": _begun_with(found, trials),
         "feasible": {key: found.summary[key] for key in schema.Feasible.__annotations__},
         "belief": None if belief is None else dict(belief),
         "smallest": {"predicted_ms": found.smallest[0], "arch": found.smallest[1].id},
@@ -122,6 +126,15 @@ def finalist_data(finalist: Finalist, found: Resolved) -> dict[str, Any]:
         "val_accuracies": list(finalist.accuracies),
         "fits": finalist.fits,
     }
+
+
+def _begun_with(found: Resolved, trials: pd.DataFrame) -> dict[str, int]:
+    """The trial of each published network that fits, where the sampler begins with these."""
+    if (found.request.sampler, found.request.start) != ("guided", "presets"):
+        return {}
+    lattice, trial_of = lattice_of(found.space), dict(zip(trials["arch"][::-1], trials["number"][::-1], strict=True))
+    archs = {name: lattice.arch(path).id for name, path in lattice.presets().items() if found.fits.fits(path)}
+    return {name: int(trial_of[arch]) for name, arch in archs.items() if arch in trial_of}
 
 
 def _reference(found: Resolved) -> dict[str, Any]:

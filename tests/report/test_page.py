@@ -377,6 +377,25 @@ def test_all_plots_render_in_a_browser_without_a_word_on_the_console(chromium, f
     assert dom.count('class="point"') > len(trials())
 
 
+def test_published_networks_render_beside_the_front(chromium, tmp_path):
+    told = result()
+    latency = told["winner"]["predicted_ms"]
+    row = {"name": "net <b>", "top1": 0.751, "source": "arXiv:1", "recipe": "", "params": 10, "macs": 20}
+    told["published"] = [
+        row | {"predicted_ms": latency, "low_ms": 0.9 * latency, "high_ms": 1.1 * latency},
+        row | {"name": "other", "predicted_ms": 1.1 * latency, "low_ms": None, "high_ms": None},
+    ]
+    told["begun_with"] = {"net <b>": 3}
+    path = write_report(write_run(tmp_path / "run", told))
+    dom, console = browse(chromium, path)
+    assert console == []
+    assert "published ImageNet top-1 (%)" in dom
+    said = section(path.read_text(), "front")
+    assert f"began with the published networks that fit: net &lt;b&gt; ( {tmp_path / 'run'}@3 )" in said
+    assert re.search(r"net &lt;b&gt; 75\.1 % [\d.]+ ms [\d.]+ ms to [\d.]+ ms 10 20 arXiv:1", said)
+    assert re.search(r"other 75\.1 % [\d.]+ ms - 10 20 arXiv:1", said)
+
+
 def test_a_script_error_a_request_elsewhere_and_a_plot_that_fails_are_each_caught(chromium, finished):
     spoilt = "<script>noSuchFunction()</script><img src='https://example.org/pixel.png'><script>delete Plotly</script>"
     dom, console = browse(chromium, variant(finished / "report.html", spoilt))

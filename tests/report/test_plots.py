@@ -67,6 +67,25 @@ def test_the_front_figure_needs_neither_budget_nor_winner_nor_infeasible_trials(
     assert figure.layout.xaxis.title.text == "predicted latency (ms)"
 
 
+def reported(**columns):
+    rows = {"name": ["near", "far"], "top1": [0.7, 0.8], "source": "<arXiv>", "recipe": ["300 epochs", ""]}
+    figures = {"predicted_ms": [3.5, 40.0], "low_ms": None, "high_ms": None, "params": 1000, "macs": 2000}
+    return plots.published_data(pd.DataFrame(rows | figures | columns).to_dict("records"))
+
+
+def test_published_networks_are_grey_on_an_axis_of_their_own_and_none_squeezes_the_others(study):
+    data = plots.candidates_data(study)  # 2 to 9 ms
+    figure = plots.plot_candidates(data, budget=5.0, published=reported())
+    (grey,) = [trace for trace in figure.data if trace.name.startswith("published")]
+    assert grey.name == "published, by ImageNet top-1 (1 more are out of view)"
+    assert (list(grey.x), list(grey.y), grey.yaxis, grey.marker.color) == ([3.5], [70.0], "y9", plots.GREY)
+    assert "70.0 % of ImageNet (&lt;arXiv&gt;)" in grey.hovertext[0]
+    assert figure.layout.yaxis9.autorange == "reversed"  # better is down, as for the losses
+    assert "ImageNet" in figure.layout.yaxis9.title.text
+    for nothing in (reported(predicted_ms=40.0), plots.published_data([]), None):
+        assert "yaxis9" not in plots.plot_candidates(data, published=nothing).layout
+
+
 def test_hovering_names_arch_trial_and_parameters_and_escapes_what_others_wrote(study):
     figure = plots.plot_candidates(plots.candidates_data(study))
     (text,) = trace(figure, "infeasible").hovertext

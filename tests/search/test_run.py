@@ -20,7 +20,7 @@ from nas.core.files import lock
 from nas.evaluation import runs
 from nas.evaluation.data import load_data
 from nas.evaluation.training import TrainResult
-from nas.networks.building import build, cost_of
+from nas.networks.building import build, cost_of, with_classes
 from nas.profiling.machine import this_machine
 from nas.report.front import front_data, read_trials
 from nas.search import context, resolved, run
@@ -669,3 +669,41 @@ def test_a_budget_that_only_what_is_held_keeps_from_being_met_says_what_to_loose
     assert str(caught.value).endswith(f"some do where fix does not hold {' or not '.join(helps)}")
     assert not evaluations(tmp_path)
     assert not (tmp_path / "r" / "request.yaml").exists()
+
+
+def test_published_networks_of_its_image_size_stand_beside_a_run_which_begins_with_those_that_fit(
+    tmp_path, table_path, world, monkeypatch
+):
+    table = Table.read(table_path)
+    (_, fast), (_, slow) = table.extremes(SPACE)
+    presets = {
+        "fast": with_classes(fast, 1000),
+        "slow": slow,
+        "unpublished": slow,
+        "elsewhere": replace(fast, input_shape=(3, 64, 64)),
+    }
+    reported = {
+        "fast": search_spaces.Published(0.7, "arXiv:1", "300 epochs"),
+        "slow": search_spaces.Published(0.8, "arXiv:2"),
+        "elsewhere": search_spaces.Published(0.9, "arXiv:3"),
+    }
+    monkeypatch.setattr(search_spaces, "presets", lambda: presets)
+    monkeypatch.setattr(
+        search_spaces, "published", lambda: {name: reported.get(name, search_spaces.Published()) for name in presets}
+    )
+    _, result = carry_out(request(tmp_path, table_path), world)
+    assert [(each["name"], each["top1"]) for each in result["published"]] == [("fast", 0.7), ("slow", 0.8)]
+    for each, arch in zip(result["published"], (fast, slow), strict=True):  # both with the classes of the run
+        latency = table.price(calls_of(arch))
+        assert each["predicted_ms"] == latency.total_us / 1000
+        assert (each["params"], each["macs"]) == (cost_of(arch).params, cost_of(arch).macs)
+    trials = read_trials(tmp_path / "r" / "trials.csv")
+    assert result["begun_with"] == {"fast": 0}
+    assert trials["arch"][0] == fast.id
+    assert slow.id not in trials["arch"].tolist()
+    page = " ".join((tmp_path / "r" / "report.html").read_text().split())
+    assert f"The sampler began with the published networks that fit: fast (<code>{tmp_path / 'r'}@0</code>)." in page
+    assert "All 2 published networks on this table" in page
+    _, result = carry_out(request(tmp_path, table_path, name="s", out=str(tmp_path / "s"), start="none"), world)
+    assert result["begun_with"] == {}
+    assert [each["name"] for each in result["published"]] == ["fast", "slow"]
