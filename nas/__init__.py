@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nas.report.facts import describe, estimate
     from nas.report.page import write_report
     from nas.search.archs import load_arch
+    from nas.search.comparing import compare
     from nas.search.overview import feasible
     from nas.search.request import Request
     from nas.search.run import run_search
@@ -42,6 +43,7 @@ _WHERE = {
     "build": ("nas.networks.building", "build"),
     "calls_of": ("nas.core.arch", "calls_of"),
     "collect_bundle": ("nas.profiling.bundle", "collect"),
+    "compare": ("nas.search.comparing", "compare"),
     "cost_of": ("nas.networks.building", "cost_of"),
     "describe": ("nas.report.facts", "describe"),
     "estimate": ("nas.report.facts", "estimate"),
@@ -70,6 +72,7 @@ __all__ = [
     "build",
     "calls_of",
     "collect_bundle",
+    "compare",
     "cost_of",
     "describe",
     "estimate",

@@ -21,6 +21,7 @@ _ORDER = [
     "measure",
     "shortlist",
     "describe",
+    "compare",
     "feasible",
     "judge",
     "transfer",

@@ -13,9 +13,9 @@ from typing import Any
 import search_spaces
 from nas.core.arch import Arch, calls_of, stage_runs, steps_of
 from nas.core.errors import BudgetError, MissingLatency, NasError, TableError
-from nas.core.ops import Shape
+from nas.core.ops import Block
 from nas.core.space import Space
-from nas.core.tracing import macs_of_unit, params_of_unit
+from nas.core.tracing import Call, macs_of_unit, params_of_unit
 from nas.core.units import to_ms
 from nas.metrics import MB, load_metric
 from nas.networks.building import cost_of, with_classes
@@ -27,13 +27,16 @@ ROW_SECONDS, ROW_SECONDS_224 = 0.7, 1.1  # of a block row: fixed, and in proport
 
 
 def describe(arch: Arch) -> dict[str, Any]:
-    """Parameters, multiply-adds, peak activation bytes, blocks and ops of an arch."""
+    """Parameters, multiply-adds, peak activation bytes, blocks and ops of an arch; a block's `width` are the channels
+    of `x` that it gives, None where it gives none.
+    """
     cost = cost_of(arch)
     blocks = [
         {
             "stage": call.stage,
             "block": str(call.row.unit),
             "inputs": [str(shape) for shape in call.row.inputs],
+            "width": _width(call),
             "params": params_of_unit(call.row),
             "macs": macs_of_unit(call.row),
             "ops": [str(op.row) for op in call.ops],
@@ -52,6 +55,11 @@ def describe(arch: Arch) -> dict[str, Any]:
     }
 
 
+def _width(call: Call) -> int | None:
+    shapes = dict(zip(call.row.unit.gives, call.outputs, strict=True)) if isinstance(call.row.unit, Block) else {}
+    return shapes["x"].channels if "x" in shapes else None
+
+
 def architecture(arch: Arch) -> list[dict[str, str]]:
     """The stages in words, equal neighbours counted: `Embedding cout=96, MB4D ratio=4 x3`."""
     stages = enumerate(arch.stages)
@@ -67,7 +75,7 @@ def in_short(arch: Arch) -> dict[str, Any]:
     kinds: Counter[str] = Counter()
     for stage in arch.stages[:-1]:
         for block, step in zip(stage, steps, strict=False):
-            channels = dict(zip(block.gives, step.outputs, strict=True)).get("x", Shape(channels)).channels
+            channels = _width(step) or channels
             kinds[type(block).__name__] += 1
         widths.append(channels)
         depths.append(len(stage))
