@@ -1,9 +1,8 @@
 """What the coordinator of many workers costs: how busy it keeps them, and its own time a candidate.
 
-1. Workers whose candidates sleep: the share of their time that they work, beside what the same tasks would take without a
-   coordinator.
-2. Candidates that cost nothing, in a study of some length: the time of a candidate, waiting for the disk or the database
-   included, at the end of the study.
+1. Workers whose candidates sleep: the share of their time that they work.
+2. Candidates that cost nothing, in a study of some length: the time of one at its end, waiting for the disk or the
+   database included.
 
 Run: python benchmarks/scale.py [--workers 64] [--candidates 512] [--trials 1000 10000] [--storage URL]
 """
