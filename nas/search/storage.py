@@ -148,7 +148,7 @@ class OwnedStorage(BaseStorage):
             return self._backend.create_new_trial(self._study_id, trial)
 
         there = self._store.ask(create)
-        if self._backend.get_trial_number_from_id(there) != before:
+        if self._backend.get_trial_id_from_study_id_trial_number(self._study_id, before) != there:
             raise RunError(
                 f"someone else has added trials to study {self._name!r} at the very moment when this run did; the same "
                 "command continues it with them"
