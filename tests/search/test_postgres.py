@@ -77,10 +77,11 @@ def url(server):
 
 def frame_of(storage, scorer, trials=12, sampler="tpe"):
     study = make_study(storage, SPACE, sampler)
-    make_engine(study, SPACE, ToyEstimator(), HereWorkers(scorer), trials).run()
-    found = without_times(trials_frame(study, "t"))
-    close_study(study)
-    return found
+    try:
+        make_engine(study, SPACE, ToyEstimator(), HereWorkers(scorer), trials).run()
+        return without_times(trials_frame(study, "t"))
+    finally:
+        close_study(study)
 
 
 def test_a_search_in_postgresql_is_that_in_memory_and_goes_on(url):
@@ -140,6 +141,7 @@ def test_who_lost_the_study_while_the_server_was_away_writes_no_more(server, url
         first.set_user_attr("mine", 1)
     assert "mine" not in second.user_attrs
     close_study(second)
+    close_study(first)
 
 
 def test_a_killed_coordinator_is_replaced_by_one_with_another_folder(url, tmp_path):
