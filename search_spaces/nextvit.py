@@ -160,7 +160,7 @@ class _FusedEfficientAttention(nn.Module):
         query = _conv(query.weight * HEAD_DIM**-0.5, cast(Tensor, query.bias) * HEAD_DIM**-0.5)
         rest = fold_before(body.kv, body.norm, *([body.pooled_norm] if op.sr > 1 else []))
         self.pooled = op.sr > 1
-        self.first = query if self.pooled else _side_by_side(query, rest)
+        self.first = query if self.pooled else side_by_side(query, rest)
         self.second = rest if self.pooled else nn.Identity()
         self.pool, self.proj = body.pool, body.proj
 
@@ -192,7 +192,7 @@ def _pooling(op: EfficientAttention) -> nn.Module:
     return POOLINGS[op.pool](op.sr) if op.sr > 1 else nn.Identity()
 
 
-def _side_by_side(*convs: nn.Conv2d) -> nn.Conv2d:
+def side_by_side(*convs: nn.Conv2d) -> nn.Conv2d:
     """One convolution that gives the outputs of all, one behind the other."""
     return _conv(torch.cat([conv.weight for conv in convs]), torch.cat([cast(Tensor, conv.bias) for conv in convs]))
 
