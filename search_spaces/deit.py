@@ -6,7 +6,9 @@ resolution. Hosts of token pruning and of channel shuffle are made of the blocks
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -17,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 from nas.core.arch import Arch
 from nas.core.blocks import Logits
 from nas.core.errors import InputError
-from nas.core.ops import Block, LayerNorm, Linear, Op, Residual, Shape, from_stage, one_of, scale_rows
+from nas.core.ops import Block, LayerNorm, Linear, Op, Residual, Shape, from_stage, one_of, resized, scale_rows
 from nas.core.space import Repeat, Space
 
 # ops
@@ -61,6 +63,9 @@ class ClassAndPositions(Op):
 
     def body(self) -> nn.Module:
         return _ClassAndPositions(self)
+
+    def tables(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        return {"positions": functools.partial(resized, side=math.isqrt(self.tokens), front=1)}
 
 
 class _ClassAndPositions(nn.Module):

@@ -8,7 +8,8 @@ convolution keeps its bias although a batch norm follows, and the stem has GELU 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from nas.core.arch import Arch, Blocks
 from nas.core.blocks import Logits
 from nas.core.errors import InputError
-from nas.core.ops import Add, Block, Conv, Op, Residual, Shape, from_stage, in_order, one_of, scale_rows
+from nas.core.ops import Add, Block, Conv, Op, Residual, Shape, from_stage, in_order, one_of, resized, scale_rows
 from nas.core.space import Repeat, Space, fill
 from search_spaces.efficientformer import Embedding, Stem
 from search_spaces.nextvit import NextPooled, side_by_side
@@ -46,6 +47,9 @@ class TalkingAttention(Op):
 
     def fused(self, body: nn.Module) -> nn.Module:
         return _FusedTalkingAttention(self, cast(_TalkingAttention, body))
+
+    def tables(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        return {"bias": functools.partial(resized, side=self.side)}
 
 
 class _TalkingAttention(nn.Module):
@@ -110,6 +114,9 @@ class DownAttention(Op):
 
     def fused(self, body: nn.Module) -> nn.Module:
         return _FusedDownAttention(self, cast(_DownAttention, body))
+
+    def tables(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        return {"bias": functools.partial(resized, side=self.side)}
 
 
 class _DownAttention(nn.Module):

@@ -8,7 +8,8 @@ is one window, and nothing shifts there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -82,6 +83,19 @@ class WindowAttention(Op):
 
     def parts(self) -> dict[str, dict[int, tuple[int, ...]]]:
         return {f"qkv.{name}": {0: (self.dim,) * 3} for name in ("weight", "bias")}
+
+    def tables(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        return {"bias": self._resized}
+
+    def _resized(self, bias: Tensor) -> Tensor:
+        """A bias table for windows of another side, by timm's rule for them: distances grow geometrically."""
+        from timm.layers import resize_rel_pos_bias_table
+
+        window = min(self.window, self.side)
+        shape = (2 * window - 1) ** 2, self.heads
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of how timm looks places up
+            return cast(Tensor, resize_rel_pos_bias_table(bias, (window, window), shape))
 
 
 class _WindowAttention(nn.Module):

@@ -13,7 +13,7 @@ channels of one head.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -180,6 +180,9 @@ class ClassAndSinusoid(Op):
 
     def body(self) -> nn.Module:
         return _ClassAndSinusoid(self)
+
+    def tables(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        return {"positions": lambda other: _sinusoid(1 + self.tokens, self.dim).unsqueeze(0).to(other)}
 
 
 class _ClassAndSinusoid(nn.Module):

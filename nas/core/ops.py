@@ -479,6 +479,10 @@ class Op(Unit):
         """
         return {}
 
+    def tables(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Parameters as large as the map, {parameter: what makes this op's of one for a map of another side}."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Conv(Op):
@@ -721,6 +725,9 @@ class BiasAttention(Op):
         qkv = (self.key_dim, self.key_dim, self.value_dim) * self.heads
         return {"qkv.weight": {0: qkv}, "qkv.bias": {0: qkv}}
 
+    def tables(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        return {"bias": functools.partial(resized, side=self.side)}
+
 
 class _BiasAttention(nn.Module):
     index: Tensor
@@ -846,6 +853,28 @@ def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
 
 def _chain(first: nn.Module, act: nn.Module) -> nn.Module:
     return first if isinstance(act, nn.Identity) else nn.Sequential(first, act)
+
+
+def resized(table: Tensor, side: int, front: int = 0) -> Tensor:
+    """A learned table over a square grid, for a grid of another side: bicubic, with antialiasing, as timm does.
+
+    Args:
+        table: (A, front + s * s, ...), a value or vector for every place of an s x s grid, row by row.
+        side: of the grid that is asked for.
+        front: entries before those of the grid, such as a class token's; they stay.
+
+    Raises:
+        InputError: the table is of no square grid.
+    """
+    kept, grid = table[:, :front], table[:, front:].movedim(1, -1)  # (A, ..., s * s)
+    have = round(grid.shape[-1] ** 0.5)
+    if have**2 != grid.shape[-1]:
+        raise InputError(f"a table of {tuple(table.shape)}: expected {front} and a square number of places, for a map")
+    if have == side:
+        return table
+    channels = grid.reshape(1, -1, have, have).float()
+    found = nn.functional.interpolate(channels, (side, side), mode="bicubic", antialias=True).to(table.dtype)
+    return torch.cat([kept, found.reshape(*grid.shape[:-1], side**2).movedim(-1, 1)], 1)
 
 
 def scale_rows(layer: nn.Module, gamma: Tensor) -> nn.Module:
