@@ -18,8 +18,21 @@ from torch.nn import functional as F  # noqa: N812
 
 from nas.core.arch import Arch
 from nas.core.blocks import Logits
+from nas.core.channels import Layout, Wires, fresh
 from nas.core.errors import InputError
-from nas.core.ops import Block, LayerNorm, Linear, Op, Residual, Shape, from_stage, one_of, resized, scale_rows
+from nas.core.ops import (
+    Block,
+    LayerNorm,
+    Linear,
+    Op,
+    Residual,
+    Shape,
+    from_stage,
+    linear_wires,
+    one_of,
+    resized,
+    scale_rows,
+)
 from nas.core.space import Repeat, Space
 
 # ops
@@ -38,6 +51,10 @@ class Patchify(Op):
 
     def body(self) -> nn.Module:
         return _Patchify(self)
+
+    def wires(self, *given: Layout) -> Wires | None:
+        out = fresh(self.cout)
+        return Wires([out], linear_wires("conv.", out, given[0]))
 
 
 class _Patchify(nn.Module):
@@ -66,6 +83,9 @@ class ClassAndPositions(Op):
 
     def tables(self) -> dict[str, Callable[[Tensor], Tensor]]:
         return {"positions": functools.partial(resized, side=math.isqrt(self.tokens), front=1)}
+
+    def wires(self, *given: Layout) -> Wires | None:
+        return Wires(given[:1], {name: {2: given[0]} for name in ("token", "positions")})
 
 
 class _ClassAndPositions(nn.Module):
@@ -110,6 +130,10 @@ class Attention(Op):
 
     def parts(self) -> dict[str, dict[int, tuple[int, ...]]]:
         return {f"qkv.{name}": {0: (self.dim,) * 3} for name in ("weight", "bias")}
+
+    def wires(self, *given: Layout) -> Wires | None:
+        heads, out = fresh(self.heads, self.dim // self.heads), fresh(self.dim)
+        return Wires([out], linear_wires("qkv.", heads * 3, given[0]) | linear_wires("proj.", out, heads))
 
 
 class _Attention(nn.Module):

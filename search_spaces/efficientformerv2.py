@@ -18,8 +18,22 @@ from torch import Tensor, nn
 
 from nas.core.arch import Arch, Blocks
 from nas.core.blocks import Logits
+from nas.core.channels import Layout, Wires, fresh, times
 from nas.core.errors import InputError
-from nas.core.ops import Add, Block, Conv, Op, Residual, Shape, from_stage, in_order, one_of, resized, scale_rows
+from nas.core.ops import (
+    Add,
+    Block,
+    Conv,
+    Op,
+    Residual,
+    Shape,
+    conv_wires,
+    from_stage,
+    in_order,
+    one_of,
+    resized,
+    scale_rows,
+)
 from nas.core.space import Repeat, Space, fill
 from search_spaces.efficientformer import Embedding, Stem
 from search_spaces.nextvit import NextPooled, side_by_side
@@ -50,6 +64,13 @@ class TalkingAttention(Op):
 
     def tables(self) -> dict[str, Callable[[Tensor], Tensor]]:
         return {"bias": functools.partial(resized, side=self.side)}
+
+    def wires(self, *given: Layout) -> Wires | None:
+        heads, held = _wires(self, given[0])
+        mixed = {f"{part}.{name}": {0: heads} for part in ("before", "behind") for name in ("weight", "bias")}
+        for part in ("before", "behind"):
+            mixed[f"{part}.weight"][1] = heads
+        return Wires([times(heads, VALUES * self.key_dim)], held | mixed)
 
 
 class _TalkingAttention(nn.Module):
@@ -118,6 +139,11 @@ class DownAttention(Op):
     def tables(self) -> dict[str, Callable[[Tensor], Tensor]]:
         return {"bias": functools.partial(resized, side=self.side)}
 
+    def wires(self, *given: Layout) -> Wires | None:
+        heads, held = _wires(self, given[0])
+        around = {f"around.{name}": {0: given[0]} for name in ("weight", "bias")}
+        return Wires([times(heads, VALUES * self.key_dim)], held | around)
+
 
 class _DownAttention(nn.Module):
     index: Tensor
@@ -176,6 +202,14 @@ def _folded(op: TalkingAttention | DownAttention, body: Any) -> tuple[nn.Conv2d,
     query, key, value = (cast(nn.Conv2d, conv.fused(part)) for conv, part in pairs)
     scale_rows(query, torch.full_like(query.weight[:, 0, 0, 0], body.scale))
     return query, key, value
+
+
+def _wires(op: TalkingAttention | DownAttention, x: Layout) -> tuple[Layout, dict[str, dict[int, Layout]]]:
+    """The heads, and what holds them that both kinds of attention have."""
+    heads = fresh(op.heads)
+    keys, values = times(heads, op.key_dim), times(heads, VALUES * op.key_dim)
+    held = conv_wires(keys, x, "q.") | conv_wires(keys, x, "k.") | conv_wires(values, x, "v.")
+    return heads, held | conv_wires(values, place="local.") | {"bias": {0: heads}}
 
 
 def _distances(side: int, stride: int = 1) -> Tensor:

@@ -19,8 +19,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from nas.core.arch import Arch, Blocks
 from nas.core.blocks import Logits
+from nas.core.channels import Layout, Wires, fresh, times
 from nas.core.errors import InputError
-from nas.core.ops import Block, LayerNorm, Linear, Op, Residual, Shape, from_stage, in_order, one_of
+from nas.core.ops import Block, LayerNorm, Linear, Op, Residual, Shape, from_stage, in_order, linear_wires, one_of
 from nas.core.space import Space, Stage, fill
 from search_spaces.deit import Patchify
 from search_spaces.efficientformer import Pooled
@@ -39,6 +40,9 @@ class Neighbours(Op):
 
     def body(self) -> nn.Module:
         return _Neighbours(self.side)
+
+    def wires(self, *given: Layout) -> Wires | None:
+        return Wires([given[0] * 4], {})
 
 
 class _Neighbours(nn.Module):
@@ -96,6 +100,12 @@ class WindowAttention(Op):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of how timm looks places up
             return cast(Tensor, resize_rel_pos_bias_table(bias, (window, window), shape))
+
+    def wires(self, *given: Layout) -> Wires | None:
+        heads, out = fresh(self.heads), fresh(self.dim)
+        mixed = times(heads, self.dim // self.heads)
+        held = linear_wires("qkv.", mixed * 3, given[0]) | linear_wires("proj.", out, mixed)
+        return Wires([out], held | {"bias": {1: heads}})
 
 
 class _WindowAttention(nn.Module):
