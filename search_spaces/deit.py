@@ -188,6 +188,9 @@ class Damp(Op):
     def body(self) -> nn.Module:
         return _Damp(self)
 
+    def wires(self, *given: Layout) -> Wires | None:
+        return Wires(given[:1], {})
+
 
 class _Damp(nn.Module):
     gamma: Tensor

@@ -9,6 +9,7 @@ wires touches keep their order. An order of any of them leaves the outputs as th
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -59,6 +60,7 @@ class Axis:
         return f"{place.name}:{place.axis}" + (f"+{place.start}" if place.start else "")
 
 
+@functools.lru_cache(maxsize=64)
 def axes_of(arch: Arch) -> tuple[Axis, ...]:
     """Every axis of a network whose order is free, in the order in which the network reaches them."""
     with torch.device("meta"):
@@ -116,7 +118,10 @@ class _Listener:
         if key not in self.layouts:
             return fixed(_channels(tensor))
         layout = self.layouts[key][1]
-        return layout if width(layout) == _channels(tensor) else fix_all(layout, _channels(tensor))
+        if width(layout) == _channels(tensor):
+            return layout
+        fix(layout)  # a view of other channels than those of the whole
+        return fixed(_channels(tensor))
 
     def _table(self, name: str) -> Layout:
         """The layout of a table's channels; the first of its things is read by itself, and stays."""
@@ -141,12 +146,6 @@ class _Listener:
                     start += group.size * inner
         free = [group for group in groups.values() if not group.fixed and group.size > group.unit + group.front]
         return tuple(Axis(g.size, g.unit, g.front, tuple(places[id(g)])) for g in free)
-
-
-def fix_all(layout: Layout, channels: int) -> Layout:
-    """Channels of a view that are others than those of the whole: all stay."""
-    fix(layout)
-    return fixed(channels)
 
 
 def _storage(tensor: Tensor) -> int:
