@@ -48,6 +48,17 @@ def family(name: str) -> ModuleType:
     return plugins.module("families", name)
 
 
+def family_of(space: str) -> ModuleType:
+    """The module of the family that has a space of this name, such as an arch's `family`.
+
+    Raises:
+        InputError: for an unknown space, naming the closest ones.
+    """
+    load(space)
+    modules = map(family, families())
+    return next(m for m in modules if space in {each.name for each in (m.SPACE, *getattr(m, "SPACES", ()))})
+
+
 def spaces() -> dict[str, Space]:
     """All spaces of all families, by name.
 

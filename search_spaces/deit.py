@@ -6,7 +6,9 @@ resolution. Hosts of token pruning and of channel shuffle are made of the blocks
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -16,8 +18,21 @@ from torch.nn import functional as F  # noqa: N812
 
 from nas.core.arch import Arch
 from nas.core.blocks import Logits
+from nas.core.channels import Layout, Wires, fresh
 from nas.core.errors import InputError
-from nas.core.ops import Block, LayerNorm, Linear, Op, Residual, Shape, from_stage, one_of, scale_rows
+from nas.core.ops import (
+    Block,
+    LayerNorm,
+    Linear,
+    Op,
+    Residual,
+    Shape,
+    from_stage,
+    linear_wires,
+    one_of,
+    resized,
+    scale_rows,
+)
 from nas.core.space import Repeat, Space
 from search_spaces import Published
 
@@ -37,6 +52,10 @@ class Patchify(Op):
 
     def body(self) -> nn.Module:
         return _Patchify(self)
+
+    def wires(self, *given: Layout) -> Wires | None:
+        out = fresh(self.cout)
+        return Wires([out], linear_wires("conv.", out, given[0]))
 
 
 class _Patchify(nn.Module):
@@ -62,6 +81,12 @@ class ClassAndPositions(Op):
 
     def body(self) -> nn.Module:
         return _ClassAndPositions(self)
+
+    def tables(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        return {"positions": functools.partial(resized, side=math.isqrt(self.tokens), front=1)}
+
+    def wires(self, *given: Layout) -> Wires | None:
+        return Wires(given[:1], {name: {2: given[0]} for name in ("token", "positions")})
 
 
 class _ClassAndPositions(nn.Module):
@@ -106,6 +131,10 @@ class Attention(Op):
 
     def parts(self) -> dict[str, dict[int, tuple[int, ...]]]:
         return {f"qkv.{name}": {0: (self.dim,) * 3} for name in ("weight", "bias")}
+
+    def wires(self, *given: Layout) -> Wires | None:
+        heads, out = fresh(self.heads, self.dim // self.heads), fresh(self.dim)
+        return Wires([out], linear_wires("qkv.", heads * 3, given[0]) | linear_wires("proj.", out, heads))
 
 
 class _Attention(nn.Module):
@@ -159,6 +188,9 @@ class Damp(Op):
 
     def body(self) -> nn.Module:
         return _Damp(self)
+
+    def wires(self, *given: Layout) -> Wires | None:
+        return Wires(given[:1], {})
 
 
 class _Damp(nn.Module):

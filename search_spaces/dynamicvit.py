@@ -34,6 +34,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from nas.core.arch import Arch, Blocks
 from nas.core.blocks import Logits
+from nas.core.channels import Layout, Wires, cut, fix
 from nas.core.errors import InputError
 from nas.core.ops import Block, Conv, LayerNorm, Linear, Op, Shape, from_stage, in_order, one_of
 from nas.core.space import Either, Space, Stage, fill
@@ -54,6 +55,10 @@ class LocalGlobal(Op):
 
     def body(self) -> nn.Module:
         return _LocalGlobal(self.dim)
+
+    def wires(self, *given: Layout) -> Wires | None:
+        cut(given[0], [self.dim // 2, self.dim - self.dim // 2])
+        return Wires(given[:1], {})
 
 
 class _LocalGlobal(nn.Module):
@@ -84,6 +89,11 @@ class TokenSelect(Op):
 
     def body(self) -> nn.Module:
         return _TokenSelect(self)
+
+    def wires(self, *given: Layout) -> Wires | None:
+        x, scores = given
+        fix(scores)
+        return Wires([x], {})
 
 
 class _TokenSelect(nn.Module):

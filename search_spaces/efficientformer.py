@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -42,10 +43,11 @@ class Stem(Block):
 
     cout: int = from_stage()
     convs: int = 2
+    act: ClassVar[str] = "relu"
 
     def build(self, x: Shape) -> nn.Module:
         widths = [x.channels, *(self.cout >> (self.convs - 1 - step) for step in range(self.convs))]
-        convs = (Conv(cin, cout, 3, 2, act="relu", bias=True) for cin, cout in itertools.pairwise(widths))
+        convs = (Conv(cin, cout, 3, 2, act=self.act, bias=True) for cin, cout in itertools.pairwise(widths))
         return in_order(*convs)
 
 

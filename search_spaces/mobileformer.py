@@ -21,8 +21,24 @@ from torch.nn.utils.fusion import fuse_linear_bn_eval
 
 from nas.core.arch import Arch, Blocks
 from nas.core.blocks import Logits
+from nas.core.channels import Layout, Wires, cut, fresh
 from nas.core.errors import InputError
-from nas.core.ops import Block, Conv, LayerNorm, Leaf, Linear, Mean, Op, Residual, Shape, from_stage, in_order, one_of
+from nas.core.ops import (
+    Block,
+    Conv,
+    LayerNorm,
+    Leaf,
+    Linear,
+    Mean,
+    Op,
+    Residual,
+    Shape,
+    from_stage,
+    in_order,
+    linear_wires,
+    norm_wires,
+    one_of,
+)
 from nas.core.space import Space, Stage, fill
 from search_spaces import Published
 
@@ -47,6 +63,12 @@ class MapAttention(Op):
 
     def parts(self) -> dict[str, dict[int, tuple[int, ...]]]:
         return _halves("query_gate", self.channels)
+
+    def wires(self, *given: Layout) -> Wires | None:
+        z, x = given
+        cut(x, [self.channels // self.heads] * self.heads)
+        out = fresh(self.dim)
+        return Wires([out], linear_wires("query_gate.", x * 2, z) | linear_wires("out.", out, x))
 
 
 class _MapAttention(nn.Module):
@@ -80,6 +102,11 @@ class TokenAttention(Op):
     def parts(self) -> dict[str, dict[int, tuple[int, ...]]]:
         return _halves("key_value", self.channels)
 
+    def wires(self, *given: Layout) -> Wires | None:
+        x, z = given
+        cut(x, [self.channels // self.heads] * self.heads)
+        return Wires([x], linear_wires("key_value.", x * 2, z))
+
 
 class _TokenAttention(nn.Module):
     def __init__(self, op: TokenAttention) -> None:
@@ -106,6 +133,12 @@ class QueryAttention(Op):
 
     def body(self) -> nn.Module:
         return _QueryAttention(self)
+
+    def wires(self, *given: Layout) -> Wires | None:
+        (z,) = given
+        cut(z, [self.dim // self.heads] * self.heads)
+        out = fresh(self.dim)
+        return Wires([out], linear_wires("query.", z, z) | linear_wires("out.", out, z))
 
 
 class _QueryAttention(nn.Module):
@@ -159,6 +192,11 @@ class DynamicReLU(Op):
 
     def parts(self) -> dict[str, dict[int, tuple[int, ...]]]:
         return _halves("slopes", self.channels)
+
+    def wires(self, *given: Layout) -> Wires | None:
+        x, first = given
+        hidden = fresh(self.dim // 4)
+        return Wires([x], linear_wires("reduce.", hidden, first) | linear_wires("slopes.", x * 2, hidden))
 
 
 class _DynamicReLU(nn.Module):
@@ -216,6 +254,10 @@ class HiddenLayer(Op):
 
     def parts(self) -> dict[str, dict[int, tuple[int, ...]]]:
         return {"linear.weight": {1: (self.channels, self.dim)}}
+
+    def wires(self, *given: Layout) -> Wires | None:
+        out = fresh(self.cout)
+        return Wires([out], linear_wires("linear.", out, given[0] + given[1]) | norm_wires("norm.", out))
 
 
 class _HiddenLayer(nn.Module):

@@ -20,6 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from nas.core.arch import Arch, Blocks, steps_of
 from nas.core.blocks import Logits, divisible
+from nas.core.channels import Layout, Wires, fixed, fresh
 from nas.core.errors import InputError, suggest
 from nas.core.ops import (
     Block,
@@ -31,8 +32,11 @@ from nas.core.ops import (
     Residual,
     Row,
     Shape,
+    conv_wires,
     from_stage,
     in_order,
+    linear_wires,
+    norm_wires,
     one_of,
     trunc_normal,
 )
@@ -58,6 +62,9 @@ class Unfold(Op):
 
     def body(self) -> nn.Module:
         return _Unfold(self)
+
+    def wires(self, *given: Layout) -> Wires | None:
+        return Wires(given[:1], {})
 
 
 class _Unfold(nn.Module):
@@ -85,6 +92,9 @@ class Fold(Op):
     def body(self) -> nn.Module:
         return _Fold(self)
 
+    def wires(self, *given: Layout) -> Wires | None:
+        return Wires(given[:1], {})
+
 
 class _Fold(nn.Module):
     def __init__(self, op: Fold) -> None:
@@ -111,6 +121,9 @@ class Resize(Op):
     def body(self) -> nn.Module:
         return nn.Upsample((self.side, self.side), mode="bilinear", align_corners=self.corners)
 
+    def wires(self, *given: Layout) -> Wires | None:
+        return Wires(given[:1], {})
+
 
 @dataclass(frozen=True)
 class WholeNorm(Op):
@@ -123,6 +136,9 @@ class WholeNorm(Op):
 
     def body(self) -> nn.Module:
         return nn.GroupNorm(1, self.dim)
+
+    def wires(self, *given: Layout) -> Wires | None:
+        return Wires(given[:1], norm_wires("", given[0]))
 
 
 @dataclass(frozen=True)
@@ -140,6 +156,11 @@ class SeparableAttention(Op):
 
     def parts(self) -> dict[str, dict[int, tuple[int, ...]]]:
         return {f"qkv.{name}": {0: (1, self.dim, self.dim)} for name in ("weight", "bias")}
+
+    def wires(self, *given: Layout) -> Wires | None:
+        mixed, out = fresh(self.dim), fresh(self.dim)
+        held = linear_wires("qkv.", fixed(1) + mixed * 2, given[0])
+        return Wires([out], held | linear_wires("proj.", out, mixed))
 
 
 class _SeparableAttention(nn.Module):
@@ -178,6 +199,10 @@ class JoinConv(Op):
 
     def _conv(self) -> Conv:
         return Conv(sum(self.cins), self.cout, self.kernel, act=self.act)
+
+    def wires(self, *given: Layout) -> Wires | None:
+        out = fresh(self.cout)
+        return Wires([out], conv_wires(out, given[0] + given[1], "conv."))
 
 
 class _JoinConv(nn.Module):

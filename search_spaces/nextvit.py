@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from nas.core.arch import Arch, Blocks
 from nas.core.blocks import Logits, divisible
+from nas.core.channels import Layout, Wires, cut, fresh
 from nas.core.errors import InputError, suggest
 from nas.core.ops import (
     Block,
@@ -30,6 +31,8 @@ from nas.core.ops import (
     ToMap,
     activation,
     in_order,
+    linear_wires,
+    norm_wires,
     one_of,
     trunc_normal,
 )
@@ -67,6 +70,11 @@ class PointConv(Op):
         before, behind = self.cin_parts or (self.cin,), self.cout_parts or (self.cout,)
         norm = {f"norm.{name}": {0: before} for name in ("weight", "bias", "running_mean", "running_var")}
         return {**norm, "conv.weight": {0: behind, 1: before}, "conv.bias": {0: behind}}
+
+    def wires(self, *given: Layout) -> Wires | None:
+        out = fresh(self.cout)
+        cut(out, self.cout_parts)
+        return Wires([out], norm_wires("norm.", given[0]) | linear_wires("conv.", out, given[0]))
 
 
 class _PointConv(nn.Module):
@@ -135,6 +143,12 @@ class EfficientAttention(Op):
     def parts(self) -> dict[str, dict[int, tuple[int, ...]]]:
         return {"kv.weight": {0: (self.dim, self.dim)}, "kv.bias": {0: (self.dim, self.dim)}}
 
+    def wires(self, *given: Layout) -> Wires | None:
+        heads, out = fresh(self.dim // HEAD_DIM, HEAD_DIM), fresh(self.dim)
+        held = linear_wires("q.", heads, given[0]) | linear_wires("kv.", heads + heads, given[0])
+        norms = norm_wires("norm.", given[0]) | norm_wires("pooled_norm.", given[0])
+        return Wires([out], held | norms | linear_wires("proj.", out, heads))
+
 
 class _EfficientAttention(nn.Module):
     def __init__(self, op: EfficientAttention) -> None:
@@ -161,7 +175,7 @@ class _FusedEfficientAttention(nn.Module):
         query = _conv(query.weight * HEAD_DIM**-0.5, cast(Tensor, query.bias) * HEAD_DIM**-0.5)
         rest = fold_before(body.kv, body.norm, *([body.pooled_norm] if op.sr > 1 else []))
         self.pooled = op.sr > 1
-        self.first = query if self.pooled else _side_by_side(query, rest)
+        self.first = query if self.pooled else side_by_side(query, rest)
         self.second = rest if self.pooled else nn.Identity()
         self.pool, self.proj = body.pool, body.proj
 
@@ -193,7 +207,7 @@ def _pooling(op: EfficientAttention) -> nn.Module:
     return POOLINGS[op.pool](op.sr) if op.sr > 1 else nn.Identity()
 
 
-def _side_by_side(*convs: nn.Conv2d) -> nn.Conv2d:
+def side_by_side(*convs: nn.Conv2d) -> nn.Conv2d:
     """One convolution that gives the outputs of all, one behind the other."""
     return _conv(torch.cat([conv.weight for conv in convs]), torch.cat([cast(Tensor, conv.bias) for conv in convs]))
 
@@ -215,6 +229,9 @@ class HalfPool(Op):
     def body(self) -> nn.Module:
         return nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
 
+    def wires(self, *given: Layout) -> Wires | None:
+        return Wires(given[:1], {})
+
 
 @dataclass(frozen=True)
 class NormMean(Op):
@@ -230,6 +247,9 @@ class NormMean(Op):
 
     def fused(self, body: nn.Module) -> nn.Module:
         return _AffineMean(cast(nn.BatchNorm2d, cast(nn.Sequential, body)[0]))
+
+    def wires(self, *given: Layout) -> Wires | None:
+        return Wires(given[:1], norm_wires("0.", given[0]))
 
 
 class _AffineMean(nn.Module):

@@ -8,7 +8,8 @@ is one window, and nothing shifts there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,8 +19,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from nas.core.arch import Arch, Blocks
 from nas.core.blocks import Logits
+from nas.core.channels import Layout, Wires, fresh, times
 from nas.core.errors import InputError
-from nas.core.ops import Block, LayerNorm, Linear, Op, Residual, Shape, from_stage, in_order, one_of
+from nas.core.ops import Block, LayerNorm, Linear, Op, Residual, Shape, from_stage, in_order, linear_wires, one_of
 from nas.core.space import Space, Stage, fill
 from search_spaces import Published
 from search_spaces.deit import Patchify
@@ -39,6 +41,9 @@ class Neighbours(Op):
 
     def body(self) -> nn.Module:
         return _Neighbours(self.side)
+
+    def wires(self, *given: Layout) -> Wires | None:
+        return Wires([given[0] * 4], {})
 
 
 class _Neighbours(nn.Module):
@@ -83,6 +88,25 @@ class WindowAttention(Op):
 
     def parts(self) -> dict[str, dict[int, tuple[int, ...]]]:
         return {f"qkv.{name}": {0: (self.dim,) * 3} for name in ("weight", "bias")}
+
+    def tables(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        return {"bias": self._resized}
+
+    def _resized(self, bias: Tensor) -> Tensor:
+        """A bias table for windows of another side, by timm's rule for them: distances grow geometrically."""
+        from timm.layers import resize_rel_pos_bias_table
+
+        window = min(self.window, self.side)
+        shape = (2 * window - 1) ** 2, self.heads
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of how timm looks places up
+            return cast(Tensor, resize_rel_pos_bias_table(bias, (window, window), shape))
+
+    def wires(self, *given: Layout) -> Wires | None:
+        heads, out = fresh(self.heads), fresh(self.dim)
+        mixed = times(heads, self.dim // self.heads)
+        held = linear_wires("qkv.", mixed * 3, given[0]) | linear_wires("proj.", out, mixed)
+        return Wires([out], held | {"bias": {1: heads}})
 
 
 class _WindowAttention(nn.Module):

@@ -13,7 +13,7 @@ channels of one head.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -23,8 +23,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from nas.core.arch import Arch
 from nas.core.blocks import Logits
+from nas.core.channels import Layout, Wires, fresh, times
 from nas.core.errors import InputError, suggest
-from nas.core.ops import Add, Block, LayerNorm, Linear, Op, Shape, from_stage, in_order, one_of
+from nas.core.ops import Add, Block, LayerNorm, Linear, Op, Shape, from_stage, in_order, linear_wires, one_of
 from nas.core.space import Repeat, Space
 from search_spaces import Published
 from search_spaces.deit import ClassToken, ViTBlock
@@ -54,6 +55,9 @@ class SoftSplit(Op):
         if self.kernel < self.stride:
             raise InputError(f"{self}: neighbourhoods of {self.kernel} do not cover a map in steps of {self.stride}")
         return _SoftSplit(self)
+
+    def wires(self, *given: Layout) -> Wires | None:
+        return Wires([times(given[0], self.kernel**2)], {})
 
 
 class _SoftSplit(nn.Module):
@@ -133,6 +137,11 @@ class SoftmaxAttention(Op):
     def parts(self) -> dict[str, dict[int, tuple[int, ...]]]:
         return {"qkv.weight": {0: (self.dim,) * 3}}
 
+    def wires(self, *given: Layout) -> Wires | None:
+        keys, values = fresh(self.dim), fresh(self.dim)
+        held = linear_wires("qkv.", keys + keys + values, given[0]) | linear_wires("proj.", values, values)
+        return Wires([values], held)
+
 
 class _SoftmaxAttention(nn.Module):
     def __init__(self, op: SoftmaxAttention) -> None:
@@ -181,6 +190,9 @@ class ClassAndSinusoid(Op):
 
     def body(self) -> nn.Module:
         return _ClassAndSinusoid(self)
+
+    def tables(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        return {"positions": lambda other: _sinusoid(1 + self.tokens, self.dim).unsqueeze(0).to(other)}
 
 
 class _ClassAndSinusoid(nn.Module):

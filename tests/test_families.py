@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import search_spaces
 from nas.core.arch import Arch, calls_of, steps_of
 from nas.core.errors import InputError
-from nas.core.ops import BlockModule
+from nas.core.ops import BlockModule, Leaf
 from nas.core.tracing import calls_of_unit, fuse_in_place, trace
 from nas.evaluation.data import load_data
 from nas.evaluation.evaluators import Score, load_evaluator
@@ -182,6 +182,21 @@ def test_parameters_composed_of_blocks_are_those_of_the_model(name, rng):
     arch = SPACES[name].sample(rng)
     with torch.device("meta"):
         assert cost_of(arch).params == sum(parameter.numel() for parameter in Network(arch).parameters())
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_what_is_as_large_as_the_map_is_a_table_that_another_side_resizes(name, rng):
+    arch = SPACES[name].sample(rng)
+    side = {32: 64, 64: 96, 224: 192, 256: 320}[arch.input_shape[1]]
+    other = dataclasses.replace(arch, input_shape=(3, side, side))
+    with torch.device("meta"):
+        before, network = Network(arch).state_dict(), Network(other)
+    after = network.state_dict()
+    leaves = {place: leaf.op for place, leaf in network.named_modules() if isinstance(leaf, Leaf)}
+    for key in (key for key in before if before[key].shape != after[key].shape):
+        op = next(op for place, op in leaves.items() if key.startswith(f"{place}.body."))
+        change = op.tables()[key.rpartition(".body.")[2]]
+        assert change(torch.ones(before[key].shape)).shape == after[key].shape
 
 
 # Networks

@@ -55,6 +55,15 @@ FixOption = Annotated[
         "--fix", help="Hold a choice to a value or to several: stage3.kind=nextvit,mb3d, tokens=6, ... (repeatable)."
     ),
 ]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        "-w",
+        help="Trained weights: a file (.pt, .safetensors; ours or timm's), the folder of a run, or timm for those that "
+        "it publishes of a preset (timm:TAG for one of several); default: fresh ones.",
+    ),
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of all randomness.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 

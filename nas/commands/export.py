@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nas.commands._app import PATH, app
-from nas.commands._options import ArchArgument, JsonOption, read_arch
+from nas.commands._options import ArchArgument, JsonOption, WeightsOption, read_arch
 from nas.commands._output import print_json, say
 
 
@@ -17,9 +17,7 @@ def export(
     arch: ArchArgument,
     format_: Annotated[str, typer.Option("--format", "-f", help="File format: onnx.")] = "onnx",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The file; default ARCH.FORMAT.")] = None,
-    weights: Annotated[
-        Path | None, typer.Option("--weights", "-w", help="A state dict (.pt); default: fresh weights.")
-    ] = None,
+    weights: WeightsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Export a network for a runtime, checked against PyTorch.

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from nas.commands._app import PATH, app
-from nas.commands._options import ArchArgument, JsonOption, SeedOption, read_arch
+from nas.commands._options import ArchArgument, JsonOption, SeedOption, WeightsOption, read_arch
 from nas.commands._output import print_json, progress_bar, say
 from nas.core.errors import InputError
 
@@ -34,11 +34,12 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other field of the recipe.")
     ] = None,
+    weights: WeightsOption = None,
     teacher: Annotated[
         str | None, typer.Option("--teacher", help="A preset, a JSON file of an arch, or a model of timm.")
     ] = None,
     teacher_weights: Annotated[
-        Path | None, typer.Option("--teacher-weights", help="Its state dict; without, those that timm publishes.")
+        str | None, typer.Option("--teacher-weights", help="Its own, as --weights; without, those that timm publishes.")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     threads: Annotated[
@@ -69,6 +70,7 @@ def train(
             fields,
             name=Path(arch).stem,
             recipe=recipe,
+            weights=weights,
             teacher=teacher,
             teacher_weights=teacher_weights,
             device=device,
@@ -76,6 +78,7 @@ def train(
             seed=seed,
             limit=limit,
             progress=report,
+            note=None if as_json else say,
         )
     if not found.pop("first_process"):
         return  # the first of several processes speaks

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from nas.core.channels import Layout, Wires, fixed, fresh, join, move_together, times
 from nas.core.errors import InputError, brief, suggest
 
 T = TypeVar("T")
@@ -479,6 +480,14 @@ class Op(Unit):
         """
         return {}
 
+    def wires(self, *given: Layout) -> Wires | None:
+        """How channels run through the op, for inputs of these layouts; by default unknown: they stay in order."""
+        return None
+
+    def tables(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Parameters as large as the map, {parameter: what makes this op's of one for a map of another side}."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Conv(Op):
@@ -512,6 +521,18 @@ class Conv(Op):
     def scaled(self, body: nn.Module, gamma: Tensor) -> nn.Module | None:
         return scale_rows(body, gamma) if self.act == "none" else None
 
+    def wires(self, *given: Layout) -> Wires | None:
+        (x,) = given
+        if self.groups == 1:
+            out = fresh(self.cout)
+            return Wires([out], conv_wires(out, x))
+        each, rest = divmod(self.cout, self.cin)
+        if rest or (each > 1 and self.groups < self.cin):
+            return None
+        move_together(x, self.cin // self.groups)
+        out = times(x, each)
+        return Wires([out], conv_wires(out))
+
 
 @dataclass(frozen=True)
 class Linear(Op):
@@ -527,6 +548,11 @@ class Linear(Op):
 
     def scaled(self, body: nn.Module, gamma: Tensor) -> nn.Module | None:
         return scale_rows(body, gamma) if self.act == "none" else None
+
+    def wires(self, *given: Layout) -> Wires | None:
+        out = fresh(self.cout)
+        place = "" if self.act == "none" else "0."
+        return Wires([out], linear_wires(place, out, given[0]))
 
 
 @dataclass(frozen=True)
@@ -551,6 +577,9 @@ class Classifier(Op):
         merged.bias = nn.Parameter(torch.stack([head.bias for head in heads]).mean(0))
         return merged
 
+    def wires(self, *given: Layout) -> Wires | None:
+        return Wires([fixed(self.classes)], {f"heads.{n}.weight": {1: given[0]} for n in range(self.heads)})
+
 
 class _Heads(nn.Module):
     def __init__(self, cin: int, classes: int, heads: int) -> None:
@@ -574,6 +603,9 @@ class LayerNorm(Op):
     def body(self) -> nn.Module:
         return nn.LayerNorm(self.dim, float(self.eps))
 
+    def wires(self, *given: Layout) -> Wires | None:
+        return Wires(given[:1], norm_wires("", given[0]))
+
 
 @dataclass(frozen=True)
 class Scale(Op):
@@ -586,6 +618,9 @@ class Scale(Op):
 
     def body(self) -> nn.Module:
         return _Scale(self.dim)
+
+    def wires(self, *given: Layout) -> Wires | None:
+        return Wires(given[:1], {"gamma": {0: given[0]}})
 
 
 class _Scale(nn.Module):
@@ -604,6 +639,9 @@ class Add(Op):
     def body(self) -> nn.Module:
         return _Add()
 
+    def wires(self, *given: Layout) -> Wires | None:
+        return Wires([join(*given)], {})
+
 
 class _Add(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -616,6 +654,9 @@ class Concat(Op):
 
     def body(self) -> nn.Module:
         return _Concat()
+
+    def wires(self, *given: Layout) -> Wires | None:
+        return Wires([given[0] + given[1]], {})
 
 
 class _Concat(nn.Module):
@@ -635,6 +676,9 @@ class PoolMixer(Op):
     def body(self) -> nn.Module:
         return _PoolMixer(self.kernel)
 
+    def wires(self, *given: Layout) -> Wires | None:
+        return Wires(given[:1], {})
+
 
 class _PoolMixer(nn.Module):
     def __init__(self, kernel: int) -> None:
@@ -652,6 +696,9 @@ class ToTokens(Op):
     def body(self) -> nn.Module:
         return _ToTokens()
 
+    def wires(self, *given: Layout) -> Wires | None:
+        return Wires(given[:1], {})
+
 
 class _ToTokens(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
@@ -666,6 +713,9 @@ class ToMap(Op):
 
     def body(self) -> nn.Module:
         return _ToMap(self.side)
+
+    def wires(self, *given: Layout) -> Wires | None:
+        return Wires(given[:1], {})
 
 
 class _ToMap(nn.Module):
@@ -683,6 +733,9 @@ class Mean(Op):
 
     def body(self) -> nn.Module:
         return _Mean()
+
+    def wires(self, *given: Layout) -> Wires | None:
+        return Wires(given[:1], {})
 
 
 class _Mean(nn.Module):
@@ -720,6 +773,15 @@ class BiasAttention(Op):
     def parts(self) -> dict[str, dict[int, tuple[int, ...]]]:
         qkv = (self.key_dim, self.key_dim, self.value_dim) * self.heads
         return {"qkv.weight": {0: qkv}, "qkv.bias": {0: qkv}}
+
+    def tables(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        return {"bias": functools.partial(resized, side=self.side)}
+
+    def wires(self, *given: Layout) -> Wires | None:
+        heads, out = fresh(self.heads), fresh(self.dim)
+        each = times(heads, 2 * self.key_dim + self.value_dim)
+        held = linear_wires("qkv.", each, given[0]) | linear_wires("proj.", out, times(heads, self.value_dim))
+        return Wires([out], held | {"bias": {0: heads}})
 
 
 class _BiasAttention(nn.Module):
@@ -846,6 +908,44 @@ def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
 
 def _chain(first: nn.Module, act: nn.Module) -> nn.Module:
     return first if isinstance(act, nn.Identity) else nn.Sequential(first, act)
+
+
+def conv_wires(out: Layout, x: Layout | None = None, place: str = "") -> dict[str, dict[int, Layout]]:
+    """What a `Conv`'s parameters hold, for a plain one or, without `x`, a depthwise or grouped one."""
+    weight = {0: out} if x is None else {0: out, 1: x}
+    return {f"{place}0.weight": weight, f"{place}0.bias": {0: out}} | norm_wires(f"{place}1.", out)
+
+
+def linear_wires(place: str, out: Layout, x: Layout) -> dict[str, dict[int, Layout]]:
+    """What a linear layer's or plain convolution's parameters hold."""
+    return {f"{place}weight": {0: out, 1: x}, f"{place}bias": {0: out}}
+
+
+def norm_wires(place: str, x: Layout) -> dict[str, dict[int, Layout]]:
+    """What a norm's parameters and statistics hold."""
+    return {f"{place}{name}": {0: x} for name in ("weight", "bias", "running_mean", "running_var")}
+
+
+def resized(table: Tensor, side: int, front: int = 0) -> Tensor:
+    """A learned table over a square grid, for a grid of another side: bicubic, with antialiasing, as timm does.
+
+    Args:
+        table: (A, front + s * s, ...), a value or vector for every place of an s x s grid, row by row.
+        side: of the grid that is asked for.
+        front: entries before those of the grid, such as a class token's; they stay.
+
+    Raises:
+        InputError: the table is of no square grid.
+    """
+    kept, grid = table[:, :front], table[:, front:].movedim(1, -1)  # (A, ..., s * s)
+    have = round(grid.shape[-1] ** 0.5)
+    if have**2 != grid.shape[-1]:
+        raise InputError(f"a table of {tuple(table.shape)}: expected {front} and a square number of places, for a map")
+    if have == side:
+        return table
+    channels = grid.reshape(1, -1, have, have).float()
+    found = nn.functional.interpolate(channels, (side, side), mode="bicubic", antialias=True).to(table.dtype)
+    return torch.cat([kept, found.reshape(*grid.shape[:-1], side**2).movedim(-1, 1)], 1)
 
 
 def scale_rows(layer: nn.Module, gamma: Tensor) -> nn.Module:

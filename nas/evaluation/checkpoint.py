@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from nas.core.errors import InputError
 from nas.core.files import write_bytes
@@ -73,13 +74,13 @@ def _differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """A state dict from a file, without executing code in it.
+    """A state dict from a file that `torch.save` wrote, or a `.safetensors`, without executing code in it.
 
     Raises:
         InputError: where the file is missing or holds anything but tensors by name.
     """
     try:
-        state = _read(path)
+        state = _read_safetensors(path) if path.suffix == ".safetensors" else _read(path)
     except InputError as error:
         raise InputError(f"{path}: cannot be read as a file of weights: {error}") from error
     if isinstance(state, dict) and state and _is_tensors(state):
@@ -104,6 +105,20 @@ def _instead(state: Any) -> str:
 
 def _is_tensors(values: dict[Any, Any]) -> bool:
     return all(isinstance(value, torch.Tensor) for value in values.values())
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """What a `.safetensors` holds.
+
+    Raises:
+        InputError: why it cannot be read.
+    """
+    try:
+        return load_file(path, "cpu")
+    except OSError as error:
+        raise InputError(error.strerror or str(error)) from error
+    except Exception as error:  # the reader's own errors are of no class that it names
+        raise InputError(f"it is damaged, or no safetensors: {error}") from error
 
 
 def _read(path: Path) -> Any:

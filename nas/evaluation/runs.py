@@ -21,11 +21,12 @@ from nas.evaluation.data import Data, load_data
 from nas.evaluation.devices import cpu_threads
 from nas.evaluation.distributed import joined, own_process
 from nas.evaluation.log import write_history as write_history
+from nas.evaluation.pretrained import load_pretrained
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.recipes import read_recipe
 from nas.evaluation.teacher import Teacher, load_teacher
 from nas.evaluation.training import TrainResult, train
-from nas.networks.building import build, input_shape_of, load_arch, load_weights, with_classes
+from nas.networks.building import build, input_shape_of, load_arch, with_classes
 from nas.networks.export import check_onnx, export
 
 BATCHES = 3  # that show how long an epoch takes
@@ -39,8 +40,9 @@ def train_arch(
     *,
     name: str | None = None,
     recipe: str | None = None,
+    weights: str | None = None,
     teacher: str | None = None,
-    teacher_weights: Path | None = None,
+    teacher_weights: str | None = None,
     device: str = "auto",
     threads: int | None = 1,
     seed: int = 0,
@@ -48,6 +50,7 @@ def train_arch(
     val_fraction: float = 0.2,
     run: Path | None = None,
     progress: Callable[..., None] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Train an arch on a dataset into `folder`: `arch.json`, `weights.pt`, `training.csv`, `result.json`.
 
@@ -60,8 +63,9 @@ def train_arch(
         fields: of the recipe, where they differ from those of `recipe`.
         name: of the arch, in that folder's name; None for its id.
         recipe: a name in `nas.evaluation.recipes`; None for the defaults.
+        weights: to start from, as `load_pretrained` takes them; None for fresh ones.
         teacher: a preset, a file of an arch, or a model of timm.
-        teacher_weights: its state dict; None for those that timm publishes.
+        teacher_weights: its own, as `load_pretrained` takes them; None for those that timm publishes.
         device: auto, cpu, cuda or mps.
         threads: of torch on the CPU, None for as many as torch takes. Where other processes compute as well, several
             wait for each other (10 times slower than one was measured), and only one gives the same weights to the bit.
@@ -70,6 +74,7 @@ def train_arch(
         val_fraction: share of them to validate on.
         run: folder of the search that this training belongs to, where `folder` is in it.
         progress: called with (epochs done, epochs, seconds left, text).
+        note: called with what of `weights` was not taken as it is, in sentences.
 
     Returns:
         The figures written to `result.json`, and the paths.
@@ -85,6 +90,14 @@ def train_arch(
     folder = default_folder(name or fitted.id, data) if folder is None else folder
     _check_folder(folder, fitted, run)
     model = build(fitted, seed=seed, drop_path=settings.drop_path)
+    if weights is not None and settings.start == "teacher":
+        raise InputError(
+            f"weights {weights}: the recipe starts from the teacher's (start=teacher); name one of the two"
+        )
+    start = None if weights is None else load_pretrained(model, weights)
+    if start is not None and note is not None:
+        for text in start.notes:
+            note(text)
     guide = teacher_for(data, teacher, teacher_weights)
 
     def show(epoch: Mapping[str, Any]) -> None:
@@ -108,6 +121,7 @@ def train_arch(
             device=where,
             seed=seed,
             teacher=guide,
+            start=start.id if start else None,
             checkpoint=folder / "checkpoint.pt",
             log=folder,
             on_epoch=show,
@@ -115,6 +129,7 @@ def train_arch(
         )
         facts = _facts(result, fitted, data_name, settings, seed)
         facts |= {"data_fingerprint": data.fingerprint, "train_images": len(data.train)}
+        facts |= {"start": start._asdict() if start else None}
         facts |= {"teacher": guide.id if guide else None, "threads": torch.get_num_threads()}
         if first:
             _save(model, result, facts, folder)
@@ -126,7 +141,7 @@ def train_arch(
     }
 
 
-def teacher_for(data: Data, name: str | None, weights: Path | None) -> Teacher | None:
+def teacher_for(data: Data, name: str | None, weights: str | None) -> Teacher | None:
     """A teacher of networks that learn from these images, None where none is named; raises as `load_teacher`."""
     if name is None:
         return None
@@ -197,22 +212,21 @@ def _save(model: torch.nn.Module, result: TrainResult, facts: dict[str, Any], fo
     write_text(folder / "result.json", json.dumps(facts, indent=2) + "\n")
 
 
-def export_arch(arch: Arch, target: Path, format: str = "onnx", weights: Path | None = None) -> dict[str, Any]:
+def export_arch(arch: Arch, target: Path, format: str = "onnx", weights: str | None = None) -> dict[str, Any]:
     """Export a network in deployed form, and compare the file's outputs with PyTorch's.
 
     Args:
         arch: the architecture.
         target: the file to write.
         format: of the file.
-        weights: a state dict written by `torch.save`; None for fresh weights. It is read without executing code.
+        weights: as `load_pretrained` takes them; None for fresh ones.
 
     Raises:
         InputError: unknown format, or weights that do not fit the arch.
         MeasureError: where the file's outputs differ from PyTorch's.
     """
     model = build(arch)
-    if weights is not None:
-        load_weights(model, read_weights(weights), str(weights))
+    loaded = None if weights is None else load_pretrained(model, weights, whole=True)
     path = export(model, [input_shape_of(arch)], target, format)
     return {
         "arch": arch.id,
@@ -220,5 +234,5 @@ def export_arch(arch: Arch, target: Path, format: str = "onnx", weights: Path | 
         "format": format,
         "bytes": path.stat().st_size,
         "difference": check_onnx(path, model),
-        "weights": None if weights is None else str(weights),
+        "weights": loaded.source if loaded else None,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -18,6 +18,7 @@ from nas.core.errors import InputError, suggest
 from nas.core.ops import BlockModule
 from nas.evaluation.checkpoint import read_weights
 from nas.evaluation.data import Normalisation, normalisation
+from nas.evaluation.pretrained import create_from_timm, digest_of, load_pretrained, timm_tag
 from nas.networks.building import Network, build, load_arch, load_weights, with_classes
 from nas.timm_models import from_timm, timm_name
 
@@ -65,10 +66,7 @@ class Teacher:
         self.name, self.arch, self.side = name, arch, side
         self.change = None if given is None or learned is None or given == learned else _change(given, learned)
         self.model = model.eval().requires_grad_(False)
-        digest = hashlib.sha256(name.encode())
-        for key, value in model.state_dict().items():
-            digest.update(key.encode() + value.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        self.id = digest.hexdigest()[:12]
+        self.id = digest_of(model, name)
 
     def to(self, device: torch.device) -> Teacher:
         """The same teacher, on `device`."""
@@ -96,7 +94,7 @@ def _change(given: Normalisation, learned: Normalisation) -> tuple[Tensor, Tenso
 
 def load_teacher(
     name: str,
-    weights: Path | None,
+    weights: str | os.PathLike[str] | None,
     input_shape: tuple[int, int, int],
     classes: int,
     given: Normalisation | None = None,
@@ -108,7 +106,8 @@ def load_teacher(
 
     Args:
         name: a preset, a JSON file of an arch, or a model that timm knows.
-        weights: a state dict; a model of timm without one comes with its published weights.
+        weights: for ours as `load_pretrained` takes them; for a model of timm a state dict, None or `timm` for its
+            published ones.
         input_shape: of the student's images; other resolutions are resized.
         classes: of the data set.
         given: the normalisation of the student's images (`Split.normalisation`).
@@ -135,33 +134,34 @@ def load_teacher(
     return teacher
 
 
-def _ours(name: str, weights: Path | None, classes: int) -> Teacher:
+def _ours(name: str, weights: str | os.PathLike[str] | None, classes: int) -> Teacher:
     if weights is None:
-        raise InputError(f"teacher {name}: without weights it knows nothing; name the file that nas train wrote")
+        raise InputError(
+            f"teacher {name}: without weights it knows nothing; name the file that nas train wrote, or timm for those "
+            "that timm publishes"
+        )
     arch = with_classes(load_arch(name), classes)
     model = build(arch)
-    load_weights(model, read_weights(weights), str(weights))
+    load_pretrained(model, str(weights), whole=True)
     return Teacher(name, model, arch, arch.input_shape[1])
 
 
 def _from_timm(
     name: str,
-    weights: Path | None,
+    weights: str | os.PathLike[str] | None,
     input_shape: tuple[int, int, int],
     classes: int,
     given: Normalisation | None,
 ) -> Teacher:
-    options: dict[str, Any] = {"pretrained": weights is None, "in_chans": input_shape[0]}
-    if weights is not None:
-        options["num_classes"] = classes
-    try:
-        model = timm.create_model(name, **options)
-    except (RuntimeError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"teacher {name}: no weights ({reason}); name a file of them") from error
-    if weights is not None:
-        load_weights(model, read_weights(weights), str(weights), f"name one of timm's {name} for {classes} classes")
-    facts = model.pretrained_cfg
+    tag = "" if weights is None else timm_tag(str(weights))
+    if weights is None or tag is not None:
+        named = f"{name.partition('.')[0]}.{tag}" if tag else name
+        model = create_from_timm(named, input_shape[0], "name a file of the teacher's")
+    else:
+        model = timm.create_model(name, in_chans=input_shape[0], num_classes=classes)
+        remedy = f"name one of timm's {name} for {classes} classes"
+        load_weights(model, read_weights(Path(weights)), str(weights), remedy)
+    facts = cast(Any, model).pretrained_cfg
     learned = None if isinstance(model, Network) else normalisation(facts["mean"], facts["std"], input_shape[0])
     if given is None and learned not in (None, normalisation(*IMAGENET, input_shape[0])):
         raise InputError(
@@ -213,7 +213,7 @@ def start_from(teacher: Teacher, student: Network) -> None:
         InputError: the two are not of the same architecture.
     """
     arch, state = _as_ours(teacher)
-    convert = getattr(search_spaces.family(student.arch.family), "from_host", None)
+    convert = getattr(search_spaces.family_of(student.arch.family), "from_host", None)
     found: Mapping[str, Tensor] = state if convert is None else convert(state, arch, student.arch)
     added = {key: value for key, value in student.state_dict().items() if key not in found} if convert else {}
     load_weights(student, {**found, **added}, f"teacher {teacher.name}")

@@ -85,6 +85,7 @@ def train(
     device: torch.device | str = "cpu",
     seed: int = 0,
     teacher: Teacher | None = None,
+    start: str | None = None,
     checkpoint: Path | None = None,
     log: Path | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
@@ -107,6 +108,7 @@ def train(
         device: where.
         seed: of order, augmentation and whatever else is drawn.
         teacher: for a recipe that distils or starts from a teacher's weights.
+        start: names the weights that the model has now; None for fresh ones, which the seed names.
         checkpoint: the file.
         log: the folder of `training.csv` and, where it is installed, TensorBoard's events.
         on_epoch: a callback.
@@ -126,7 +128,7 @@ def train(
             after.callback(journal.close)
         for weight in model.parameters():
             after.callback(weight.requires_grad_, weight.requires_grad)
-        trainer = _Trainer(model, data, recipe, where, seed, teacher)
+        trainer = _Trainer(model, data, recipe, where, seed, teacher, start)
         for handle in trainer.dropout:
             after.callback(handle.remove)
         if checkpoint is not None and of_first(checkpoint.exists()):
@@ -164,9 +166,17 @@ class _Trainer:
     """
 
     def __init__(
-        self, model: nn.Module, data: Data, recipe: Recipe, device: torch.device, seed: int, teacher: Teacher | None
+        self,
+        model: nn.Module,
+        data: Data,
+        recipe: Recipe,
+        device: torch.device,
+        seed: int,
+        teacher: Teacher | None,
+        start: str | None,
     ) -> None:
         self.data, self.recipe, self.device, self.seed, self.teacher = data, recipe, device, seed, teacher
+        self.start = start
         rank, world = own_process()
         self.share = Share(rank, world, recipe.accumulate)
         self.dtype = step_dtype(recipe.amp, device)
@@ -333,7 +343,8 @@ class _Trainer:
                 "parameters": hashlib.sha256(repr(parameters).encode()).hexdigest()[:16],
                 **({"arch": self.model.arch.id} if isinstance(self.model, Network) else {}),
             },
-            "training": {"seed": self.seed, "teacher": self.teacher.id if self.teacher else None},
+            "training": {"seed": self.seed, "teacher": self.teacher.id if self.teacher else None}
+            | ({"start": self.start} if self.start else {}),
         }
 
 

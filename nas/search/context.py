@@ -175,7 +175,7 @@ class Context:
                 arch,
                 self.data,
                 request.final_recipe,
-                teacher=teacher_for(self.data, request.final_teacher, request.weights_of_teacher),
+                teacher=teacher_for(self.data, request.final_teacher, request.final_teacher_weights),
                 device=request.device,
                 threads=request.final_threads,
             )

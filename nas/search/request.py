@@ -135,7 +135,7 @@ class Request(BaseModel):
         default=None, description="Teacher in that training: a preset, a JSON file of an arch, or a model of timm."
     )
     final_teacher_weights: str | None = Field(
-        default=None, description="File of its weights; by default those that timm publishes."
+        default=None, description="Its weights, as nas train --weights; by default those that timm publishes."
     )
     allow_uncalibrated: bool = Field(default=False, description="Accept a table without measured networks.")
 
@@ -218,11 +218,6 @@ class Request(BaseModel):
         if value.partition(":")[0] not in legal:
             raise ValueError(suggest(info.field_name, value, legal))
         return value
-
-    @property
-    def weights_of_teacher(self) -> Path | None:
-        """The file of `final_teacher_weights`."""
-        return None if self.final_teacher_weights is None else Path(self.final_teacher_weights)
 
     @property
     def run_dir(self) -> Path:

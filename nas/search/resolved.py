@@ -142,7 +142,7 @@ def name_request(request: Request, log: Say) -> Named:
     if table is not None:
         filled = filled.with_(runtime=table.header.runtime, threads=table.header.threads)
     check_fit(
-        data, read_recipe(request.final_recipe), teacher_for(data, request.final_teacher, request.weights_of_teacher)
+        data, read_recipe(request.final_recipe), teacher_for(data, request.final_teacher, request.final_teacher_weights)
     )
     facts: dict[str, Any] = {part: len(getattr(data, part)) for part in ("train", "val", "test")}
     facts |= {"classes": data.classes, "fingerprint": data.fingerprint}

@@ -273,6 +273,9 @@ def test_training_continues_and_its_weights_export(nas, arch_path, tmp_path):
     assert code == 0
     assert json.loads(out)["difference"] < 1e-4
     assert (tmp_path / "a.onnx").stat().st_size == json.loads(out)["bytes"]
+    tuned = ("--weights", folder, "--limit", 400, "--out", tmp_path / "tuned", "--json")
+    started = json.loads(nas("train", arch_path, "--data", "digits", "--epochs", 1, *tuned)[1])["start"]
+    assert (started["source"], started["notes"]) == (str(folder / "weights.pt"), [])
 
 
 def test_weights_are_read_without_executing_code(nas, arch_path, tmp_path):

@@ -31,6 +31,7 @@ from nas.profiling.process import RuntimeConfig
 from nas.profiling.profiler import measure, profile
 from nas.tables.table import Table
 from search_spaces.efficientformer import MB3D, MB4D
+from search_spaces.efficientformerv2 import AttentionMLP, DualPath
 from search_spaces.mobileformer import BridgeIn
 from tests.profiling import FEW, few
 from tests.small import TINY, fake_table
@@ -41,6 +42,8 @@ CONVOLUTIONS = Probe((Row(MB4D(2), (Shape(1, 16, 8, 8),)),))
 GRAPHS = {
     "convolutions": CONVOLUTIONS,
     "attention with layer norm and GELU": Probe((Row(MB3D(2), (Shape(1, 16, 32),)),)),
+    "talking heads and interpolation": Probe((Row(AttentionMLP(2, 2, 2, 8), (Shape(1, 16, 8, 8),)),)),
+    "strided attention beside a convolution": Probe((Row(DualPath(32, 2, 8), (Shape(1, 16, 8, 8),)),)),
     "two inputs and two outputs": Probe((Row(BridgeIn(), (Shape(1, 2, 16), Shape(1, 12, 7, 7))),)),
     "nothing": Probe(idle=(Shape(1, 16, 8, 8),)),
 }

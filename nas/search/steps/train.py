@@ -48,7 +48,7 @@ class Train(Step):
             folder,
             request.final_recipe | {"epochs": inputs["epochs"]},
             teacher=request.final_teacher,
-            teacher_weights=request.weights_of_teacher,
+            teacher_weights=request.final_teacher_weights,
             device=request.device,
             threads=request.final_threads,
             seed=request.seed,
