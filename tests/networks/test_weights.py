@@ -10,7 +10,7 @@ from torch.func import functional_call
 from nas.core.errors import InputError
 from nas.core.ops import Op
 from nas.networks.building import build
-from nas.networks.weights import _cut, slices
+from nas.networks.weights import cut, pieces, slices
 from search_spaces import efficientformer as ef
 from tests.small import randomize
 
@@ -51,10 +51,10 @@ class FusedQkv(Op):
 
 
 def test_a_slice_of_a_fused_matrix_keeps_its_parts():
-    large, small = FusedQkv(4).module(), FusedQkv(2).module()
-    cut = _cut(large.body.weight, small.body.weight.shape, "weight", small.op, large.op)
+    sizes = [((dim,) * 3, (dim,)) for dim in (4, 2)]
+    weight = FusedQkv(4).module().body.weight
     rows = [0, 1, 4, 5, 8, 9]  # the first two of q, of k and of v
-    assert torch.equal(cut, large.body.weight[rows][:, :2])
+    assert torch.equal(cut(weight, *sizes, "weight"), weight[rows][:, :2])
 
 
 def test_a_larger_child_is_refused():
