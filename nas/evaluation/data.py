@@ -11,9 +11,9 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -191,6 +191,12 @@ class Data:
     @property
     def name(self) -> str:
         return self.request.name
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a training to go on, as plain data."""
+        sizes = {"train": len(self.train), "val": len(self.val), "fingerprint": self.fingerprint}
+        return asdict(self.request) | {"path": None} | sizes  # a data set may move
 
 
 @dataclass(frozen=True)

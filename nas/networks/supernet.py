@@ -30,7 +30,7 @@ class _Form(NamedTuple):
     pieces: tuple[Piece, ...]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _form(row: Row) -> _Form:
     with torch.device("meta"):
         block = _module(row)
@@ -167,8 +167,7 @@ def _begun(rows: set[Row]) -> dict[str, tuple[Tensor, Sizes]]:
 
 def _covers(large: Row, small: Row) -> bool:
     return all(
-        fits(mine.sizes, theirs.sizes)
-        for mine, theirs in zip(_form(small).pieces, _form(large).pieces, strict=True)
+        fits(mine.sizes, theirs.sizes) for mine, theirs in zip(_form(small).pieces, _form(large).pieces, strict=True)
     )
 
 

@@ -81,7 +81,7 @@ def slices(large: Network, arch: Arch) -> dict[str, Tensor]:
     with torch.device("meta"):
         child = Network(arch)
     theirs = {place: block for _, place, block in placed(large)}
-    found = {}
+    found: dict[str, Tensor] = {}
     for prefix, place, block in placed(child):
         if place not in theirs:
             same = sum(other[:2] == place[:2] for other in theirs)
@@ -205,4 +205,6 @@ def _fits(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
 
 def joined_sizes(one: Sizes, two: Sizes) -> Sizes:
     """The smallest sizes that tensors of both can be cut out of."""
-    return tuple(tuple(max(pair) for pair in itertools.zip_longest(a, b, fillvalue=0)) for a, b in zip(one, two, strict=True))
+    return tuple(
+        tuple(max(pair) for pair in itertools.zip_longest(a, b, fillvalue=0)) for a, b in zip(one, two, strict=True)
+    )
