@@ -162,7 +162,7 @@ class _Training:
             self.supernet.channels_last()
         self.share = Share(*own_process())
         self.dtype = step_dtype(self.recipe.amp, device)
-        self.optimizer = make_optimizer(self.supernet, self.recipe)
+        self.optimizer = make_optimizer(self.supernet, self.recipe, in_parts=True)
         self.schedule = Schedule(self.optimizer, self.recipe, plan.steps if plan.minutes is None else FULL)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.mix = Mix(self.recipe, data.classes)

@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 
+import search_spaces
+from nas.core.arch import Arch
+from nas.core.space import Space
 from nas.evaluation.data import load_data
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.supernet import Plan, train_supernet
@@ -18,24 +21,31 @@ from tests.small import TINY
 
 STEPS = 12
 RECIPE = Recipe(batch_size=16, amp="none", rand_augment="rand-m9-mstd0.5-inc1")
+PLAN = Plan(RECIPE, STEPS)
+PLAIN = Plan(Recipe(batch_size=16, amp="none", optimizer="sgd", lr=0.05, flip=False), 4, children=2)
 
 
-def draw(rng, count):
-    """Networks of the space, evenly drawn from its choices."""
-    own = random.Random(int(rng.integers(1 << 30)))
-    return [TINY.sample(own) for _ in range(count)]
+def space_of(plan: Plan) -> Space:
+    """One without batch norms for a plan in which nothing is drawn: what two processes find compares with one then."""
+    return search_spaces.load("deit-32") if plan is PLAIN else TINY
 
 
-def run(folder: Path, plan: Plan = Plan(RECIPE, STEPS), **options: Any) -> dict[str, Any]:
+def run(folder: Path, plan: Plan = PLAN, **options: Any) -> dict[str, Any]:
     """Train, or go on; a checkpoint after each step."""
     torch.set_num_threads(1)
-    data = load_data("digits", TINY.input_shape, limit=80)
-    supernet = Supernet.fresh(TINY, seed=3)
+    space = space_of(plan)
+    data = load_data("digits", space.input_shape, limit=80)
+
+    def draw(rng: Any, count: int) -> list[Arch]:
+        own = random.Random(int(rng.integers(1 << 30)))
+        return [space.sample(own) for _ in range(count)]
+
+    supernet = Supernet.fresh(space, seed=3)
     return train_supernet(supernet, draw, data, plan, folder, seed=3, **{"checkpoint_seconds": 0.0, **options})
 
 
 def main() -> None:
-    """Train into the folder named, slower and slower where `slow` is said: whoever kills it has the time to."""
+    """Train into the folder named, in a plan named `plain`; `slow` waits in step 5 for whoever kills it."""
     folder, *words = sys.argv[1:]
     counted = itertools.count(1)
 
@@ -44,7 +54,7 @@ def main() -> None:
         if "slow" in words and next(counted) == 5:
             sys.stdin.readline()  # never comes
 
-    run(Path(folder), progress=told)
+    run(Path(folder), PLAIN if "plain" in words else PLAN, progress=told)
 
 
 if __name__ == "__main__":

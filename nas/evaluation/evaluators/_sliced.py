@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
@@ -53,3 +54,12 @@ class Sliced(Evaluator):
         recalibrated = min(self.recalibrate, len(data.train))
         validated = min(self.validate or len(data.val), len(data.val))
         return f"recalibrated on {recalibrated} images, validated on {validated}"
+
+
+def stamp(file: Path) -> tuple[int, ...]:
+    """What changes where a file does, as far as that shows without reading it."""
+    try:
+        found = file.stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -16,7 +16,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from nas.core.errors import InputError
 from nas.evaluation.evaluators import Progress, Score
-from nas.evaluation.evaluators._sliced import Sliced
+from nas.evaluation.evaluators._sliced import Sliced, stamp
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.recipes import Named
 
@@ -98,22 +98,13 @@ class SupernetSlice(Sliced):
             raise InputError("supernet: nothing was prepared for this score; it takes a supernet that `prepare` trains")
         start = time.perf_counter()
         file = Path(prepared["file"])
-        supernet = _loaded(file, prepared["hash"], *_stamp(file))
+        supernet = _loaded(file, prepared["hash"], *stamp(file))
         model = build_model()
         model.load_state_dict(supernet.slices(arch), strict=False)
         metrics = self.reached(model, data, device)
         cost = f"slice of supernet {prepared['hash'][:12]} ({prepared['steps']} steps), {self.work(data)}"
         seconds = time.perf_counter() - start
         return Score(self.compared(metrics), f"supernet_{self.measure}", seconds=seconds, cost=cost)
-
-
-def _stamp(file: Path) -> tuple[int, ...]:
-    """What changes where a file does, as far as that shows without reading it."""
-    try:
-        found = file.stat()
-    except OSError:
-        return ()
-    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 @functools.lru_cache(maxsize=2)
