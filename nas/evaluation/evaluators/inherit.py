@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,8 @@ class Inherited(Sliced):
         recipe: of that, by name or by its fields.
     """
 
-    weights: str = ""
+    _: KW_ONLY
+    weights: str
     arch: str | None = None
     fresh: bool = True
     epochs: NonNegativeInt = 0
