@@ -47,7 +47,7 @@ class SupernetSlice(Sliced):
         distill: let all others learn the answers of the largest instead of labels; with `sandwich`.
     """
 
-    steps: PositiveInt = 2000
+    steps: PositiveInt = 3000
     minutes: PositiveFloat | None = None
     recipe: Named = field(default_factory=Recipe)
     children: PositiveInt = 1
