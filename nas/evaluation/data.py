@@ -355,5 +355,9 @@ def load_data(
     if limit is not None and limit < 2:
         raise InputError(f"dataset {name}: limit is at least 2 images, not {limit}")
     folder = Path(path).expanduser() if path else None
-    request = DataRequest(name, folder, input_shape, seed, val_fraction, limit)
-    return cast(Data, datasets.loader(name)(request))
+    return load(DataRequest(name, folder, input_shape, seed, val_fraction, limit))
+
+
+def load(request: DataRequest) -> Data:
+    """The data of a request that is known to make sense; raises as `load_data`."""
+    return cast(Data, datasets.loader(request.name)(request))

@@ -1,6 +1,6 @@
 """The training of a supernet: at every step other networks of the space, on slices of its weights.
 
-Processes that torchrun started train together: at each step they run the same networks, each on its part of the images,
+Several processes can train together: at each step they run the same networks, each on its part of the images,
 and average the gradients. So they need the same weights, none waits for another one's larger network, and what is
 learned does not depend on how many they are. (Different networks in each would see more of the space in a step, but the
 largest of them would decide how long it takes.)
@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -29,9 +29,9 @@ from nas.core.files import hash_of, lock
 from nas.evaluation.augmentation import Mix, distorted, rand_augment
 from nas.evaluation.checkpoint import read_checkpoint, write_checkpoint
 from nas.evaluation.criterion import Criterion
-from nas.evaluation.data import Batch, Data
+from nas.evaluation.data import Batch, Data, DataRequest, load
 from nas.evaluation.devices import autocast, cpu_threads, mixed_seed, naming_memory, seeded, step_dtype
-from nas.evaluation.distributed import joined, of_first, own_process, summed
+from nas.evaluation.distributed import joined, of_first, own_process, summed, together
 from nas.evaluation.evaluators import Progress
 from nas.evaluation.losses import soft_loss
 from nas.evaluation.metrics import TrainingDiverged, laid_out
@@ -44,12 +44,15 @@ from nas.networks.supernet import Supernet
 
 FILE = "supernet.pt"
 CHECKPOINT = "checkpoint.pt"
+BEGIN = "begin.pt"  # first weights, for several processes
 CHECKPOINT_SECONDS = 30.0  # between two checkpoints: what a kill costs at most, with the time of a step
 DRAWN = 64  # networks at once
 READ_EVERY = 20  # steps between two looks at the losses
 FULL = 1000  # the schedule's steps where time decides how long a training is
 
 Draw = Callable[[np.random.Generator, int], Sequence[Arch]]
+Drawn = Callable[[int], Sequence[Arch]]
+"""The networks of `DRAWN` steps, the children of each behind one another, from the number of that part."""
 
 # fields of a recipe that are about one network alone, or that a supernet counts otherwise
 IGNORED = ("epochs", "validate_every")
@@ -92,9 +95,14 @@ class Plan:
             raise InputError("distill: only the largest network of a step can teach the others; set sandwich, too")
 
 
+def drawn_by(draw: Draw, plan: Plan, seed: int) -> Drawn:
+    """Networks from what draws them."""
+    return lambda part: draw(np.random.default_rng([seed, part]), DRAWN * plan.children)
+
+
 def train_supernet(
     supernet: Supernet,
-    draw: Draw,
+    drawn: Drawn,
     data: Data,
     plan: Plan,
     folder: Path,
@@ -111,7 +119,7 @@ def train_supernet(
 
     Args:
         supernet: with its first weights, which it begins from; those of the file are not put into it.
-        draw: networks, evenly, from a generator and how many.
+        drawn: networks, evenly.
         data: `train` is read.
         plan: how.
         folder: its own.
@@ -136,7 +144,7 @@ def train_supernet(
         check_fit(data, plan.recipe, None)
         if own_process()[0] == 0:
             held.enter_context(lock(folder / "training.lock", folder))
-        training = _Training(supernet, draw, data, plan, where, seed)
+        training = _Training(supernet, drawn, data, plan, where, seed)
         file, checkpoint = folder / FILE, folder / CHECKPOINT
         if not of_first(file.is_file()):
             held.enter_context(naming_memory(plan.recipe.batch_size, data.train.input_shape, where))
@@ -153,9 +161,68 @@ def train_supernet(
         return dict(of_first(found))
 
 
+def train_together(
+    processes: int,
+    supernet: Supernet,
+    drawn: Drawn,
+    data: Data,
+    plan: Plan,
+    folder: Path,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """`train_supernet` in several processes of this machine, on CUDA one a GPU; returns and raises as that.
+
+    Raises:
+        InputError: the plan is one by the clock: then nobody knows how many networks to draw.
+        RunError: a process ends.
+    """
+    if plan.minutes is not None:
+        raise InputError("minutes: several processes train for a number of steps; give steps instead")
+    begin = folder / BEGIN
+    write_checkpoint(begin, {}, {"space": supernet.space, "weights": supernet.weights, "sizes": supernet.sizes})
+    networks = [[arch.to_json() for arch in drawn(part)] for part in range(math.ceil(plan.steps / DRAWN))]
+    options = {"seed": seed, "device": device, "threads": max(threads // processes, 1)}
+
+    def tell(stage: tuple[Any, ...]) -> None:
+        if progress is not None:
+            progress(*stage)
+
+    try:
+        found: dict[str, Any] = together(
+            processes, _train_part, begin, networks, data.request, plan, folder, options, tell=tell
+        )
+    finally:
+        begin.unlink(missing_ok=True)
+    return found
+
+
+def _train_part(
+    tell: Callable[[Any], None],
+    begin: Path,
+    networks: Sequence[Sequence[str]],
+    request: DataRequest,
+    plan: Plan,
+    folder: Path,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    content = read_checkpoint(begin, None)
+    supernet = Supernet(content["space"], content["weights"], content["sizes"])
+
+    def drawn(part: int) -> list[Arch]:
+        return [Arch.from_json(text) for text in networks[part]]
+
+    return train_supernet(supernet, drawn, load(request), plan, folder, progress=lambda *stage: tell(stage), **options)
+
+
 class _Training:
-    def __init__(self, supernet: Supernet, draw: Draw, data: Data, plan: Plan, device: torch.device, seed: int) -> None:
-        self.draw, self.data, self.plan, self.device, self.seed = draw, data, plan, device, seed
+    def __init__(
+        self, supernet: Supernet, drawn: Drawn, data: Data, plan: Plan, device: torch.device, seed: int
+    ) -> None:
+        self.drawn, self.data, self.plan, self.device, self.seed = drawn, data, plan, device, seed
         self.recipe = plan.recipe.model_copy(update={"epochs": 1})
         self.supernet = supernet.to(device)
         if self.recipe.channels_last:
@@ -230,8 +297,7 @@ class _Training:
         children = self.plan.children
         part, at = divmod(step, DRAWN)
         if self._drawn[0] != part:
-            rng = np.random.default_rng([self.seed, part])
-            self._drawn = part, self.draw(rng, DRAWN * children)
+            self._drawn = part, self.drawn(part)
         return self._drawn[1][at * children : (at + 1) * children]
 
     def _step(self, images: Tensor, labels: Tensor, done: float) -> Tensor:

@@ -15,7 +15,7 @@ from nas.core.arch import Arch
 from nas.core.space import Space
 from nas.evaluation.data import load_data
 from nas.evaluation.recipe import Recipe
-from nas.evaluation.supernet import Plan, train_supernet
+from nas.evaluation.supernet import Plan, drawn_by, train_supernet, train_together
 from nas.networks.supernet import Supernet
 from tests.small import TINY
 
@@ -30,8 +30,8 @@ def space_of(plan: Plan) -> Space:
     return search_spaces.load("deit-32") if plan is PLAIN else TINY
 
 
-def run(folder: Path, plan: Plan = PLAN, **options: Any) -> dict[str, Any]:
-    """Train, or go on; a checkpoint after each step."""
+def run(folder: Path, plan: Plan = PLAN, processes: int = 1, **options: Any) -> dict[str, Any]:
+    """Train, or go on; a checkpoint after each step, but not in several processes."""
     torch.set_num_threads(1)
     space = space_of(plan)
     data = load_data("digits", space.input_shape, limit=80)
@@ -40,21 +40,22 @@ def run(folder: Path, plan: Plan = PLAN, **options: Any) -> dict[str, Any]:
         own = random.Random(int(rng.integers(1 << 30)))
         return [space.sample(own) for _ in range(count)]
 
-    supernet = Supernet.fresh(space, seed=3)
-    return train_supernet(supernet, draw, data, plan, folder, seed=3, **{"checkpoint_seconds": 0.0, **options})
+    given = Supernet.fresh(space, seed=3), drawn_by(draw, plan, 3), data, plan, folder
+    if processes > 1:
+        return train_together(processes, *given, seed=3, **options)
+    return train_supernet(*given, seed=3, **{"checkpoint_seconds": 0.0, **options})
 
 
 def main() -> None:
-    """Train into the folder named, in a plan named `plain`; `slow` waits in step 5 for whoever kills it."""
-    folder, *words = sys.argv[1:]
+    """Train into the folder named; waits in step 5 for whoever kills it."""
     counted = itertools.count(1)
 
     def told(*args: Any) -> None:
         print("step", flush=True)
-        if "slow" in words and next(counted) == 5:
+        if next(counted) == 5:
             sys.stdin.readline()  # never comes
 
-    run(Path(folder), PLAIN if "plain" in words else PLAN, progress=told)
+    run(Path(sys.argv[1]), progress=told)
 
 
 if __name__ == "__main__":

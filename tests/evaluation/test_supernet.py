@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nas.core.errors import InputError, RunError
-from nas.core.files import hash_of, lock
+from nas.core.files import lock
 from nas.evaluation import supernet as module
 from nas.evaluation.data import load_data
 from nas.evaluation.metrics import TrainingDiverged, evaluate
@@ -40,7 +40,7 @@ def whole(tmp_path_factory):
 
 
 def test_a_killed_training_ends_with_the_very_weights_of_an_undisturbed_one(whole, tmp_path):
-    command = [sys.executable, "-m", MODULE, str(tmp_path), "slow"]
+    command = [sys.executable, "-m", MODULE, str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     for _ in range(5):
         assert process.stdout.readline() == "step\n"
@@ -76,15 +76,23 @@ def test_training_moves_weights_towards_the_data(whole):
 
 
 def test_two_processes_train_what_one_does_where_nothing_is_drawn(tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", MODULE]
-    subprocess.run([*launcher, str(tmp_path / "two"), "plain"], cwd=ROOT, check=True, capture_output=True)
-    file = tmp_path / "two" / FILE
-    together, alone = weights_of({"file": file, "hash": hash_of(file)}), weights_of(run(tmp_path / "one", PLAIN))
+    told = []
+    found = run(tmp_path / "two", PLAIN, processes=2, progress=lambda *stage: told.append(stage))
+    together, alone = weights_of(found), weights_of(run(tmp_path / "one", PLAIN))
     fresh = Supernet.fresh(space_of(PLAIN), seed=3).weights
     assert together.keys() == alone.keys() == fresh.keys()
     for name, weight in alone.items():
         torch.testing.assert_close(together[name], weight, rtol=1e-4, atol=1e-5)
     assert max((weight - fresh[name]).abs().max() for name, weight in alone.items()) > 0.01
+    assert told[-1][:2] == (4, 4)
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [FILE, "training.lock"]
+
+
+def test_what_one_of_several_processes_raises_ends_all(tmp_path):
+    with pytest.raises(InputError, match="batch_size 17 is no multiple of the 2 parts"):
+        run(tmp_path, Plan(RECIPE.model_copy(update={"batch_size": 17}), STEPS), processes=2)
+    with pytest.raises(InputError, match="minutes: several processes train for a number of steps"):
+        run(tmp_path, Plan(RECIPE, STEPS, minutes=1), processes=2)
 
 
 @pytest.mark.parametrize("distill", [False, True])

@@ -45,6 +45,7 @@ class SupernetSlice(Sliced):
         sandwich: train the largest and the smallest network that fits at every step, too; for GPUs, since most of a
             step goes into the largest one then.
         distill: let all others learn the answers of the largest instead of labels; with `sandwich`.
+        processes: that train together on this machine, on CUDA one a GPU.
     """
 
     steps: PositiveInt = 3000
@@ -53,6 +54,7 @@ class SupernetSlice(Sliced):
     children: PositiveInt = 1
     sandwich: bool = False
     distill: bool = False
+    processes: PositiveInt = 1
 
     def prepare(
         self,
@@ -67,7 +69,7 @@ class SupernetSlice(Sliced):
         progress: Progress | None = None,
     ) -> Mapping[str, Any]:
         from nas.core.tracing import macs_of_unit
-        from nas.evaluation.supernet import Plan, train_supernet
+        from nas.evaluation.supernet import Plan, drawn_by, train_supernet, train_together
         from nas.networks.supernet import Supernet
 
         lattice = feasible.lattice
@@ -80,8 +82,13 @@ class SupernetSlice(Sliced):
             macs = lattice.costs(macs_of_unit)
             ends = [lattice.arch(path) for costs in (macs, [-cost for cost in macs]) for path in feasible.best(costs)]
         plan = Plan(self.recipe, self.steps, self.minutes, self.children, tuple(ends), self.distill)
+        given = Supernet.fresh(space, seed), drawn_by(draw, plan, seed), data, plan, folder
         options: dict[str, Any] = {"seed": seed, "device": device, "threads": threads, "progress": progress}
-        return train_supernet(Supernet.fresh(space, seed), draw, data, plan, folder, **options)
+        return (
+            train_supernet(*given, **options)
+            if self.processes == 1
+            else train_together(self.processes, *given, **options)
+        )
 
     def score(
         self,
