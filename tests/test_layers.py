@@ -24,7 +24,7 @@ LAYERS = [  # a lower line may use a higher one
     ["search_spaces"],
     ["nas.core.parts"],
     ["nas.networks.features"],
-    ["nas.networks.building", "nas.networks.weights"],
+    ["nas.networks.building", "nas.networks.supernet", "nas.networks.weights"],
     ["nas.networks.ordering"],
     ["nas.timm_models"],
     ["nas.tables.calibration", "nas.tables.kinds", "nas.tables.memory", "nas.tables.records"],

@@ -42,8 +42,8 @@ def _save(path: Path, content: dict[str, Any]) -> None:
     write_bytes(path, buffer.getbuffer())
 
 
-def read_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """The state in a checkpoint, on the CPU.
+def read_checkpoint(path: Path, identity: dict[str, Any] | None) -> dict[str, Any]:
+    """The state in a checkpoint, on the CPU; of whatever training where no identity is given.
 
     Raises:
         InputError: the file is damaged, or belongs to another training; it is not touched.
@@ -53,7 +53,7 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
         found = json.loads(content["identity"])
     except (InputError, LookupError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a readable checkpoint ({error}); delete it to start over") from error
-    expected = json.loads(json.dumps(identity))
+    expected = found if identity is None else json.loads(json.dumps(identity))
     if found != expected:
         raise InputError(
             f"{path}: checkpoint of another training: {'; '.join(_differences(found, expected))}. "

@@ -11,9 +11,9 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -192,6 +192,12 @@ class Data:
     def name(self) -> str:
         return self.request.name
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a training to go on, as plain data."""
+        sizes = {"train": len(self.train), "val": len(self.val), "fingerprint": self.fingerprint}
+        return asdict(self.request) | {"path": None} | sizes  # a data set may move
+
 
 @dataclass(frozen=True)
 class MemorySplit(Split):
@@ -349,5 +355,9 @@ def load_data(
     if limit is not None and limit < 2:
         raise InputError(f"dataset {name}: limit is at least 2 images, not {limit}")
     folder = Path(path).expanduser() if path else None
-    request = DataRequest(name, folder, input_shape, seed, val_fraction, limit)
-    return cast(Data, datasets.loader(name)(request))
+    return load(DataRequest(name, folder, input_shape, seed, val_fraction, limit))
+
+
+def load(request: DataRequest) -> Data:
+    """The data of a request that is known to make sense; raises as `load_data`."""
+    return cast(Data, datasets.loader(request.name)(request))

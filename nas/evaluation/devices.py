@@ -46,6 +46,11 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
             np.random.set_state(states[1])  # noqa: NPY002
 
 
+def mixed_seed(seed: int, number: int, rank: int = 0) -> int:
+    """One 32-bit seed for each triple."""
+    return int(np.random.SeedSequence([seed, number, rank]).generate_state(1)[0])
+
+
 @contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
     """Let torch use so many threads on the CPU, None for as many as it does, and put that back afterwards.

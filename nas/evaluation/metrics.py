@@ -38,8 +38,9 @@ def evaluate(
     device: torch.device | str = "cpu",
     batch_size: int = EVAL_BATCH,
     channels_last: bool = True,
+    first: int | None = None,
 ) -> Metrics:
-    """Cross entropy and accuracy of a model on all images of a split, always in float32, which is what gets exported.
+    """Cross entropy and accuracy of a model on a split, or its first so many images; in float32, as it gets exported.
 
     The model moves to `device`; its training or eval mode is put back. Processes that train together share the work.
 
@@ -51,12 +52,13 @@ def evaluate(
     where, was_training = pick_device(device), model.training
     model.to(where).eval()
     rank, world = own_process()
+    count = len(split) if first is None else min(first, len(split))
     kind = torch.float64 if where.type != "mps" else torch.float32
     # two tensors: a process without a batch sums these very ones in place
     loss, right = (torch.zeros((), dtype=kind, device=where) for _ in range(2))
     try:
         with naming_memory(batch_size, split.input_shape, where):
-            for images, labels in split.read(in_order(len(split), batch_size)[rank::world], device=where):
+            for images, labels in split.read(in_order(count, batch_size)[rank::world], device=where):
                 logits = model(laid_out(images, channels_last))
                 check_classes(logits, split.classes)
                 loss = loss + nn.functional.cross_entropy(logits, labels, reduction="sum")
@@ -65,8 +67,8 @@ def evaluate(
         model.train(was_training)
     loss, right = summed(loss), summed(right)
     if not math.isfinite(loss):
-        raise TrainingDiverged(f"the loss on {len(split)} held-out images is {float(loss)}; try a lower lr or clip")
-    return Metrics(float(loss) / len(split), float(right) / len(split), len(split))
+        raise TrainingDiverged(f"the loss on {count} held-out images is {float(loss)}; try a lower lr or clip")
+    return Metrics(float(loss) / count, float(right) / count, count)
 
 
 def check_classes(logits: Tensor, classes: int) -> None:

@@ -18,8 +18,9 @@ from nas.evaluation.recipe import Recipe
 FUSED_OPTIMIZERS = {"adam", "adamw", "sgd"}
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer; vectors are not decayed.
+def make_optimizer(model: nn.Module, recipe: Recipe, *, in_parts: bool = False) -> torch.optim.Optimizer:
+    """The recipe's optimizer; vectors are not decayed. Where a step moves weights only `in_parts`, those of the fused
+    ones that need a gradient of all are not.
 
     With a `host_lr` of its own, some ops of the host stay as they are (`Op.fixed_in_host`). With that or `host_frozen`,
     the host (`Block.in_host`) is in groups marked `host`, whose rates `Schedule` sets apart.
@@ -29,7 +30,8 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         for part in model.modules():
             if isinstance(part, Leaf) and part.op.fixed_in_host:
                 part.requires_grad_(False)
-    fused = {"fused": True} if recipe.optimizer in FUSED_OPTIMIZERS else {}
+    fuses = recipe.optimizer in FUSED_OPTIMIZERS - ({"sgd"} if in_parts else set())
+    fused = {"fused": True} if fuses else {}
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
         model,
         recipe.optimizer,

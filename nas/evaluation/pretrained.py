@@ -16,7 +16,7 @@ from nas.core.arch import Arch
 from nas.core.errors import InputError, suggest
 from nas.core.ops import Leaf
 from nas.evaluation.checkpoint import read_weights
-from nas.networks.building import Network, load_weights, with_classes
+from nas.networks.building import Network, load_arch, load_weights, with_classes
 from nas.timm_models import timm_name
 
 OF_RUNS = ("weights.pt", "best.pt")  # of `nas train`, of `nas search`
@@ -73,6 +73,31 @@ def load_pretrained(network: Network, source: str, *, whole: bool = False) -> Lo
     return Loaded(where, digest_of(network), tuple(notes))
 
 
+def arch_of(source: str, arch: str | None = None) -> Arch:
+    """The architecture that weights belong to.
+
+    Args:
+        source: as `load_pretrained` takes it.
+        arch: a preset or a JSON file; None for the file beside the weights, of the same name or `arch.json`.
+
+    Raises:
+        InputError: there is none, saying what is expected.
+    """
+    if arch is not None:
+        return load_arch(arch)
+    if timm_tag(source) is not None and not Path(source).exists():
+        raise InputError(f"weights {source}: of which preset? Name it (arch)")
+    file = _file_of(source)
+    beside = [file.with_suffix(".json"), file.with_name("arch.json")]
+    found = next((path for path in beside if path.is_file()), None)
+    if found is None:
+        raise InputError(
+            f"{file}: which architecture has these weights? None of {', '.join(path.name for path in beside)} lies "
+            "beside them; name a preset or a file of it (arch)"
+        )
+    return load_arch(found)
+
+
 def digest_of(model: nn.Module, name: str = "") -> str:
     """Twelve hex digits of a model's weights, and of a name."""
     digest = hashlib.sha256(name.encode())
@@ -119,14 +144,21 @@ def _read(source: str, arch: Arch) -> tuple[str, Mapping[str, Tensor]]:
             f"fetch them where there is internet, and name the file (--weights {name.partition('.')[0]}.safetensors)"
         )
         return f"timm's {name}", create_from_timm(name, arch.input_shape[0], remedy).state_dict()
+    path = _file_of(source)
+    return str(path), read_weights(path)
+
+
+def _file_of(source: str) -> Path:
+    """The file of weights that is meant: this one, or that of a run."""
+    path = Path(source).expanduser()
     if path.is_dir():
         files = [path / name for name in OF_RUNS if (path / name).is_file()]
         if not files:
             raise InputError(f"{source}: no trained weights in this folder, neither {' nor '.join(OF_RUNS)}")
-        path = files[0]
-    elif not path.exists():
+        return files[0]
+    if not path.exists():
         raise InputError(f"weights {source}: there is no such file; expected {SOURCES}")
-    return str(path), read_weights(path)
+    return path
 
 
 def _published(arch: Arch) -> str:

@@ -8,9 +8,9 @@ warm-up, the final learning rate a hundredth.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import BeforeValidator, ValidationError
 
 from nas.core.errors import InputError, suggest
 from nas.evaluation.recipe import Recipe
@@ -105,3 +105,11 @@ def read_recipe(fields: Mapping[str, Any], name: str | None = None) -> Recipe:
 def _place(loc: tuple[int | str, ...]) -> str:
     """`multi_scale[1]` for the second of its sides."""
     return "".join(f"[{part}]" if isinstance(part, int) else part for part in loc)
+
+
+def _named(recipe: Any) -> Any:
+    return read_recipe({}, recipe) if isinstance(recipe, str) else recipe
+
+
+Named = Annotated[Recipe, BeforeValidator(_named)]
+"""A recipe among the settings of an evaluator, by name or by its fields."""

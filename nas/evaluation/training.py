@@ -12,12 +12,11 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 from timm.optim import list_optimizers
 from timm.utils import distribute_bn
@@ -29,7 +28,7 @@ from nas.evaluation.augmentation import Mix, distorted, rand_augment
 from nas.evaluation.checkpoint import read_checkpoint, write_checkpoint
 from nas.evaluation.criterion import Criterion
 from nas.evaluation.data import Data
-from nas.evaluation.devices import autocast, naming_memory, pick_device, seeded, step_dtype
+from nas.evaluation.devices import autocast, mixed_seed, naming_memory, pick_device, seeded, step_dtype
 from nas.evaluation.distributed import of_first, own_process, summed
 from nas.evaluation.log import TrainingLog
 from nas.evaluation.metrics import Metrics, TrainingDiverged, evaluate, laid_out
@@ -235,7 +234,7 @@ class _Trainer:
 
     def _plan(self, number: int) -> list[PlannedBatch]:
         """The batches of this process in an epoch."""
-        seed, n, batch_size = _mixed(self.seed, number), len(self.data.train), self.recipe.batch_size
+        seed, n, batch_size = mixed_seed(self.seed, number), len(self.data.train), self.recipe.batch_size
         if not self.recipe.multi_scale:
             return shuffled(n, batch_size, seed, self.share)
         table = batch_table(self.recipe.multi_scale, self.side, batch_size // self.share.parts)
@@ -253,9 +252,9 @@ class _Trainer:
         accumulate = self.recipe.accumulate
         losses: list[float] = []
         unread: list[Tensor] = []
-        with seeded(_mixed(self.seed, number, self.share.rank), self.device):
+        with seeded(mixed_seed(self.seed, number, self.share.rank), self.device):
             batches = self.images.read(
-                plan, device=self.device, seed=_mixed(self.seed, number), augment=rand_augment(self.recipe)
+                plan, device=self.device, seed=mixed_seed(self.seed, number), augment=rand_augment(self.recipe)
             )
             for index, (images, labels) in enumerate(batches):
                 step, part = divmod(index, accumulate)
@@ -334,11 +333,9 @@ class _Trainer:
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to fit, as two levels of plain data."""
         parameters = [(name, list(value.shape)) for name, value in self.model.state_dict().items()]
-        request = asdict(self.data.request) | {"path": None}  # a data set may move
         return {
             "recipe": self.recipe.model_dump(),
-            "data": request
-            | {"train": len(self.data.train), "val": len(self.data.val), "fingerprint": self.data.fingerprint},
+            "data": self.data.identity,
             "model": {
                 "parameters": hashlib.sha256(repr(parameters).encode()).hexdigest()[:16],
                 **({"arch": self.model.arch.id} if isinstance(self.model, Network) else {}),
@@ -389,8 +386,3 @@ def _require_finite(losses: list[float], epoch: int, accumulate: int) -> None:
         if not math.isfinite(loss):
             step = index // accumulate + 1
             raise TrainingDiverged(f"training loss is {loss} in epoch {epoch}, step {step}; try a lower lr or clip")
-
-
-def _mixed(seed: int, epoch: int, rank: int = 0) -> int:
-    """One 32-bit seed for each triple."""
-    return int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])

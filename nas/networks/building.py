@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, overload
@@ -25,15 +25,19 @@ class Network(nn.Module):
     """The model of an arch: its stages in order, each a list of block modules.
 
     Shape: (N, C, H, W) -> (N, classes); in training a tuple of logits where the head has several.
+
+    Args:
+        arch: the architecture.
+        modules: of its blocks, in order; None to build them.
     """
 
-    def __init__(self, arch: Arch) -> None:
+    def __init__(self, arch: Arch, modules: Iterable[BlockModule] | None = None) -> None:
         super().__init__()
         self.arch = arch
-        calls = iter(steps_of(arch))
-        self.stages = nn.ModuleList(
-            nn.ModuleList(block.module(*next(calls).row.inputs) for block in stage) for stage in arch.stages
-        )
+        if modules is None:
+            modules = (cast(Block, call.row.unit).module(*call.row.inputs) for call in steps_of(arch))
+        blocks = iter(modules)
+        self.stages = nn.ModuleList(nn.ModuleList(next(blocks) for _ in stage) for stage in arch.stages)
 
     def forward(self, x: Tensor) -> Any:
         """Run every block on the streams that it takes."""

@@ -10,8 +10,10 @@ import pytest
 from nas.core import plugins
 from nas.core.arch import Arch
 from nas.core.errors import InputError, RunError
+from nas.evaluation import supernet as training
+from nas.evaluation.checkpoint import write_weights
 from nas.evaluation.evaluators import Score, load_evaluator, read_asked
-from nas.networks.building import cost_of
+from nas.networks.building import build, cost_of
 from nas.report.front import read_trials
 from nas.search import context
 from nas.search.finalists import Finalist, rank
@@ -472,3 +474,39 @@ def test_the_epochs_of_the_winner_are_the_recipes_where_none_are_asked_for():
         Request(final_recipe="smal")
     with pytest.raises(InputError, match="final_recipe: unknown recipe field 'lrr', did you mean 'lr'"):
         Request(final_recipe={"lrr": 1})
+
+
+# slices of other weights
+
+
+def test_a_search_by_slices_of_a_supernet_trains_it_once_and_says_which(tmp_path, table_path, real, monkeypatch):
+    runs = []
+    run = training._Training.run
+    monkeypatch.setattr(training._Training, "run", lambda self, *args: runs.append(self.steps) or run(self, *args))
+    supernet = {"supernet": {"steps": 3, "validate": 40, "recalibrate": 64}}
+    asked = request(tmp_path, table_path, evaluator=supernet, features=[supernet], sampler="guided", limit=200)
+    folder, result = carry_out(asked, real)
+    trials = read_trials(folder / "trials.csv").query("state == 'evaluated'")
+    assert len(trials) == 5
+    assert set(trials["score"]) == {"supernet_error"} == {result["score"]}
+    assert trials["val_accuracy"].isna().all()
+    ((key, prepared),) = json.loads((folder / "steps.json").read_text())["prepare"]["output"]["prepared"].items()
+    assert prepared["file"] == str(folder / "prepared" / key / "supernet.pt")
+    assert trials["cost"].str.contains(prepared["hash"][:12]).all()
+    carry_out(asked, real)
+    assert runs == [0]
+    (folder / "prepared" / key / "supernet.pt").unlink()
+    carry_out(asked, real)  # it comes out as it was, so that the scores stand
+    assert runs == [0, 0]
+    assert json.loads((folder / "steps.json").read_text())["prepare"]["output"]["prepared"] == {key: prepared}
+
+
+def test_a_search_by_slices_of_what_another_search_trained(tmp_path, table_path, real, rng):
+    arch = test_run.SPACE.sample(rng)
+    write_weights(tmp_path / "best.pt", build(arch))
+    (tmp_path / "best.json").write_text(arch.to_json())
+    asked = request(tmp_path, table_path, evaluator={"inherit": {"weights": str(tmp_path), "validate": 40}}, limit=200)
+    folder, _ = carry_out(asked, real)
+    trials = read_trials(folder / "trials.csv").query("state == 'evaluated'")
+    assert set(trials["score"]) == {"inherited_error"}
+    assert trials["cost"].str.contains("blocks from best.pt").all()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BeforeValidator, PositiveInt
+from pydantic import PositiveInt
 
 from nas.evaluation.evaluators import LOSS, Evaluator, Score
 from nas.evaluation.recipe import Recipe
-from nas.evaluation.recipes import read_recipe
+from nas.evaluation.recipes import Named
 
 if TYPE_CHECKING:
     import torch
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from nas.core.arch import Arch
     from nas.evaluation.data import Data
     from nas.evaluation.training import Epoch
-
-
-def _named(recipe: Any) -> Any:
-    return read_recipe({}, recipe) if isinstance(recipe, str) else recipe
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class ShortTraining(Evaluator):
     trains: ClassVar[bool] = True
 
     epochs: PositiveInt = 4
-    recipe: Annotated[Recipe, BeforeValidator(_named)] = field(default_factory=lambda: Recipe(batch_size=32))
+    recipe: Named = field(default_factory=lambda: Recipe(batch_size=32))
 
     def score(
         self,

@@ -57,7 +57,7 @@ class Prepare(Step):
             prepared[key] = _plain(name, given)
             paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
             files |= {str(path.relative_to(run.folder)): hash_of(path) for path in paths}
-        _require_same(run, prepared)
+        _require_same(run, json.loads(json.dumps(prepared).replace(json.dumps(str(run.folder.resolve()))[1:-1], "")))
         return {"prepared": prepared, "files": files}
 
 
@@ -85,6 +85,10 @@ def _plain(name: str, given: Any) -> dict[str, Any]:
 
 def _require_same(run: Context, prepared: Mapping[str, Any]) -> None:
     """Scores rest on what was prepared: once there are some, only the same can take its place.
+
+    Args:
+        run: the run.
+        prepared: for each evaluator, without the folder of the run, which may be another one.
 
     Raises:
         RunError: it is another.
