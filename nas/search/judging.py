@@ -69,12 +69,12 @@ def judge(
     Raises:
         InputError: unknown scores, settings or data, or a truth that cannot be read.
     """
-    asked = {label: one for text in scores for label, one in _asked(text).items()}
+    asked = {label: one for text in scores for label, one in asked_in(text).items()}
     known = truth.read(truth.find(name))
     require_labels(known, labels)
-    data, device = _data(known, dataset), str(pick_device(device))
+    data, device = images_of(known, dataset), str(pick_device(device))
     tell = progress or _silent
-    judged = [_scored(label, one, known, data, workers, device, tell) for label, one in asked.items()]
+    judged = [score(label, one, known, data, workers, device, tell) for label, one in asked.items()]
     return figures(known, judged, labels, tell) | {"data": next(iter(data.values())).name}
 
 
@@ -95,8 +95,8 @@ def _silent(*args: Any, **kwargs: Any) -> None:
     pass
 
 
-def _asked(text: str) -> dict[str, Asked]:
-    """Evaluators by how they were asked for."""
+def asked_in(text: str) -> dict[str, Asked]:
+    """Evaluators by how they are asked for: a name, a mapping, or a list of these, as YAML."""
     spelled = read_yaml(text, "score")
     items = spelled if isinstance(spelled, list) else [spelled]
     return dict(zip(map(_label, items), read_asked(spelled), strict=True))
@@ -109,7 +109,7 @@ def _label(item: Any) -> str:
     return f"{name}: {str(yaml.safe_dump(settings, default_flow_style=True, width=math.inf)).strip()}"
 
 
-def _data(known: Truth, dataset: str | None) -> dict[Sides, Data]:
+def images_of(known: Truth, dataset: str | None) -> dict[Sides, Data]:
     """The images of a truth's trainings, in the same division, for each shape that its networks take."""
     own = max((name for name in datasets.names() if known.file.stem.startswith(name)), key=len, default=None)
     if dataset is None and own is None:
@@ -121,10 +121,20 @@ def _data(known: Truth, dataset: str | None) -> dict[Sides, Data]:
     return {shape: load_data(dataset or str(own), shape, limit=known.images) for shape in sorted(shapes)}
 
 
-def _scored(
+def score(
     label: str, asked: Asked, known: Truth, data: Mapping[Sides, Data], workers: int, device: str, progress: Progress
 ) -> Judged:
-    """What an evaluator says of all networks; what it said before is not asked for again."""
+    """What an evaluator says of all networks; what it said before is not asked for again.
+
+    Args:
+        label: its name.
+        asked: the evaluator.
+        known: the networks.
+        data: their images, see `images_of`.
+        workers: networks scored at once.
+        device: where.
+        progress: called with (done, total, seconds left or None, text).
+    """
     evaluator = load_asked(asked)
     memory = remembered(code_of(type(evaluator).__module__))
     shown = next(iter(data.values()))

@@ -14,6 +14,7 @@ from nas.core.units import to_ms
 from nas.metrics import MB
 from nas.networks.building import cost_of
 from nas.report import facts, schema
+from nas.search import known
 from nas.search.doubts import disturbed, doubts, noisy, shortened, winners_chance
 from nas.search.finalists import Finalist, rank
 from nas.search.resolved import Resolved
@@ -87,7 +88,12 @@ def result_data(
             "architecture": facts.architecture(winner.arch),
         },
         "reference": _reference(found),
-        "ranking": {"text": ranking.text, "pairs_sure": ranking.pairs_sure, "noise_sigma": ranking.noise_sigma},
+        "ranking": {
+            "text": ranking.text,
+            "pairs_sure": ranking.pairs_sure,
+            "noise_sigma": ranking.noise_sigma,
+            "known": known.told(request.evaluator, request.features, request.sampler),
+        },
         "feasible": {key: found.summary[key] for key in schema.Feasible.__annotations__},
         "belief": None if belief is None else dict(belief),
         "smallest": {"predicted_ms": found.smallest[0], "arch": found.smallest[1].id},

@@ -8,9 +8,11 @@ drawn by chance again and again, and ranks the others: from its encoding of netw
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -71,6 +73,33 @@ class Judged:
         return len(known) >= FEWEST and bool(np.ptp(known))
 
 
+def read_scores(file: Path, known: Truth) -> list[Judged]:
+    """Scores of the networks of a truth, as `benchmarks/truth/scores.py` keeps them: a line of JSON each.
+
+    A line has `score` (its name), `arch` (the network's id), `value` (larger is better; null where the network has no
+    score, and then `reason`), `seconds`; and, in place of all but the first, `once` for what getting ready took.
+
+    Raises:
+        InputError: a line is none.
+    """
+    places = {each.arch.id: place for place, each in enumerate(known.networks)}
+    found: dict[str, Judged] = {}
+    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            line = json.loads(text)
+            judged = found.setdefault(line["score"], Judged(line["score"], np.full(len(places), math.nan)))
+            if "once" in line:
+                judged.once = float(line["once"])
+            elif (place := places.get(line["arch"])) is not None and line["value"] is None:
+                judged.failed[place] = str(line["reason"])
+            elif place is not None:
+                judged.values[place] = float(line["value"])
+                judged.seconds.append(float(line["seconds"]))
+        except (ValueError, LookupError, TypeError) as error:
+            raise InputError(f"{file}:{number}: no line of scores ({error}); remove it") from error
+    return list(found.values())
+
+
 def require_labels(known: Truth, labels: Sequence[int]) -> None:
     """Raise where a model cannot learn from so many networks and be judged by the others.
 
@@ -127,6 +156,7 @@ def figures(
         "accuracy_band": _range(accuracy[band]),
         "noise": sigma,
         "ceiling": _ceiling(accuracy, trainings, sigma, parts),
+        "band_marked": marked,
         "remark": _remark(marked, parts, trainings),
         "scores": [_figures(each, known, accuracy, macs, parts) for each in judged],
         "predictors": predictors(known, scores, labels, accuracy, parts, tell),
