@@ -23,14 +23,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from optuna.storages import InMemoryStorage
 from scipy import sparse
 
-from nas.core.files import writing
+from nas.core.files import write_text, writing
 from nas.core.tracing import macs_of_unit, params_of_unit
 from nas.evaluation import truth
 from nas.report.plots import reached_data
@@ -190,8 +189,11 @@ def main(arguments: list[str] | None = None) -> None:
     candidates = Candidates.of(stored, read_scores(asked.scores, stored), asked.features, asked.part)
     about = {"part": asked.part, "networks": len(candidates.losses), "training_seconds": candidates.seconds}
     beside = f"guided with {', '.join(asked.features)}"
-    lines = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
-    known = {(each["method"], each["seed"]): each for each in lines if about.items() <= each.items()}
+    there = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
+    lines = [each for each in there if each["part"] != asked.part or about.items() <= each.items()]
+    if lines != there:  # of a truth that has grown
+        write_text(asked.out, "".join(json.dumps(line) + "\n" for line in lines))
+    known = {(each["method"], each["seed"]): each for each in lines if each["part"] == asked.part}
     found = []
     for method in ("random", "tpe", "guided", beside, "rungs"):
         for seed in range(asked.seeds):
@@ -209,12 +211,6 @@ def main(arguments: list[str] | None = None) -> None:
         print(
             f"{method}: {told}; {factors[str(method)]:.2f} times as fast as random search to its accuracy at half time"
         )
-
-
-def searches(file: Path = FILE, part: str = "all") -> list[dict[str, Any]]:
-    """The searches of a file among the networks of a part, as `reached_data` takes them."""
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    return [each for each in lines if each["part"] == part]
 
 
 if __name__ == "__main__":
