@@ -195,6 +195,7 @@ class Engine:
         else:
             self._in_flight[arch.id] = [candidate]
             self._since_new = 0
+            self._ledger.keep(proposal)
             self._workers.submit(Task(proposal.number, arch.to_json(), self._seed))
 
     def _again(self, record: Record) -> Record:

@@ -12,6 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.trial import TrialState
 
 from nas.search.samplers._seeded import Seeded
+from nas.search.study import owned_storage_of
 from nas.search.trials import RECORD, Record, record_of
 
 
@@ -48,7 +49,7 @@ class Ledger:
     """
 
     def __init__(self, study: optuna.Study, distributions: Mapping[str, BaseDistribution]) -> None:
-        self._study = study
+        self._study, self._storage = study, owned_storage_of(study)
         self._distributions = dict(sorted(distributions.items()))
         self._left = deque(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
 
@@ -93,6 +94,10 @@ class Ledger:
         for name, excess in constraints.items():
             if name not in noted:
                 proposal.trial.set_constraint(name, excess)
+
+    def keep(self, proposal: Proposal) -> None:
+        """Write a trial, which is sent to a worker now."""
+        self._storage.keep(proposal.number)
 
     def tell(self, proposal: Proposal, record: Record) -> None:
         """Finish a trial: the record first, then the values, so that a kill in between loses neither."""
