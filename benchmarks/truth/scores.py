@@ -75,7 +75,8 @@ def judged(stored: truth.Truth, file: Path) -> dict[str, Any]:
     labels = [count for count in LABELS if count <= len(stored.networks) - verdicts.FEWEST]
     found = verdicts.figures(stored, scores)
     alone = [each for each in found["scores"] if not each["of"]]
-    combined, predictors = [], {}
+    combined: list[dict[str, Any]] = []
+    predictors: dict[tuple[Any, ...], dict[str, Any]] = {}
     for names in SETS:
         members = [each for each in scores if each.name in names]
         together = verdicts.figures(stored, members, labels)
