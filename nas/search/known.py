@@ -19,6 +19,7 @@ from nas.evaluation.evaluators import Asked, read_asked
 FILE = truth.SHIPPED / f"{truth.DEFAULT}.judged.json"
 WHERE = "in a band of like MACs on Fashion-MNIST networks (nas judge)"
 LEARNED = 20  # trainings behind the figure of a model
+LEAST = 20  # networks of the band; of fewer, a figure tells nothing
 
 
 def read(file: Path = FILE) -> Mapping[str, Any]:
@@ -37,7 +38,7 @@ def told(evaluators: Sequence[Asked], features: Sequence[Asked], sampler: str, f
         file: of the figures.
     """
     found = read(file)
-    if not found.get("band_marked"):  # nothing is said of a wide range of sizes
+    if not found.get("band_marked") or found["networks_band"] < LEAST:  # nothing is said of a wide range of sizes
         return []
     lines = [line for asked in evaluators for each in found["scores"] if (line := _line_of(asked, each))]
     if sampler == "guided":

@@ -27,6 +27,7 @@ from nas.search.predictor import encoded_in, space_of
 from nas.search.surrogate import Encoded, Surrogate, fit, standardized
 
 FEWEST = 5  # networks that a rank correlation is given of
+FEWEST_LEFT = 3  # of those that a model is asked for, in each of many draws
 SPLITS = 100  # draws of the networks that a model learns from
 BASELINES = "params", "macs"
 RANKS, RIDGE = "rank average", "ridge"
@@ -368,7 +369,7 @@ def _splits(
         expected = -Surrogate(one, losses[taught]).mean(two)
         for part, within in parts.items():
             mine = within[asked]
-            if not _enough(parts, np.isin(np.arange(len(accuracy)), asked) & within):
+            if min(mine.sum(), parts["_band"][asked].sum()) < FEWEST_LEFT or not _enough(parts, within):
                 continue
             once = np.ones((1, int(mine.sum())))
             for each in STATISTICS:

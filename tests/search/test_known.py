@@ -28,7 +28,7 @@ def file(tmp_path):
         {"labels": 20, "from": "encoding and scores", "of": ["naswot", "size"]} | figures(0.6),
     ]
     path = tmp_path / "judged.json"
-    path.write_text(json.dumps({"band_marked": True, "scores": scores, "predictors": predictors}))
+    path.write_text(json.dumps({"band_marked": True, "networks_band": 20, "scores": scores, "predictors": predictors}))
     return path
 
 
@@ -59,8 +59,10 @@ def test_of_guided_the_model_with_its_features_is_told_else_the_one_without(file
 
 
 def test_nothing_is_told_without_a_band_or_without_figures(file, tmp_path):
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"band_marked": False}))
-    assert told(file, "naswot", sampler="guided") == []
+    found = json.loads(file.read_text())
+    for lacking in ({"band_marked": False}, {"networks_band": 19}):
+        file.write_text(json.dumps(found | lacking))
+        assert told(file, "naswot", sampler="guided") == []
     assert told(tmp_path / "none.json", "naswot", sampler="guided") == []
 
 
