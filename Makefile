@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: search test format clean
+.PHONY: search test format court clean
 
 search: $(VENV)/installed
 	$(BIN)/nas search quickstart
@@ -24,6 +24,12 @@ $(VENV)/installed-dev: $(VENV)/installed
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+# What is shown of scores, anew from the stored truth: hours where trainings are among those that are lacking.
+court: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/truth/scores.py
+	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/jupyter execute --inplace notebooks/which_score_ranks.ipynb
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

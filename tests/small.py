@@ -113,10 +113,10 @@ def write_truth(file: Path, archs: Sequence[Arch], band: int, accuracies: Callab
     return file
 
 
-def by_macs(count: int) -> list[Arch]:
+def by_macs(count: int, space: Space = TINY) -> list[Arch]:
     """Networks of the space by increasing MACs, no two alike."""
     rng, found = random.Random(0), {}
     while len(found) < count:
-        arch = TINY.sample(rng)
+        arch = space.sample(rng)
         found[cost_of(arch).macs] = arch
     return [found[macs] for macs in sorted(found)]

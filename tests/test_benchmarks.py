@@ -17,6 +17,7 @@ import pytest
 
 import search_spaces
 from nas.core.errors import InputError
+from nas.evaluation import truth as truth_
 from nas.networks.building import cost_of
 from nas.tables.table import Table
 from tests.small import fake_table
@@ -24,6 +25,54 @@ from tests.small import fake_table
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 HELPERS = {"made_up"}
 SPACE = "efficientformer-32"
+
+
+def made_up_truth(folder: Path) -> list[str]:
+    """A truth of networks that take no time, with scores of them; how a benchmark is told of both."""
+    space, rng = search_spaces.load(SPACE), random.Random(0)
+    archs = list(dict.fromkeys(space.sample(rng) for _ in range(12)))
+    lines, scores = [], []
+    for place, arch in enumerate(archs):
+        about = {"arch": json.loads(arch.to_json()), "set": "band" if place < 6 else "broad", "seed": 0}
+        figures = {"val_loss": 1 - place / 20, "test_accuracy": 0.5 + place / 30, "seconds": 60.0}
+        lines.append(about | figures | {"recipe": "small", "images": 100})
+        scores += [
+            {"score": name, "arch": arch.id, "value": value, "seconds": 0.5}
+            for name, value in (("good", place), ("bad", -place))
+        ]
+    for name, written in (("digits.jsonl", lines), ("scores.jsonl", scores)):
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in written))
+    return ["--truth", str(folder / "digits.jsonl"), "--scores", str(folder / "scores.jsonl")]
+
+
+def run_accuracy(module: ModuleType, folder: Path) -> None:
+    asked = [
+        *made_up_truth(folder),
+        "--features",
+        "good",
+        "bad",
+        "--seeds",
+        "2",
+        "--out",
+        str(folder / "searches.jsonl"),
+    ]
+    module.main(asked)
+    before = (folder / "searches.jsonl").read_text()
+    module.main(asked)
+    assert (folder / "searches.jsonl").read_text() == before  # every search is there already
+    found = [json.loads(line) for line in before.splitlines()]
+    assert len(found) == 10
+    whole = [each for each in found if each["method"] != "rungs"]
+    assert all(len(each["seconds"]) == 12 and each["accuracy"][-1] == 0.5 + 11 / 30 for each in whole)
+    assert all(each["seconds"][-1] > 12 * 60 for each in whole)
+    with_scores = [each for each in whole if "with" in each["method"]]
+    assert all(each["seconds"][-1] > 12 * 61 - 1 for each in with_scores)  # each network was scored once
+    assert all(1 <= len(each["seconds"]) < 12 for each in found if each["method"] == "rungs")
+    lines = (folder / "digits.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "digits.jsonl").write_bytes(b"".join(lines[:8]))  # another truth: what stands there is not of it
+    module.main(asked)
+    found = [json.loads(line) for line in (folder / "searches.jsonl").read_text().splitlines()]
+    assert [each["networks"] for each in found] == [8] * 10
 
 
 def run_engine(module: ModuleType, folder: Path) -> None:
@@ -73,6 +122,7 @@ def run_transfer(module: ModuleType, folder: Path) -> None:
 
 
 SMALL: dict[str, tuple[Callable[[ModuleType, Path], None], dict[str, Any]]] = {
+    "accuracy": (run_accuracy, {}),
     "engine": (run_engine, {}),
     "forward": (run_forward, {"ROUNDS": 2, "WARM_UP": 0}),
     "nasbench201": (run_nasbench201, {}),
@@ -127,6 +177,35 @@ def test_the_truth_is_trained_line_by_line_and_continued(truth, tmp_path, capsys
     timeless = [{key: value for key, value in line.items() if key != "seconds"} for line in (lines[0], again[-1])]
     assert again[:-1] == lines[1:]
     assert timeless[0] == timeless[1]
+
+
+def test_scores_of_the_truth_are_asked_once_and_judged(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(FOLDER / "truth"))
+    monkeypatch.setenv("NAS_CACHE", str(tmp_path / "cache"))
+    module = importlib.import_module("scores")
+    monkeypatch.setattr(module, "SETS", (("size", "good"),))
+    monkeypatch.setattr(module, "LABELS", (5, 20))
+    monkeypatch.setattr(module.verdicts, "SPLITS", 3)
+    made_up_truth(tmp_path)
+    files = tmp_path / "digits.jsonl", tmp_path / "scores.jsonl", tmp_path / "judged.json"
+    module.main(["size"], *map(str, files[:1]), *files[1:])
+    lines = [json.loads(line) for line in files[1].read_text().splitlines()]
+    sizes = {line["arch"]: line["value"] for line in lines if line["score"] == "size"}
+    networks = truth_.read(files[0]).networks
+    assert sizes == {each.arch.id: float(cost_of(each.arch).macs) for each in networks}
+    judged = json.loads(files[2].read_text())
+    assert [each["name"] for each in judged["scores"]][:5] == ["params", "macs", "good", "bad", "size"]
+    assert [each["of"] for each in judged["scores"]][5:] == [["good", "size"]] * 2
+    assert [(each["labels"], each["from"]) for each in judged["predictors"]][:2] == [(5, "encoding"), (5, "scores")]
+    before = files[1].read_text()
+    files[0].write_bytes(b"".join(files[0].read_bytes().splitlines(keepends=True)[:11]))  # a truth that grows has more
+    capsys.readouterr()
+    module.main(["size"], *map(str, files[:1]), *files[1:])
+    assert files[1].read_text() == before
+    assert "size: 11 of 11 are known" in capsys.readouterr().out
+    module.main(["size"], *map(str, files[:1]), *files[1:], again=True)
+    assert sum(json.loads(line)["score"] == "size" for line in files[1].read_text().splitlines()) == 11
+    sys.modules.pop("scores")
 
 
 def test_a_file_of_another_truth_is_refused(truth, tmp_path):

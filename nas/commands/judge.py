@@ -13,7 +13,14 @@ from nas.commands._output import print_json, print_table, progress_bar, say_fill
 
 NOTE = (
     "Brackets: 90 % of resamples of the networks. Regret: points of accuracy, in the band, between the best network "
-    "and the best of the score's three favourites. A perfect score knows accuracy without the noise of training."
+    "and the best of the score's three favourites. A perfect score knows accuracy without the noise of training. "
+    "Seconds are of one core."
+)
+NOTE_COMBINED = (
+    "Rank average and ridge combine these scores; the ridge predicts each network from the accuracies of all others."
+)
+NOTE_LABELS = (
+    "Mean over draws of the networks that the model of `guided` learns from, and 90 % of the draws, on all the others."
 )
 
 
@@ -30,6 +37,10 @@ def judge(
         str | None,
         typer.Option("--data", "-d", help="Images that they learned from; default: what the file's name begins with."),
     ] = None,
+    labels: Annotated[
+        list[int] | None,
+        typer.Option("--labels", help="Also judge the model of guided, taught by so many of the networks; repeatable."),
+    ] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Networks scored at once, one thread each.")] = 1,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "cpu",
     as_json: JsonOption = False,
@@ -38,12 +49,13 @@ def judge(
 
     Rank correlations with their test accuracy, beside those of parameters and MACs, and beside what a perfect score
     would reach, since trainings differ from seed to seed. In the band networks have about the same MACs, as in a search
-    within a budget; over all, size alone ranks well. What was scored before is not scored again.
+    within a budget; over all, size alone ranks well. Several scores are also judged together, and with --labels as what
+    a model of accuracy learns from. What was scored before is not scored again.
     """
     from nas.search.judging import judge as find
 
     with progress_bar() as report:
-        found = find(scores, truth, data, workers=workers, device=device, progress=report)
+        found = find(scores, truth, data, labels=labels or (), workers=workers, device=device, progress=report)
     if as_json:
         return print_json(found)
     say_filled(_heading(found), further="")
@@ -55,10 +67,20 @@ def judge(
         ("Spearman", ">in the band", ">over all", ">Kendall - MACs', band"),
         [_spearman(each) for each in found["scores"]] + [(*_perfect(found, "spearman"), "")],
     )
-    say_filled(NOTE, further="")
-    for each in (found, *found["scores"]):
-        if each["remark"]:
-            say_filled(f"{each.get('name', 'WARNING')}: {each['remark']}")
+    say_filled(f"{NOTE} {NOTE_COMBINED}" if any(each["of"] for each in found["scores"]) else NOTE, further="")
+    if found["predictors"]:
+        print_table(
+            ("labels", "learned from", ">Kendall in the band", ">over all"),
+            [
+                (str(each["labels"]), each["from"], _estimate(each, "kendall", "_band"), _estimate(each, "kendall", ""))
+                for each in found["predictors"]
+            ],
+        )
+        say_filled(NOTE_LABELS, further="")
+    remarks = [(each.get("name", "WARNING"), each["remark"]) for each in (found, *found["scores"])]
+    for name, remark in dict.fromkeys([*remarks, *(("labels", each["remark"]) for each in found["predictors"])]):
+        if remark:
+            say_filled(f"{name}: {remark}")
 
 
 def _heading(found: dict[str, Any]) -> str:

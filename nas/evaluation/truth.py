@@ -1,8 +1,9 @@
 """Networks really trained, by which scores are judged: files of one JSON object a line, one line a training.
 
-A line holds `arch` (a JSON object, or a preset's name), `set` (`band`: networks of like MACs, which a search within a
-budget has to rank; `broad`: over a wide range), `seed`, `test_accuracy` (0..1), `recipe` and `images` (to train and
-validate on); what else stands there is not read. One comes with the package, `fashion-mnist`, which
+A line holds `arch` (a JSON object, or a preset's name), `seed`, `test_accuracy` (0..1), `recipe` and `images` (to train
+and validate on). Where it has `set` (`band`: networks of like MACs, which a search within a budget has to rank;
+`broad`: over a wide range), `val_loss` (nats, what a search sees of a training) and `seconds` (of the training), these
+are read, too, and what else stands there is not. One comes with the package, `fashion-mnist`, which
 `benchmarks/truth/make.py` makes; `published` is no file, but what the authors of the presets report: there recipes are
 mixed, and make for a part of the differences.
 """
@@ -10,6 +11,7 @@ mixed, and make for a part of the differences.
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +39,15 @@ class Known:
         arch: the network.
         set: `broad` or `band`.
         accuracies: on the test split, 0..1, one of each training.
+        val_losses: of the same trainings; NaN where the file does not say.
+        seconds: that each took; likewise.
     """
 
     arch: Arch
     set: str
     accuracies: tuple[float, ...]
+    val_losses: tuple[float, ...] = ()
+    seconds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ def read(file: Path) -> Truth:
         text = file.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot be read as a truth: {error}") from error
-    found: dict[Arch, dict[int, float]] = {}
+    found: dict[Arch, dict[int, tuple[float, float, float]]] = {}
     sets: dict[Arch, str] = {}
     trained: list[tuple[str, Any]] = []
     for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
@@ -114,18 +120,29 @@ def read(file: Path) -> Truth:
         accuracy, seed = data["test_accuracy"], data["seed"]
         if isinstance(accuracy, bool) or not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:
             raise InputError(f"{where}: test_accuracy: expected 0 to 1, got {brief(accuracy)}")
-        if data["set"] not in SETS or sets.setdefault(arch, data["set"]) != data["set"]:
-            raise InputError(f"{where}: set: expected broad or band, one for each network, got {brief(data['set'])}")
+        said = data.get("set", SETS[0])
+        if said not in SETS or sets.setdefault(arch, said) != said:
+            raise InputError(f"{where}: set: expected broad or band, one for each network, got {brief(said)}")
         trained.append((str(data["recipe"]), data["images"]))
         if trained[-1] != trained[0]:
             raise InputError(f"{where}: trained as {trained[-1]}, the first as {trained[0]}; a truth has one recipe")
         if seed in found.setdefault(arch, {}):
             raise InputError(f"{where}: network {arch.id} with seed {brief(seed)} stands there twice")
-        found[arch][seed] = float(accuracy)
+        found[arch][seed] = (float(accuracy), _number(data, "val_loss", where), _number(data, "seconds", where))
     if not trained:
         raise InputError(f"{file}: no network stands there yet")
-    networks = tuple(Known(arch, sets[arch], tuple(seeds.values())) for arch, seeds in found.items())
+    networks = tuple(Known(arch, sets[arch], *zip(*seeds.values(), strict=True)) for arch, seeds in found.items())
     return Truth(file, networks, *trained[0])
+
+
+def _number(data: dict[str, Any], key: str, where: str) -> float:
+    """A number of a line; NaN where it has none."""
+    value = data.get(key)
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{where}: {key}: expected a number, got {brief(value)}")
+    return float(value)
 
 
 def _arch(given: Any, where: str) -> Arch:
@@ -145,7 +162,7 @@ def _object(line: str, where: str) -> dict[str, Any]:
         raise InputError(f"{where}: not JSON: {error}; remove the line") from error
     if not isinstance(data, dict):
         raise InputError(f"{where}: expected an object, got {brief(data)}")
-    for key in ("arch", "set", "seed", "test_accuracy", "recipe", "images"):
+    for key in ("arch", "seed", "test_accuracy", "recipe", "images"):
         if key not in data:
             raise InputError(f"{where}: {key} is missing")
     return data

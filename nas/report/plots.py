@@ -6,7 +6,7 @@ colours of Okabe and Ito, which stay apart in every common form of colour blindn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -421,6 +421,145 @@ def plot_training(data: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(title_text="loss", row=1, col=1)
     figure.update_yaxes(title_text="accuracy (%)", row=2, col=1)
     return _title_last_x(figure, "epoch")
+
+
+def ranked_data(networks: Iterable[Mapping[str, Any]], scores: Mapping[str, Sequence[float]]) -> pd.DataFrame:
+    """Networks whose accuracy is known, a row for each score of each: `arch`, `set`, `macs`, `accuracy`, `value`.
+
+    Args:
+        networks: mappings with `arch`, `set`, `macs` and `accuracy`, a fraction.
+        scores: values of each score in the same order; NaN where a network has none, which leaves it out.
+    """
+    data = _frame(networks, "network", ["arch", "set", "macs", "accuracy"])
+    rows = [data.assign(score=name, value=np.asarray(values, float)) for name, values in scores.items()]
+    return pd.concat(rows, ignore_index=True).dropna(subset="value").reset_index(drop=True)
+
+
+def plot_ranked(data: pd.DataFrame) -> go.Figure:
+    """Accuracy against each score, with the band of like MACs in another colour."""
+    names = list(dict.fromkeys(data["score"]))
+    figure = make_subplots(rows=1, cols=len(names), shared_yaxes=True, horizontal_spacing=0.03)
+    figure.update_layout(template=TEMPLATE, height=360)
+    for column, name in enumerate(names, 1):
+        for part, color, symbol in (("broad", GREY, "circle-open"), ("band", BLUE, "circle")):
+            rows = data[(data["score"] == name) & (data["set"] == part)]
+            text = [
+                f"arch {escape(str(row['arch']))}<br>{show_count(row['macs'])} MACs<br>{row['accuracy']:.2%}"
+                for row in rows.to_dict("records")
+            ]
+            figure.add_scatter(x=rows["value"], y=100 * rows["accuracy"], mode="markers", name=part, row=1, col=column)
+            figure.data[-1].update(marker={"color": color, "symbol": symbol, "size": 8}, showlegend=column == 1)
+            figure.data[-1].update(hovertext=text, hoverinfo="text", legendgroup=part)
+        figure.update_xaxes(title_text=escape(name), row=1, col=column)
+    return figure.update_yaxes(title_text="test accuracy (%)", row=1, col=1)
+
+
+def taus_data(scores: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Kendall's tau of scores over all networks and in the band, each with its interval; one row for each of both.
+
+    Args:
+        scores: as `nas judge --json` has them in `scores` or `predictors`; the latter have no name, but what they learn
+            from and the number of `labels`. Those without a figure are left out.
+    """
+    rows = []
+    for each in scores:
+        of = f" of {', '.join(each['of'])}" if each.get("of") else ""
+        name = each["name"] + of if "name" in each else each["from"] + of
+        for part in ("", "_band"):
+            value, low, high = (each[f"kendall{key}{part}"] for key in ("", "_low", "_high"))
+            if value is not None:
+                found = {"name": name, "part": "band" if part else "all", "tau": value, "low": low, "high": high}
+                rows.append(found | {"labels": each.get("labels")})
+    return pd.DataFrame(rows, columns=["name", "part", "labels", "tau", "low", "high"])
+
+
+def plot_taus(data: pd.DataFrame, ceiling: Mapping[str, float | None]) -> go.Figure:
+    """A line for each score with its tau and interval, over all and in the band, and what a perfect score reaches.
+
+    Args:
+        data: see `taus_data`.
+        ceiling: as `nas judge --json` has it.
+    """
+    names = list(dict.fromkeys(data["name"]))
+    figure = _figure(120 + 34 * len(names))
+    for part, color, shift in (("all", GREY, 0.14), ("band", BLUE, -0.14)):
+        rows = data[data["part"] == part]
+        figure.add_scatter(
+            x=rows["tau"], y=[names.index(name) + shift for name in rows["name"]], mode="markers", name=part
+        )
+        figure.data[-1].update(marker={"color": color, "size": 9}, hoverinfo="x+name")
+        figure.data[-1].error_x = _interval(rows)
+        most = ceiling.get("kendall" if part == "all" else "kendall_band")
+        if most is not None:
+            figure.add_vline(x=most, line={"color": color, "dash": "dot", "width": 2})
+    figure.add_vline(x=0, line={"color": BLACK, "width": 1})
+    figure.update_xaxes(title_text="Kendall's tau with test accuracy (dotted: a perfect score)")
+    ticks = [escape(name) for name in names]
+    return figure.update_yaxes(tickvals=list(range(len(names))), ticktext=ticks, range=[len(names) - 0.5, -0.5])
+
+
+def plot_learned(data: pd.DataFrame, ceiling: Mapping[str, float | None]) -> go.Figure:
+    """Tau of the model of `guided` against how many trainings it has learned from, over all and in the band.
+
+    Args:
+        data: see `taus_data`, of `predictors`.
+        ceiling: as `nas judge --json` has it.
+    """
+    figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.05)
+    figure.update_layout(template=TEMPLATE, height=420)
+    colors = dict(
+        zip(dict.fromkeys(data["name"]), (BLUE, ORANGE, GREEN, RED, PINK, SKY, BLACK, GREY) * 4, strict=False)
+    )
+    for column, part in enumerate(("all", "band"), 1):
+        for name, rows in data[data["part"] == part].groupby("name", sort=False):
+            figure.add_scatter(x=rows["labels"], y=rows["tau"], name=escape(str(name)), row=1, col=column)
+            figure.data[-1].update(line_color=colors[name], mode="lines+markers", error_y=_interval(rows))
+            figure.data[-1].update(showlegend=column == 1, legendgroup=str(name))
+        most = ceiling.get("kendall" if part == "all" else "kendall_band")
+        if most is not None:
+            figure.add_hline(y=most, line={"color": BLACK, "dash": "dot", "width": 2}, row=1, col=column)
+        figure.update_xaxes(title_text=f"trainings learned from; {part}", row=1, col=column)
+    return figure.update_yaxes(title_text="Kendall's tau", row=1, col=1)
+
+
+def _interval(rows: pd.DataFrame) -> dict[str, Any]:
+    ends = {"array": rows["high"] - rows["tau"], "arrayminus": rows["tau"] - rows["low"]}
+    return {**ends, "symmetric": False, **ERROR_BAR}
+
+
+def reached_data(searches: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """What searches have reached after how long: the mean over seeds of each method, at the moments of all its seeds.
+
+    Args:
+        searches: mappings with `method`, `seed`, `seconds` (after each training, rising) and `accuracy` (a fraction, of
+            what the search would choose then).
+
+    Returns:
+        Rows with `method`, `seconds`, `accuracy`, and the least and most of the seeds as `low` and `high`; from when
+        every seed has a network to when the first one ends.
+    """
+    by_method: dict[str, list[Mapping[str, Any]]] = {}
+    for each in searches:
+        by_method.setdefault(each["method"], []).append(each)
+    rows = []
+    for method, runs in by_method.items():
+        begun, ended = max(run["seconds"][0] for run in runs), min(run["seconds"][-1] for run in runs)
+        moments = sorted({at for run in runs for at in run["seconds"] if begun <= at <= ended} | {begun})
+        for at in moments:
+            now = [run["accuracy"][int(np.searchsorted(run["seconds"], at, side="right")) - 1] for run in runs]
+            found = {"method": method, "seconds": at, "accuracy": float(np.mean(now))}
+            rows.append(found | {"low": min(now), "high": max(now)})
+    return pd.DataFrame(rows, columns=["method", "seconds", "accuracy", "low", "high"])
+
+
+def plot_reached(data: pd.DataFrame) -> go.Figure:
+    """The accuracy that searches have reached on average, against minutes on one core."""
+    figure = _figure(420)
+    for method, rows in data.groupby("method", sort=False):
+        figure.add_scatter(x=rows["seconds"] / 60, y=100 * rows["accuracy"], name=escape(str(method)), mode="lines")
+        figure.data[-1].update(line={"shape": "hv", "width": 2})
+    figure.update_xaxes(title_text="minutes on one core, scores and sampler included")
+    return figure.update_yaxes(title_text="test accuracy of the network chosen (%)")
 
 
 def _figure(height: int) -> go.Figure:

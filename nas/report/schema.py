@@ -146,9 +146,10 @@ class Reference(TypedDict):
 
 
 class Ranking(TypedDict):
-    """How sure the order of the finalists is."""
+    """How sure the order of the finalists is; `known` says how well the scores of the search rank elsewhere."""
 
     text: str
+    known: NotRequired[list[str]]
     pairs_sure: NotRequired[FiniteFloat | None]
     noise_sigma: NotRequired[FiniteFloat | None]
 

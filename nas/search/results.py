@@ -14,6 +14,7 @@ from nas.core.units import to_ms
 from nas.metrics import MB
 from nas.networks.building import cost_of
 from nas.report import facts, schema
+from nas.search import known
 from nas.search.doubts import disturbed, doubts, noisy, shortened, winners_chance
 from nas.search.finalists import Finalist, rank
 from nas.search.fitting import lattice_of
@@ -89,7 +90,12 @@ def result_data(
             "architecture": facts.architecture(winner.arch),
         },
         "reference": _reference(found),
-        "ranking": {"text": ranking.text, "pairs_sure": ranking.pairs_sure, "noise_sigma": ranking.noise_sigma},
+        "ranking": {
+            "text": ranking.text,
+            "pairs_sure": ranking.pairs_sure,
+            "noise_sigma": ranking.noise_sigma,
+            "known": known.told(request.evaluator, request.features, request.sampler),
+        },
         "published": facts.published_beside(found.space, found.estimator.table),
         "begun_with": _begun_with(found, trials),
         "feasible": {key: found.summary[key] for key in schema.Feasible.__annotations__},

@@ -44,6 +44,11 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.numbers)
 
+    def at(self, places: np.ndarray) -> Encoded:
+        """Some of the candidates, by their numbers."""
+        groups = {name: found[places] for name, found in self.groups.items()}
+        return Encoded(groups, self.middles, self.numbers[places])
+
     @functools.cached_property
     def shifts(self) -> dict[str, np.ndarray]:
         """Products of lines with the middle; (n,)"""
@@ -71,6 +76,14 @@ class Encoded:
         found = self.groups[name] @ other._across[name]
         found += middle @ middle - self.shifts[name][:, None] - other.shifts[name][None]
         return np.asarray(found)
+
+
+def standardized(known: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Scores as features of a model that learns from `known` ones: with their mean 0 and their standard deviation 1.
+
+    Shape: known (n, features), scores (m, features) -> (m, features)
+    """
+    return np.asarray((scores - known.mean(0)) / np.maximum(known.std(0), 1e-12))
 
 
 class Encoder:

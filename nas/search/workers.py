@@ -225,14 +225,18 @@ def _outcome(scorer: Scorer, task: Task, tell: Callable[[Stage], None]) -> Outco
 
     try:
         score = checked(scorer(task.arch, task.seed, on_epoch))
-    except MemoryError as error:
-        return Outcome(task.key, None, f"out of memory: {error}".rstrip(": "))
     except Exception as error:
-        named = str(error) if isinstance(error, NasError) else f"{type(error).__name__}: {error}"
-        return Outcome(task.key, None, named)
+        return Outcome(task.key, None, reason_of(error))
     if score.seconds is None:
         score = replace(score, seconds=time.monotonic() - begun)
     return Outcome(task.key, score)
+
+
+def reason_of(error: Exception) -> str:
+    """Why there is no score, in words."""
+    if isinstance(error, MemoryError):
+        return f"out of memory: {error}".rstrip(": ")
+    return str(error) if isinstance(error, NasError) else f"{type(error).__name__}: {error}"
 
 
 def checked(score: Any) -> Score:

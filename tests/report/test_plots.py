@@ -316,3 +316,54 @@ def test_every_figure_uses_the_one_template():
     ):
         assert figure.layout.template == plots.TEMPLATE
         assert figure.layout.height >= 180
+
+
+def judged(name, tau, **more):
+    ends = {f"kendall{key}{part}": tau + shift for part in ("", "_band") for key, shift in ENDS.items()}
+    return {"name": name, "of": []} | ends | more
+
+
+ENDS = {"": 0.0, "_low": -0.1, "_high": 0.2}
+
+
+def test_taus_have_a_row_for_all_and_one_for_the_band():
+    nothing = judged("constant", 0.0) | {"kendall": None, "kendall_band": None}
+    learned = judged("", 0.6, labels=8, **{"from": "scores"}) | {"of": ["size", "naswot"]}
+    learned.pop("name")
+    data = plots.taus_data([judged("naswot", 0.4, kendall_band=0.3), nothing, learned])
+    assert data[["name", "part", "tau", "low", "high"]].to_numpy().tolist() == [
+        ["naswot", "all", 0.4, pytest.approx(0.3), pytest.approx(0.6)],
+        ["naswot", "band", 0.3, pytest.approx(0.3), pytest.approx(0.6)],
+        ["scores of size, naswot", "all", 0.6, 0.5, pytest.approx(0.8)],
+        ["scores of size, naswot", "band", 0.6, 0.5, pytest.approx(0.8)],
+    ]
+    figure = plots.plot_taus(data, {"kendall": 0.8, "kendall_band": None})
+    assert [list(trace.x) for trace in figure.data] == [[0.4, 0.6], [0.3, 0.6]]
+    assert sorted(shape.x0 for shape in figure.layout.shapes) == [0, 0.8]
+    learned = plots.plot_learned(data[data["labels"].notna()], {})
+    assert [list(trace.x) for trace in learned.data] == [[8], [8]]
+
+
+def test_networks_without_a_score_are_left_out_of_its_plot():
+    networks = [
+        {"arch": name, "set": part, "macs": 1, "accuracy": 0.9} for name, part in (("a", "band"), ("b", "broad"))
+    ]
+    data = plots.ranked_data(networks, {"good": [1, 2], "bad": [float("nan"), 3]})
+    assert data[["arch", "score", "value"]].to_numpy().tolist() == [["a", "good", 1], ["b", "good", 2], ["b", "bad", 3]]
+    figure = plots.plot_ranked(data)
+    assert [(trace.name, list(trace.x)) for trace in figure.data] == [
+        ("broad", [2]),
+        ("band", [1]),
+        ("broad", [3]),
+        ("band", []),
+    ]
+
+
+def test_what_searches_reach_is_their_mean_while_all_of_them_run():
+    one = {"method": "random", "seed": 0, "seconds": [10, 20, 40], "accuracy": [0.1, 0.2, 0.3]}
+    two = {"method": "random", "seed": 1, "seconds": [15, 30, 35], "accuracy": [0.5, 0.5, 0.9]}
+    data = plots.reached_data([one, two])
+    assert data["seconds"].tolist() == [15, 20, 30, 35]
+    assert data["accuracy"].tolist() == pytest.approx([0.3, 0.35, 0.35, 0.55])
+    assert data[["low", "high"]].iloc[-1].tolist() == [0.2, 0.9]
+    assert list(plots.plot_reached(data).data[0].x) == pytest.approx([0.25, 1 / 3, 0.5, 35 / 60])

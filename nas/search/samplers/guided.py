@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial
 
 from nas.search.lattice import Path
 from nas.search.samplers._context import Context, History, PathSampler
-from nas.search.surrogate import Surrogate
+from nas.search.surrogate import Surrogate, standardized
 
 SPREAD_OUT = 8  # candidates that fill the set before a model is asked
 BY_CHANCE = 10  # every so many trials one is drawn evenly
@@ -104,10 +104,9 @@ class Guided(PathSampler):
             return paths[int(np.argmax(promise))]
         paths = [paths[place] for place in np.argsort(-promise, kind="stable")[:SHORTLIST]]
         known, new = self.context.features(np.array(history.paths)), self.context.features(np.array(paths))
-        middle, scale = known.mean(0), np.maximum(known.std(0), 1e-12)
-        encoded = self.context.encoder(np.array(history.paths)).beside((known - middle) / scale)
+        encoded = self.context.encoder(np.array(history.paths)).beside(standardized(known, known))
         model = Surrogate(encoded, history.values[:, 0])
-        return paths[int(np.argmax(self._promise(model, paths, history, (new - middle) / scale)))]
+        return paths[int(np.argmax(self._promise(model, paths, history, standardized(known, new))))]
 
     def _refined(self, model: Surrogate, found: dict[Path, None], history: History) -> dict[Path, None]:
         """Those that the model expects most of, mutations of the first ones among them."""

@@ -8,7 +8,7 @@ from typing import Any
 from nas.core.errors import RunError
 from nas.core.files import write_text
 from nas.report.front import front_data
-from nas.search import engine
+from nas.search import engine, known
 from nas.search.archs import write_front
 from nas.search.context import Context, sampler_of
 from nas.search.ledger import Ledger
@@ -33,6 +33,8 @@ class Search(Step):
 
     def carry_out(self, run: Context) -> Mapping[str, Any]:
         found, request = run.found, run.request
+        for line in known.told(request.evaluator, request.features, request.sampler):
+            run.log(line)
         run.study.sampler = sampler_of(run)
         ledger = Ledger(run.study, distributions_of(found.space.choices))
         before = sum(record.state == "evaluated" for _, record in ledger.past())

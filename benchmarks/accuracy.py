@@ -1,0 +1,216 @@
+"""What a search reaches for the time it takes, on networks that were really trained.
+
+The candidates are the networks of a stored truth, each with the training that stands there: its validation loss is what
+a search sees, and what counts is the test accuracy of the network that it would choose. The samplers are those of the
+package; they propose among these networks instead of a whole space. What is simulated: no network is trained again, and
+a training takes the median of the seconds in the truth (those of the first trainings there are of a busy machine). A
+score that a search asks for takes its median seconds from `scores.jsonl`, and the sampler what it takes here.
+
+Searched are `random`, `tpe`, `guided`, `guided` with features, and rungs: in an even order every network is scored by
+the first feature, and trained where it is in the best third of those scored so far, or by chance, one in ten.
+`saved` is by what factor less time a search takes, on average, than random search to the accuracy that random search
+has after half of the networks.
+
+Each search is kept in a file as soon as it is done, so that the same command continues. Run:
+nice python benchmarks/accuracy.py --part band --seeds 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from optuna.storages import InMemoryStorage
+from scipy import sparse
+
+from nas.core.files import write_text, writing
+from nas.core.tracing import macs_of_unit, params_of_unit
+from nas.evaluation import truth
+from nas.report.plots import reached_data
+from nas.search import samplers
+from nas.search.feasible import FeasibleSet, Sum
+from nas.search.fitting import lattice_of
+from nas.search.lattice import ListLattice, sums
+from nas.search.predictor import space_of
+from nas.search.samplers._context import Context
+from nas.search.study import distributions_of, open_study
+from nas.search.verdicts import Judged, read_scores
+
+FOLDER = Path(__file__).with_name("truth")
+FILE, SCORES = FOLDER / "searches.jsonl", FOLDER / "scores.jsonl"
+FEATURES = "size: {of: params}", "naswot"
+THIRD, CHANCE = 1 / 3, 0.1
+
+
+class PoolLattice(ListLattice):
+    """Networks of a space as a list, which a model sees as it sees those of the space."""
+
+    def __init__(self, networks: Sequence[truth.Known]) -> None:
+        archs = [each.arch for each in networks]
+        self.of = space_of(archs)
+        lattice = lattice_of(self.of)
+        super().__init__([self.of.params_of(arch) for arch in archs], self.of.name, archs)
+        paths = np.array([lattice.path_of_arch(arch) for arch in archs])
+        self._features = {
+            name: [sparse.csr_matrix(sum(found[paths[:, layer]] for layer, found in enumerate(layers)))]
+            for name, layers in lattice.groups().items()
+        }
+        self.scalars = {
+            "macs": [sums(lattice.costs(macs_of_unit), paths)],
+            "params": [sums(lattice.costs(params_of_unit), paths)],
+        }
+
+    def groups(self) -> dict[str, list[sparse.csr_matrix]]:
+        """Those of the space, of each network."""
+        return self._features
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """What there is to be found.
+
+    Attributes:
+        lattice: the networks.
+        losses: on the validation split, of one training of each; (n,)
+        accuracies: on the test split, of all its trainings; (n,)
+        seconds: of a training.
+        features: scores of each, (n, features), in the order of `names`.
+        costs: seconds that each of them takes for a network.
+    """
+
+    lattice: PoolLattice
+    losses: np.ndarray
+    accuracies: np.ndarray
+    seconds: float
+    features: np.ndarray
+    costs: np.ndarray
+
+    @classmethod
+    def of(cls, stored: truth.Truth, scores: Sequence[Judged], names: Sequence[str], part: str) -> Candidates:
+        """The networks of a part that have all these scores."""
+        known = {each.name: each for each in scores}
+        values = np.stack([known[name].values for name in names], 1)
+        within = np.array([part == "all" or each.set == part for each in stored.networks])
+        places = np.flatnonzero(np.isfinite(values).all(1) & within)
+        networks = [stored.networks[place] for place in places]
+        if len(networks) < 4:
+            raise SystemExit(f"{stored.file}: {len(networks)} networks of {part} have the scores {', '.join(names)}")
+        return cls(
+            PoolLattice(networks),
+            np.array([each.val_losses[0] for each in networks]),
+            np.array([np.mean(each.accuracies) for each in networks]),
+            float(np.median([second for each in stored.networks for second in each.seconds])),
+            values[places],
+            np.array([known[name].cost for name in names]),
+        )
+
+    def searched(self, method: str, seed: int) -> Iterator[tuple[int, float]]:
+        """The networks that are trained, in order, each with the seconds that it took to choose it."""
+        if method == "rungs":
+            yield from self._in_rungs(seed)
+            return
+        sampler, _, more = method.partition(" with ")
+        asked: set[int] = set()
+
+        def features(paths: np.ndarray) -> np.ndarray:
+            asked.update(paths[:, 0].tolist())
+            return np.asarray(self.features[paths[:, 0]])
+
+        fits = FeasibleSet(self.lattice, [Sum("", self.lattice.scalars["macs"], np.inf)])
+        context = Context(fits, 1, self.lattice.scalars, features=features if more else None)
+        distributions = distributions_of(self.lattice.of.choices)
+        made = samplers.load_sampler(sampler, seed, distributions, context)
+        study = open_study("benchmark", InMemoryStorage(), made, 1)
+        for _ in range(len(self.losses)):
+            before, begun = len(asked), time.process_time()
+            trial = study.ask(distributions)
+            (place,) = self.lattice.path_of(trial.params)
+            yield place, time.process_time() - begun + (len(asked) - before) * float(self.costs.sum())
+            study.tell(trial, float(self.losses[place]))
+
+    def _in_rungs(self, seed: int) -> Iterator[tuple[int, float]]:
+        rng, scored, waited = np.random.default_rng(seed), [], 0.0
+        for place in rng.permutation(len(self.losses)).tolist():
+            waited += float(self.costs[0])
+            scored.append(float(self.features[place, 0]))
+            better = np.mean(np.array(scored) > scored[-1])
+            if better < THIRD or rng.random() < CHANCE:
+                yield place, waited
+                waited = 0.0
+
+
+def search(candidates: Candidates, method: str, seed: int) -> dict[str, list[float]]:
+    """Seconds after each training of a search, and the test accuracy of what it would choose then."""
+    seconds, best, at = [], [], 0.0
+    least = np.inf
+    for place, chosen in candidates.searched(method, seed):
+        at += chosen + candidates.seconds
+        if candidates.losses[place] < least:
+            least, accuracy = float(candidates.losses[place]), float(candidates.accuracies[place])
+        seconds.append(round(at, 2))
+        best.append(accuracy)
+    return {"seconds": seconds, "accuracy": best}
+
+
+def saved(data: pd.DataFrame, than: str = "random") -> dict[str, float]:
+    """By what factor less time than another each method takes to the accuracy that this one has at half its time.
+
+    Args:
+        data: see `reached_data`.
+        than: the method that is compared with.
+    """
+    base = data[data["method"] == than]
+    half = base[base["seconds"] <= base["seconds"].max() / 2].iloc[-1]
+    first = base[base["accuracy"] >= half["accuracy"]]["seconds"].min()
+    found = {}
+    for method, rows in data.groupby("method", sort=False):
+        enough = rows[rows["accuracy"] >= half["accuracy"]]["seconds"]
+        found[str(method)] = float(first / enough.min()) if len(enough) else float("nan")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Search with every method and seed that the file lacks, and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--truth", default=truth.DEFAULT, help="a shipped truth, or a file")
+    parser.add_argument("--scores", type=Path, default=SCORES, help="of its networks")
+    parser.add_argument("--features", nargs="+", default=list(FEATURES))
+    parser.add_argument("--part", default="all", choices=("all", *truth.SETS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=FILE, help="where searches are kept")
+    asked = parser.parse_args(arguments)
+    stored = truth.load(asked.truth)
+    candidates = Candidates.of(stored, read_scores(asked.scores, stored), asked.features, asked.part)
+    about = {"part": asked.part, "networks": len(candidates.losses), "training_seconds": candidates.seconds}
+    beside = f"guided with {', '.join(asked.features)}"
+    there = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
+    lines = [each for each in there if each["part"] != asked.part or about.items() <= each.items()]
+    if lines != there:  # of a truth that has grown
+        write_text(asked.out, "".join(json.dumps(line) + "\n" for line in lines))
+    known = {(each["method"], each["seed"]): each for each in lines if each["part"] == asked.part}
+    found = []
+    for method in ("random", "tpe", "guided", beside, "rungs"):
+        for seed in range(asked.seeds):
+            if (method, seed) not in known:
+                line = {"method": method, "seed": seed} | about | search(candidates, method, seed)
+                with writing(asked.out), asked.out.open("a") as out:
+                    out.write(json.dumps(line) + "\n")
+                known[method, seed] = line
+            found.append(known[method, seed])
+    data = reached_data(found)
+    factors = saved(data)
+    whole = data[data["method"] == "random"]["seconds"].max()
+    for name, rows in data.groupby("method", sort=False):
+        marks = [(share * whole, rows[rows["seconds"] <= share * whole]["accuracy"]) for share in (0.125, 0.25, 0.5, 1)]
+        told = ", ".join(f"{100 * had.iloc[-1]:.2f} % after {at / 60:.0f} min" for at, had in marks if len(had))
+        print(f"{name}: {told}; {factors[str(name)]:.2f} times as fast as random search to its accuracy at half time")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""How networks would rank after a training, learned from some that were trained: what `guided` searches by, by itself.
+
+    predictor = Predictor(trained, losses, scores_of_trained)
+    expected = predictor.losses_of(others, scores_of_others)
+
+The model is that of the sampler, `nas.search.surrogate`: it sees the choices, the blocks and the size of a network,
+and beside them whatever scores are given, such as those of `naswot`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from nas.core import parts
+from nas.core.arch import Arch
+from nas.core.errors import InputError
+from nas.core.space import Space
+from nas.core.tracing import macs_of_unit, params_of_unit
+from nas.search.feasible import FeasibleSet, Sum
+from nas.search.fitting import lattice_of
+from nas.search.samplers._context import Context
+from nas.search.surrogate import Encoded, Surrogate, standardized
+
+FEWEST = 2  # networks that a model is fitted to
+
+
+class Predictor:
+    """Expects losses of networks, learned from those of others.
+
+    Args:
+        archs: networks that were trained, two at least.
+        losses: of them, smaller is better: a validation loss, or the negative of an accuracy; (n,)
+        features: scores of them, (n, features); None to learn from the networks alone. Each network has all of them.
+        space: that all networks are of; the first one's family where none is given.
+
+    Raises:
+        InputError: too few networks, shapes that do not fit, a value that is no number, or a network outside the space.
+    """
+
+    def __init__(
+        self,
+        archs: Sequence[Arch],
+        losses: Sequence[float] | np.ndarray,
+        features: np.ndarray | None = None,
+        *,
+        space: Space | None = None,
+    ) -> None:
+        values = np.asarray(losses, float)
+        if len(archs) < FEWEST or values.shape != (len(archs),) or not np.isfinite(values).all():
+            raise InputError(
+                f"a predictor learns from {FEWEST} networks or more and one finite loss of each: got {len(archs)} "
+                f"networks and losses of shape {values.shape}"
+            )
+        self.space = space_of(archs) if space is None else space
+        self._features = None if features is None else _checked(features, len(archs))
+        encoded = encoded_in(self.space, archs)
+        if self._features is not None:
+            encoded = encoded.beside(standardized(self._features, self._features))
+        self.model = Surrogate(encoded, values)
+
+    def losses_of(self, archs: Sequence[Arch], features: np.ndarray | None = None) -> np.ndarray:
+        """Expected losses of networks. Shape: (n, features) -> (n,)
+
+        Args:
+            archs: of the same space.
+            features: of them, the same ones in the same order as before.
+        """
+        encoded = encoded_in(self.space, archs)
+        if (features is None) != (self._features is None):
+            raise InputError("features are given both where a predictor learns and where it predicts, or at neither")
+        if features is not None and self._features is not None:
+            given = _checked(features, len(archs), self._features.shape[1])
+            encoded = encoded.beside(standardized(self._features, given))
+        return self.model.mean(encoded)
+
+
+def _checked(features: np.ndarray, count: int, width: int | None = None) -> np.ndarray:
+    found = np.asarray(features, float)
+    if found.ndim != 2 or len(found) != count or (width is not None and found.shape[1] != width):
+        raise InputError(f"features: expected {count} lines of {width or 'some'} each, got shape {found.shape}")
+    if not np.isfinite(found).all():
+        raise InputError(f"features: not a number in line {int(np.argwhere(~np.isfinite(found))[0][0])}")
+    return found
+
+
+def space_of(archs: Sequence[Arch]) -> Space:
+    """The space that networks of one family are of, at the side of their images.
+
+    Raises:
+        InputError: they are of several, or of none.
+    """
+    kinds = {(arch.family, arch.input_shape) for arch in archs}
+    if len(kinds) > 1:
+        raise InputError(f"networks of several spaces: {', '.join(sorted({name for name, _ in kinds}))}")
+    ((family, shape),) = kinds
+    space = parts.load(family)
+    return space if space.input_shape == shape else parts.load(family, shape[-1])
+
+
+def encoded_in(space: Space, archs: Sequence[Arch]) -> Encoded:
+    """Networks as features, centred and scaled by even draws of the whole space.
+
+    Raises:
+        InputError: a network is no point of the space.
+    """
+    lattice = lattice_of(space)
+    return everything_of(space).encoder(np.array([lattice.path_of_arch(arch) for arch in archs]))
+
+
+@functools.lru_cache(maxsize=4)
+def everything_of(space: Space) -> Context:
+    """What a sampler is told where everything fits."""
+    lattice = lattice_of(space)
+    macs, params = lattice.costs(macs_of_unit), lattice.costs(params_of_unit)
+    return Context(FeasibleSet(lattice, [Sum("", macs, math.inf)]), scalars={"macs": macs, "params": params})
