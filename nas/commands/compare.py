@@ -22,7 +22,10 @@ def compare(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Lay networks side by side: costs, and their blocks stage by stage, with the latency of each stage by a table."""
+    """Lay networks side by side: costs, blocks, latency by stage.
+
+    Without --table nothing is said of latency.
+    """
     from nas.search.comparing import compare as find
 
     found = find(*archs, table=table)
