@@ -292,7 +292,7 @@ def told(path) -> dict[str, float]:
 
 def test_a_record_survives_its_plain_form():
     record = Record("evaluated", arch="a" * 12, predicted_us=1.5, params=0, macs=7, value=0.0, score="made_up")
-    assert Record(**json.loads(json.dumps(record.as_data()))) == record
+    assert Record.of_data(json.loads(json.dumps(record.as_data()))) == record
     assert Record("infeasible", predicted_us=2000.0).values(2) == [math.inf, 2.0]
 
 

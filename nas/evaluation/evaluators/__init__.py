@@ -231,6 +231,17 @@ def _filled(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
+def titles_of(asked: Sequence[Asked]) -> list[str]:
+    """Evaluators of a list as people read them: `naswot`, and `short (epochs 2)` where there are several of a name."""
+    names = [name for item in asked for name in item]
+    found = []
+    for item in asked:
+        ((name, settings),) = item.items()
+        shown = ", ".join(f"{key} {brief(value)}" for key, value in settings.items())
+        found.append(f"{name} ({shown})" if names.count(name) > 1 and shown else name)
+    return found
+
+
 def key_of(asked: Asked) -> str:
     """A name for an evaluator with its settings, as files can have it."""
     (name,) = asked
