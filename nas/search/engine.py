@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nas.core.errors import NasError, RunError
+from nas.evaluation.evaluators import title_of
 from nas.report.schema import STATES
 from nas.search.ledger import Ledger, Proposal
 from nas.search.rungs import Going, Rungs
@@ -297,10 +298,9 @@ class Engine:
     def _stop(self, number: int) -> None:
         """Tell a candidate that waits that it goes no further."""
         candidate = self._waiting.pop(number)
-        count, rungs = len(candidate.record.rungs), self._rungs.last + 1
+        count, rung = len(candidate.record.rungs), candidate.record.rungs[-1]
         self._rungs.stopped(number, count - 1)
-        reason = f"stopped after {count} of {rungs} rungs, at a {candidate.record.rungs[-1].score} of "
-        reason += f"{candidate.record.rungs[-1].value:.6g}"
+        reason = f"stopped at rung {count} of {self._rungs.last + 1}, {title_of(rung.score)} {rung.value:.6g}"
         self._finish(candidate.proposal, replace(candidate.record, state="stopped", reason=reason))
 
     def _again(self, record: Record) -> Record:

@@ -232,13 +232,14 @@ def _filled(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def titles_of(asked: Sequence[Asked]) -> list[str]:
-    """Evaluators of a list as people read them: `naswot`, and `short (epochs 2)` where there are several of a name."""
-    names = [name for item in asked for name in item]
+    """Evaluators of a list as people read them: `naswot`, or `short (epochs 2)` by what tells those of a name apart."""
     found = []
     for item in asked:
         ((name, settings),) = item.items()
-        shown = ", ".join(f"{key} {brief(value)}" for key, value in settings.items())
-        found.append(f"{name} ({shown})" if names.count(name) > 1 and shown else name)
+        alike = [other[name] for other in asked if name in other]
+        differ = [key for key, value in settings.items() if any(other.get(key) != value for other in alike)]
+        shown = ", ".join(f"{key} {brief(settings[key])}" for key in differ)
+        found.append(f"{name} ({shown})" if shown else name)
     return found
 
 
