@@ -55,6 +55,10 @@ def run_samplers(module: ModuleType, folder: Path) -> None:
     module.main([*asked, *few, "--sampler", "tpe", "--json"])
 
 
+def run_scale(module: ModuleType, folder: Path) -> None:
+    module.main(SPACE, 2, 0.0, 4, [5], "", "random")
+
+
 def run_training(module: ModuleType, folder: Path) -> None:
     module.main(["bf16", "timm", "kept", SPACE])
 
@@ -74,6 +78,7 @@ SMALL: dict[str, tuple[Callable[[ModuleType, Path], None], dict[str, Any]]] = {
     "nasbench201": (run_nasbench201, {}),
     "pricing": (run_pricing, {}),
     "samplers": (run_samplers, {}),
+    "scale": (run_scale, {}),
     "training": (run_training, {"ROUNDS": 2, "STEPS": 1, "BATCH": 16, "IMAGES": 120, "DATA": "digits"}),
     "transfer": (run_transfer, {}),
 }

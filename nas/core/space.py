@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Params = Mapping[str, Any]
 Names = frozenset[str]
 DRAWS = 1000  # of parameters, of which one has to be an arch of a part of a space
+MOST_KNOWN = 1 << 14  # stages whose choices are remembered
 
 
 @dataclass(frozen=True)
@@ -402,13 +403,13 @@ class Space:
         """
         if len(arch.stages) != len(self.stages) + 1 or not all(arch.stages):
             raise InputError(f"arch {arch.id} has {len(arch.stages) - 1} stages, space {self.name} {len(self.stages)}")
-        params = self.shared_of(arch)
+        params = shared = self.shared_of(arch)
         streams: Names = frozenset(["x"])
         tails = 0
-        for number, (stage, blocks) in enumerate(zip(self.stages, arch.stages, strict=False), 1):
-            values = stage.picked(blocks, streams, params)
+        for number, blocks in enumerate(arch.stages[:-1], 1):
+            values = dict(self._picked(number, blocks, streams, shared))
             tails += values.pop("tail", 0)
-            params |= {f"stage{number}.{name}": value for name, value in values.items()}
+            params = params | {f"stage{number}.{name}": value for name, value in values.items()}
             streams = _given(blocks, streams)
         params["tail"] = tails
         params = {name: params[name] for name in self.choices if name in params}
@@ -419,6 +420,19 @@ class Space:
         if again != arch:
             raise InputError(f"arch {arch.id} is no point of space {self.name}: {_difference(arch, again)}")
         return params
+
+    def _picked(self, number: int, blocks: Blocks, streams: Names, shared: Params) -> dict[str, Any]:
+        """What `Stage.picked` finds, by trial of many values, and found once: archs of a search share most stages."""
+        key = number, blocks, streams, tuple(shared.items())
+        if key not in self._known_stages:
+            if len(self._known_stages) == MOST_KNOWN:
+                self._known_stages.clear()
+            self._known_stages[key] = self.stages[number - 1].picked(blocks, streams, shared)
+        return self._known_stages[key]
+
+    @functools.cached_property
+    def _known_stages(self) -> dict[tuple[Any, ...], dict[str, Any]]:
+        return {}
 
     def shared_of(self, arch: Arch) -> dict[str, Any]:
         """The shared choices of an arch: the values of the fields of these names in its blocks, the first of a choice

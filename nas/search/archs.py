@@ -118,7 +118,7 @@ def _study(run: Path, request: Request) -> optuna.Study:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    from nas.search.study import JOURNAL
+    from nas.search.storage import JOURNAL
 
     path = run / JOURNAL
     if request.storage is None and not path.is_file():

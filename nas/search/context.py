@@ -27,7 +27,8 @@ from nas.search.resolved import Named, Resolved, Say, resolve_request, table_beg
 from nas.search.samplers import load_sampler
 from nas.search.samplers._context import Context as SamplerContext
 from nas.search.scoring import CandidateScorer, Features
-from nas.search.study import JOURNAL, distributions_of, note_versions, open_storage, open_study
+from nas.search.storage import JOURNAL
+from nas.search.study import close_study, distributions_of, has_study, note_versions, open_study
 from nas.search.timing import Allotment, Deadline, Pace
 from nas.search.trials import so_far
 from nas.search.workers import Pool, Stage
@@ -36,6 +37,7 @@ from nas.tables.table import Table
 RECORDS = "steps.json"
 PREPARE = "prepare"  # the step that evaluators get ready in
 REQUEST = "request.yaml"
+BEGUN_WITH = "request"  # the study's copy of it, for a run that goes on in another folder
 FEATURES = "features.jsonl"
 FINISHED_BY = (
     "trials",
@@ -81,18 +83,23 @@ class Context:
         stored = Request.read(self.folder / REQUEST) if (self.folder / REQUEST).is_file() else None
         if stored is None:
             _require_no_training(self.folder)
-            if named.request.storage is not None and "://" in named.request.storage:
-                open_storage(named.request.storage)  # before anything is measured for it
-        else:
+            if named.request.storage is not None:  # before anything is measured for it
+                stored = self._begun_elsewhere(named.request.storage)
+        if stored is not None:
             named.request.require_same(stored)
             if named.request.storage is None and not (self.folder / JOURNAL).is_file():
                 _require_no_results(self.folder, str(self.folder / JOURNAL))  # before an empty one is made
-            self._study = self._open()
+            self._study = self._study or self._open()
             if "table_hash" in self._study.user_attrs:
                 self._take_up(self._study.user_attrs)
             else:
                 _require_no_results(self.folder, f"study {named.request.name!r} in the storage")
         self._records = _read_records(self.folder / RECORDS) if self.begun else {}
+
+    def close(self) -> None:
+        """Let go of the study."""
+        if self._study is not None:
+            close_study(self._study)
 
     @property
     def begun(self) -> bool:
@@ -174,6 +181,22 @@ class Context:
             )
         return self._epoch_seconds[arch.id]
 
+    def _begun_elsewhere(self, storage: str) -> Request | None:
+        """The request of a run whose study is in this storage and whose folder is another one: that of a machine that
+        died, for instance. The study is left open then.
+        """
+        if not has_study(self.named.request.name, storage):
+            return None
+        self._study = self._open()
+        known = self._study.user_attrs.get(BEGUN_WITH)
+        if known is None:
+            return None  # `begin` refuses its trials
+        self.log(
+            f"study {self.named.request.name!r} was begun in another folder, and goes on in {self.folder}: its trials "
+            "are there; what else that folder held is made again"
+        )
+        return Request(**known, storage=storage)
+
     def _open(self) -> optuna.Study:
         request = self.named.request
         return open_study(
@@ -219,6 +242,7 @@ class Context:
         study.set_user_attr("tables", _hashes(found.estimator.tables))
         study.set_user_attr("data", dict(self.named.data))
         study.set_user_attr(CLASSES, found.space.classes)
+        study.set_user_attr(BEGUN_WITH, self.named.request.model_dump(mode="json", exclude={"storage", "out"}))
         study.set_user_attr("table_hash", table.hash)
         self._found, self._study = found, study
         self.keep_request()

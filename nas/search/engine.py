@@ -275,6 +275,7 @@ class Engine:
         else:
             self._at_work[arch.id] = proposal.number
             self._since_new = 0
+            self._ledger.keep(proposal)
             self._fly(candidate, Going(proposal.number, 0, by_chance=False))
 
     def _follow(self, candidate: _Candidate) -> None:
@@ -335,7 +336,7 @@ class Engine:
         if rung < self._rungs.last:
             record = replace(record, state="stopped")
             self._waiting[number] = replace(candidate, record=record)
-            self._ledger.keep(candidate.proposal, record)
+            self._ledger.passed(candidate.proposal, record)
             if self._on_rung is not None:
                 self._on_rung(self._standing(number, record))
             for follower in flight.followers:

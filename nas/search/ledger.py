@@ -12,6 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.search.samplers._seeded import Seeded
+from nas.search.study import owned_storage_of
 from nas.search.trials import RECORD, SO_FAR, Record, record_of, so_far
 
 
@@ -50,7 +51,7 @@ class Ledger:
     """
 
     def __init__(self, study: optuna.Study, distributions: Mapping[str, BaseDistribution]) -> None:
-        self._study = study
+        self._study, self._storage = study, owned_storage_of(study)
         self._distributions = dict(sorted(distributions.items()))
         running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         self._left = deque(trial for trial in running if not _waits(trial))
@@ -114,7 +115,11 @@ class Ledger:
             if name not in noted:
                 proposal.trial.set_constraint(name, excess)
 
-    def keep(self, proposal: Proposal, record: Record) -> None:
+    def keep(self, proposal: Proposal) -> None:
+        """Write a trial, which is sent to a worker now."""
+        self._storage.keep(proposal.number)
+
+    def passed(self, proposal: Proposal, record: Record) -> None:
         """Keep what a trial would be if it stopped at the rung that it has passed; it is not finished."""
         proposal.trial.set_user_attr(SO_FAR, record.as_data())
 

@@ -8,6 +8,7 @@ anything is done: a command that is refused changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,8 +42,14 @@ def run_search(request: Request, *, log: Say = print, progress: Progress | None 
             other, or no finalist keeps its budget when measured.
     """
     steps, run_dir, deadline = load_steps(), request.run_dir, Deadline(request.minutes, clock)
-    with lock(run_dir / "lock", run_dir), writing(run_dir, FULL), cpu_threads(1):  # the cores belong to the workers
+    with contextlib.ExitStack() as held:
+        held.enter_context(lock(run_dir / "lock", run_dir))
+        if request.storage is not None and "://" not in request.storage:
+            held.enter_context(lock(f"{request.storage}.owner", request.storage))
+        held.enter_context(writing(run_dir, FULL))
+        held.enter_context(cpu_threads(1))  # the cores belong to the workers
         run = Context(name_request(_with_its_sampler(request), log), deadline, log, progress or _silent)
+        held.callback(run.close)
         carry_out(steps, run)
     return run_dir
 

@@ -1,9 +1,8 @@
-"""The Optuna study behind a run: its parameters, its storage, and what a killed process may have left there."""
+"""The Optuna study behind a run: its parameters, and what it keeps beside its trials."""
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage
 
-from nas.core.errors import HIDDEN, InputError, RunError, without_passwords
+from nas.core.errors import RunError
+from nas.search.storage import OwnedStorage, open_storage
 
 if TYPE_CHECKING:
     from nas.core.ops import Choice
-
-JOURNAL = "study.journal"
 
 
 def distributions_of(choices: Mapping[str, Choice]) -> dict[str, BaseDistribution]:
@@ -42,78 +39,47 @@ def open_study(
 
     Args:
         name: of the study in its storage.
-        storage: path of a journal file, URL of a database that Optuna knows, or a storage.
+        storage: path of a journal file, URL of a database that Optuna knows, or a storage; `close_study` lets go of a
+            database.
         sampler: proposes the candidates; None where it is set later, before the first.
         objectives: 1 (loss), or 2 (loss and latency).
 
     Raises:
         RunError: the journal is damaged in the middle; a torn last line is cut off instead.
         InputError: Optuna cannot use the storage.
+        RunError: another process has the study.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    store = open_storage(storage)
-    try:
-        study = optuna.load_study(study_name=name, storage=store, sampler=sampler)  # which writes nothing
-    except KeyError:
-        study = optuna.create_study(
-            study_name=name, storage=store, sampler=sampler, directions=["minimize"] * objectives
-        )
-    if len(study.directions) != objectives:
-        raise RunError(f"study {name!r} has {len(study.directions)} objectives, this run has {objectives}")
-    return study
+    store = open_storage(storage, name)
+    found = {study.study_name: len(study.directions) for study in store.backend.get_all_studies()}
+    if found.setdefault(name, objectives) != objectives:
+        store.close()
+        raise RunError(f"study {name!r} has {found[name]} objectives, this run has {objectives}")
+    owned = OwnedStorage(store, name, objectives)
+    return optuna.load_study(study_name=name, storage=owned, sampler=sampler)
 
 
-def open_storage(storage: str | Path | BaseStorage) -> BaseStorage:
-    """The storage of a study; see `open_study`."""
-    if isinstance(storage, BaseStorage):
-        return storage
-    if isinstance(storage, str) and "://" in storage:
-        shown = without_passwords(storage, storage)
-        if HIDDEN in storage:
-            raise InputError(f"storage: the password of {shown} is not kept; give the whole URL again with --storage")
-        try:
-            return optuna.storages.get_storage(storage)
-        except Exception as error:  # of any database driver
-            reason = without_passwords(str(error), storage)
-            raise InputError(f"storage: Optuna cannot use {shown!r}: {reason}") from None  # it would show the URL
-    path = Path(storage)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mend_journal(path)
-    try:
-        return JournalStorage(JournalFileBackend(str(path)))
-    except (ValueError, KeyError) as error:
-        raise RunError(
-            f"{path} is damaged and cannot be read as an Optuna journal: {error}. Put a copy of it back, or delete the "
-            "run directory to start over"
-        ) from error
-
-
-def mend_journal(path: Path) -> int:
-    """Remove what a killed writer left in a journal nobody else has open: a torn last line, and Optuna's own lock.
-
-    Returns:
-        The number of bytes cut off.
-    """
-    Path(f"{path}.lock").unlink(missing_ok=True)  # Optuna would wait half a minute for its dead holder
-    if not path.exists():
-        return 0
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    last = whole[whole.rfind(b"\n", 0, -1) + 1 :]
-    if last and not _is_json(last):
-        whole = whole[: -len(last)]
-    if len(whole) != len(content):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    return len(content) - len(whole)
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
+def has_study(name: str, storage: str) -> bool:
+    """Whether a storage, named as for `open_study`, holds a study of this name; raises as that does."""
+    if "://" not in storage and not Path(storage).is_file():
         return False
-    return True
+    store = open_storage(storage, name)
+    try:
+        return name in {study.study_name for study in store.backend.get_all_studies()}
+    finally:
+        store.close()
+
+
+def close_study(study: optuna.Study) -> None:
+    """Let go of a study that `open_study` opened: another process may have it then."""
+    owned_storage_of(study).close()
+
+
+def owned_storage_of(study: optuna.Study) -> OwnedStorage:
+    """The storage of a study that `open_study` opened."""
+    storage = study._storage
+    assert isinstance(storage, OwnedStorage)
+    return storage
 
 
 def remembered(study: optuna.Study, key: str, make: Callable[[], Any]) -> Any:

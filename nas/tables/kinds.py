@@ -18,12 +18,18 @@ def family_of(arch: Arch) -> str:
         space = search_spaces.load(arch.family)
         if not kinds(space):
             return arch.family
-        params = dataclasses.replace(space, input_shape=arch.input_shape, classes=arch.classes).params_of(arch)
+        params = _for(arch.family, arch.input_shape, arch.classes).params_of(arch)
     except InputError:  # no point of its space, such as one measured before the space was changed
         return arch.family
     chosen = [(stage, params[f"stage{n}.kind"]) for n, stage in enumerate(space.stages, 1) if isinstance(stage, Either)]
     last = chosen[-1][1]
     return f"{arch.family}:{last}" if all(kind == _nearest(stage, last) for stage, kind in chosen) else arch.family
+
+
+@functools.lru_cache(maxsize=64)
+def _for(family: str, input_shape: tuple[int, int, int], classes: int) -> Space:
+    """One object for each, which remembers the stages it has seen."""
+    return dataclasses.replace(search_spaces.load(family), input_shape=input_shape, classes=classes)
 
 
 def line_of(arch: Arch) -> str:

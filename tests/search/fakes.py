@@ -291,13 +291,15 @@ def without_times(frame: Any) -> list[tuple[str, ...]]:
     return [tuple(row) for row in frame.drop(columns=["started", "seconds"]).astype(str).to_numpy()]
 
 
-def main(run_dir: str, sampler: str = "random", trials: int = 20, workers: int = 1, scorer: Any = None) -> None:
+def main(
+    run_dir: str, sampler: str = "random", trials: int = 20, workers: int = 1, scorer: Any = None, storage: str = ""
+) -> None:
     """Search the toy space until done; a test kills this process at any moment."""
     from nas.core.files import lock
     from nas.search.workers import Pool
 
     with lock(Path(run_dir) / "lock", run_dir), Pool(FakeScorer(**(scorer or {})), workers) as pool:
-        study = make_study(Path(run_dir) / "study.journal", ToySpace(), sampler)
+        study = make_study(storage or Path(run_dir) / "study.journal", ToySpace(), sampler)
         print("searching", flush=True)
         make_engine(study, ToySpace(), ToyEstimator(), pool, trials).run()
     print("done", flush=True)

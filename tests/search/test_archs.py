@@ -16,7 +16,7 @@ from nas.core.errors import InputError, RunError
 from nas.report.front import front_data
 from nas.search.archs import CLASSES, FOLDER, load_arch, write_archs, write_front
 from nas.search.request import Request
-from nas.search.study import JOURNAL
+from nas.search.storage import JOURNAL
 from nas.search.trials import trials_frame
 from search_spaces import efficientformer
 from tests.search.fakes import FakeScorer, HereWorkers, estimator_at, fake_table, make_engine, make_study

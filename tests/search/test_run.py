@@ -413,11 +413,35 @@ def test_a_command_that_leaves_the_table_out_is_told_so(tmp_path, table_path, wo
         carry_out(request(tmp_path, "", table=None, space=SPACE.name, runtime="fake"), world)
 
 
-def test_a_study_of_another_folder_is_refused(tmp_path, table_path, world):
+@pytest.mark.parametrize("kind", ["sqlite:///{}/s.db", "{}/shared.journal"])
+def test_a_study_goes_on_in_another_folder(tmp_path, table_path, world, kind):
+    storage, other = kind.format(tmp_path), str(tmp_path / "other")
+    first, _ = carry_out(request(tmp_path, table_path, storage=storage, trials=3), world)
+    with pytest.raises(RunError, match=r"seed: 0 there, 1 now"):
+        carry_out(request(tmp_path, table_path, storage=storage, out=other, seed=1), world)
+    assert not (tmp_path / "other" / "request.yaml").exists()
+    then, result = carry_out(request(tmp_path, table_path, storage=storage, out=other, trials=5), world)
+    assert any("begun in another folder" in line for line in world.lines)
+    before, after = read_trials(first / "trials.csv"), read_trials(then / "trials.csv")
+    assert after["arch"].tolist()[: len(before)] == before["arch"].tolist()
+    assert result["counts"]["evaluated"] == 5
+    assert (then / "report.html").is_file()
+
+
+def test_a_study_that_is_none_of_a_run_is_refused(tmp_path, table_path, world):
+    import optuna
+
     storage = f"sqlite:///{tmp_path}/s.db"
-    carry_out(request(tmp_path, table_path, storage=storage, trials=2, repeats=0), world)
+    study = optuna.create_study(study_name="r", storage=storage)
+    study.tell(study.ask(), 1.0)
     with pytest.raises(RunError, match="has trials already"):
-        carry_out(request(tmp_path, table_path, storage=storage, out=str(tmp_path / "other")), world)
+        carry_out(request(tmp_path, table_path, storage=storage), world)
+
+
+def test_a_journal_that_another_run_writes_is_refused(tmp_path, table_path, world):
+    asked = request(tmp_path, table_path, storage=str(tmp_path / "shared.journal"))
+    with lock(tmp_path / "shared.journal.owner", "x"), pytest.raises(RunError, match="is in use by process"):
+        carry_out(asked, world)
 
 
 def test_a_run_in_use_is_refused(tmp_path, table_path, world):

@@ -15,7 +15,7 @@ from nas.evaluation.evaluators import Score
 from nas.search import engine, rungs, samplers
 from nas.search.rungs import CHANCE, PAIRS, Going, Rungs, noise_of
 from nas.search.samplers._context import History
-from nas.search.study import mend_journal
+from nas.search.storage import mend_journal
 from nas.search.trials import SO_FAR, record_of, trials_frame
 from tests.search.fakes import (
     HereWorkers,
@@ -356,7 +356,7 @@ def test_a_search_of_rungs_killed_again_and_again_is_the_uninterrupted_one(tmp_p
     while True:
         mend_journal(tmp_path / "study.journal")
         try:
-            storage = JournalStorage(DyingBackend(path, 25 + kills % 5))
+            storage = JournalStorage(DyingBackend(path, 6 + kills % 3))
             study, _ = searched(
                 24, sampler, storage=storage, objectives=objectives, scorers=levels(calls, fails), limit_us=500
             )
@@ -380,7 +380,7 @@ def test_killed_with_several_workers_no_score_of_a_rung_is_lost_or_computed_twic
     while True:
         mend_journal(tmp_path / "study.journal")
         try:
-            storage = JournalStorage(DyingBackend(path, 25 + kills % 5))
+            storage = JournalStorage(DyingBackend(path, 6 + kills % 3))
             study, _ = searched(24, size=3, storage=storage)
         except Kill:
             kills += 1
