@@ -18,7 +18,7 @@ from nas.core.errors import InputError, NasError, suggest
 OUT_OF_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory")
 
 
-class OutOfMemory(NasError):  # noqa: N818
+class OutOfMemory(NasError, MemoryError):  # noqa: N818
     """A model does not fit into the memory of its device at this batch size."""
 
 

@@ -1,8 +1,8 @@
 """The front of a study: reading its trials, the exact non-dominated set, the hypervolume it covers.
 
 Everything works on the frame of `trials.csv`, one row a trial: candidates that were scored (`evaluated`), candidates
-over a budget that never were (`infeasible`), repeats (`duplicate`) and failures (`failed`). Only evaluated trials can
-be on a front.
+that went no further than an earlier rung (`stopped`), candidates over a budget that never were scored (`infeasible`),
+repeats (`duplicate`) and failures (`failed`). Only evaluated trials can be on a front.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _costs(trials: pd.DataFrame, cost: str, score: str) -> np.ndarray:
 def read_trials(path: Path | str) -> pd.DataFrame:
     """Read `trials.csv`: text columns as text, counts as nullable integers, empty numbers as missing.
 
-    Columns `param.*` become numbers where all their values are, else stay text.
+    Columns `param.*` and `rung.*` become numbers where all their values are, else stay text.
 
     Raises:
         RunError: the file is missing, lacks a column, or holds a value that makes no sense, naming row and column.
@@ -135,7 +135,7 @@ def read_trials(path: Path | str) -> pd.DataFrame:
         raise RunError(f"{path} lacks the column{'s' if len(lacking) > 1 else ''} {', '.join(lacking)}")
     for name in (*WHOLE, *REAL):
         frame[name] = _numbers(frame[name], path, whole=name in WHOLE)
-    for name in frame.columns[frame.columns.str.startswith("param.")]:
+    for name in frame.columns[frame.columns.str.startswith(("param.", "rung."))]:
         frame[name] = _numbers_or_text(frame[name])
     _check(frame, path)
     return frame

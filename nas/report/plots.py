@@ -27,6 +27,7 @@ BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PINK, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#1f2933", "#8a94a0"
 STATE_STYLES = {
     "evaluated": {"color": BLUE, "symbol": "circle"},
+    "stopped": {"color": SKY, "symbol": "circle-open"},
     "infeasible": {"color": RED, "symbol": "x-thin"},
     "duplicate": {"color": GREY, "symbol": "line-ns"},
     "failed": {"color": BLACK, "symbol": "triangle-up"},
@@ -70,12 +71,16 @@ BAND_PERCENT = 5.0
 
 
 def candidates_data(trials: pd.DataFrame, cost: str = "predicted_ms", score: str = "value") -> pd.DataFrame:
-    """Evaluated and infeasible trials with their cost and score; `on_front` marks the non-dominated ones.
+    """Evaluated, stopped and infeasible trials with their cost and score; `on_front` marks the non-dominated ones.
 
-    An infeasible trial has no score.
+    Only an evaluated trial has a score.
     """
     evaluated_trials(trials, cost, score)
-    rows = trials[trials["state"].isin(["evaluated", "infeasible"])].sort_values("number").reset_index(drop=True)
+    rows = (
+        trials[trials["state"].isin(["evaluated", "stopped", "infeasible"])]
+        .sort_values("number")
+        .reset_index(drop=True)
+    )
     columns = dict.fromkeys(
         ["number", "arch", "state", "reason", cost, score, "score", "predicted_ms", "params", "macs"]
     )

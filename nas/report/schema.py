@@ -17,8 +17,10 @@ from nas.core.errors import RunError
 from nas.evaluation.evaluators import LOSS
 
 VERSION = 1  # of `result.json`
-State = Literal["evaluated", "infeasible", "duplicate", "failed"]
-"""What became of a trial: scored; over a budget, so never scored; the arch of an earlier trial; without a score."""
+State = Literal["evaluated", "stopped", "infeasible", "duplicate", "failed"]
+"""What became of a trial: scored; stopped at an earlier rung than the last; over a budget, so never scored; the arch of
+an earlier trial; without a score.
+"""
 STATES: tuple[State, ...] = get_args(State)
 
 TEXT = ("state", "reason", "score", "cost", "started", "arch", "table_hash")
@@ -26,7 +28,8 @@ WHOLE = ("number", "params", "macs", "duplicate_of", "seed")
 REAL = ("predicted_ms", "predicted_low_ms", "predicted_high_ms", "value", "val_loss", "val_accuracy", "seconds")
 TRIAL_COLUMNS = (*TEXT, *WHOLE, *REAL)
 """Columns of `trials.csv`; the parameters of the space stand in further ones, `param.*`. Candidates are compared by
-`value`, `score` is the name of that.
+`value`, `score` is the name of that. Where there are several rungs, `rung.N.value`, `.score`, `.seconds`, `.cost` and
+`.by_chance` say what a candidate reached at each, the first being 0.
 """
 LATER = ("value", "score", "cost")
 """Those that `trials.csv` of version 0.1 lacks: its values are losses."""
@@ -51,6 +54,7 @@ class Counts(TypedDict):
 
     proposed: NonNegativeInt
     evaluated: NonNegativeInt
+    stopped: NotRequired[NonNegativeInt]
     infeasible: NonNegativeInt
     duplicate: NonNegativeInt
     failed: NonNegativeInt
@@ -278,6 +282,22 @@ class Provenance(TypedDict):
     seconds: FiniteFloat
 
 
+class RungUse(TypedDict):
+    """What became of the candidates of one of several evaluators.
+
+    `scored` have a score of it, `by_chance` of them were sent there by chance alone, `stopped` went no further. Seconds
+    are those of one worker, `seconds` of all together.
+    """
+
+    title: str
+    score: str
+    scored: NonNegativeInt
+    by_chance: NonNegativeInt
+    stopped: NonNegativeInt
+    seconds: FiniteFloat
+    seconds_each: FiniteFloat
+
+
 class Result(TypedDict):
     """`result.json`; `begun_with` has the trial of each published network that the sampler began with."""
 
@@ -289,6 +309,7 @@ class Result(TypedDict):
     warnings: NotRequired[list[str]]
     budgets: list[Budget]
     counts: Counts
+    rungs: NotRequired[list[RungUse]]
     finalists: Annotated[list[Finalist], Field(min_length=1)]
     winner: Winner
     reference: NotRequired[Reference | None]

@@ -26,11 +26,11 @@ from nas.search.request import Request
 from nas.search.resolved import Named, Resolved, Say, resolve_request, table_begun_with
 from nas.search.samplers import load_sampler
 from nas.search.samplers._context import Context as SamplerContext
-from nas.search.scoring import CandidateScorer, Features, evaluator_of
+from nas.search.scoring import CandidateScorer, Features
 from nas.search.storage import JOURNAL
 from nas.search.study import close_study, distributions_of, has_study, note_versions, open_study
 from nas.search.timing import Allotment, Deadline, Pace
-from nas.search.trials import record_of
+from nas.search.trials import so_far
 from nas.search.workers import Pool, Stage
 from nas.tables.table import Table
 
@@ -124,13 +124,13 @@ class Context:
     @functools.cached_property
     def pace(self) -> Pace:
         """How long candidates take, by those that the study has."""
-        records = map(record_of, self.study.get_trials(deepcopy=False))
+        records = map(so_far, self.study.get_trials(deepcopy=False))
         return Pace(record for record in records if record is not None)
 
     @functools.cached_property
     def evaluator(self) -> Evaluator:
-        """What scores the candidates."""
-        return evaluator_of(self.request)
+        """What gives candidates their value: of several rungs the last."""
+        return load_asked(self.request.evaluator[-1])
 
     @functools.cached_property
     def data(self) -> Data:
@@ -286,7 +286,8 @@ class Context:
 
     def pool(self, on_stages: Callable[[tuple[Stage, ...]], None]) -> Pool:
         """Processes that score candidates, and say what they are at."""
-        return Pool(scorer_of(self), self.request.workers, on_stages)
+        scorers = tuple(scorer_of(self, asked) for asked in self.request.evaluator)
+        return Pool(scorers, self.request.workers, on_stages)
 
 
 def known_of(run: Context) -> SamplerContext:
@@ -295,6 +296,7 @@ def known_of(run: Context) -> SamplerContext:
     found.fits.keep(run.folder)
     objectives = 2 if request.objective == "front" else 1
     context = context_of(found.space, found.estimator, found.fits, objectives, request.start == "presets")
+    context = replace(context, rungs=len(request.evaluator))
     if not request.features:
         return context
     scorers = {name: scorer_of(run, asked) for asked in request.features for name in asked}
@@ -308,9 +310,8 @@ def sampler_of(run: Context) -> BaseSampler:
     return load_sampler(request.sampler, request.seed, distributions_of(run.found.space.choices), known_of(run))
 
 
-def scorer_of(run: Context, asked: Asked | None = None) -> CandidateScorer:
-    """What scores the candidates of a request, or scores them as one of its features."""
-    asked = run.request.evaluator[0] if asked is None else asked
+def scorer_of(run: Context, asked: Asked) -> CandidateScorer:
+    """What scores the candidates of a request with one of its evaluators or features."""
     request, size = run.request, run.found.space.input_shape
     return CandidateScorer(
         load_asked(asked), request.dataset, size, request.seed, request.device, request.limit, run.prepared(asked)

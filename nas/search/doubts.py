@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from nas.evaluation.recipes import read_recipe
 from nas.search.finalists import Finalist, Ranking
 from nas.search.request import Request
 from nas.tables.table import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SURE = 0.01  # probability that a network which guesses comes so far by luck
 CANDIDATE_STEPS = 100  # with fewer, candidates differ by how fast they start: digits, hybrid space
@@ -167,6 +170,20 @@ def _alike(score: str, values: Sequence[float], sigma: float | None) -> list[str
         f"{seen:.3g} (standard deviation), two trainings of one network by {sigma:.3g}, which leaves {own:.3g} to the "
         "networks themselves. So chance had the larger part in choosing; more epochs or images tell them apart"
     ]
+
+
+def constant(rungs: Sequence[str], trials: pd.DataFrame) -> list[str]:
+    """Rungs whose values are all the same, so that the order of proposals chose who went on."""
+    found = []
+    for place, title in enumerate(rungs[:-1]):
+        own = trials[trials["state"] != "duplicate"]
+        values = own[f"rung.{place}.value"].dropna() if f"rung.{place}.value" in own else own["value"][:0]
+        if len(values) > 2 and values.nunique() == 1:
+            found.append(
+                f"All {len(values)} candidates have the same value of {title}, {values.iloc[0]:.6g}, so nothing chose "
+                "who went on from there. Leave it out, or look at the evaluator"
+            )
+    return found
 
 
 def disturbed(finalists: Sequence[Finalist]) -> list[str]:

@@ -88,7 +88,9 @@ class Request(BaseModel):
     evaluator: Evaluators = Field(
         default="short",
         validate_default=True,
-        description="How candidates are scored: short (a short training), or with settings, {short: {epochs: 2}}.",
+        description="How candidates are scored: short (a short training), or with settings, {short: {epochs: 2}}. "
+        "Several are rungs: all candidates get a score of the first, the best third of each goes on to the next, and a "
+        "tenth of the others by chance; only the last gives a candidate its value.",
     )
     features: Evaluators = Field(
         default=(), description="Evaluators whose scores of a few candidates a trial guide the sampler."
@@ -101,7 +103,10 @@ class Request(BaseModel):
     start: Literal["presets", "none"] = Field(
         default="presets", description="What guided begins with: presets (published networks that fit) or none."
     )
-    trials: Positive = Field(default=60, description="Candidates to evaluate; those over a budget do not count.")
+    trials: Positive = Field(
+        default=60,
+        description="Candidates to evaluate, of several evaluators by the first; those over a budget do not count.",
+    )
     minutes: float | None = Field(
         default=None,
         gt=0,
@@ -184,6 +189,9 @@ class Request(BaseModel):
         if info.field_name == "evaluator":
             if not found:
                 raise ValueError("expected an evaluator, such as short, got none")
+            for place, asked in enumerate(found):
+                if asked in found[:place]:
+                    raise ValueError(f"{', '.join(asked)}: stands there twice with the same settings")
         elif twice := {name for name, count in Counter(name for asked in found for name in asked).items() if count > 1}:
             raise ValueError(f"{', '.join(sorted(twice))}: stands there twice")
         return found

@@ -35,7 +35,6 @@ from nas.search.fitting import feasible_set
 from nas.search.limits import Estimator, Limit, Survey, resolve
 from nas.search.overview import summary, told
 from nas.search.request import Request
-from nas.search.scoring import evaluator_of
 from nas.search.timing import PROFILE_SHARE
 from nas.tables.calibration import networks_for
 from nas.tables.table import Table
@@ -129,7 +128,6 @@ def name_request(request: Request, log: Say) -> Named:
         InputError: a name is unknown, or does not fit.
     """
     device = str(pick_device(request.device))
-    evaluator_of(request)
     table = None if request.table is None else _table(request.table, request.level)
     space, data = _space(request, table, log)
     budgets = tuple(map(Budget.parse, request.budgets))

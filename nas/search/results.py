@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 from nas import __version__
 from nas.core.arch import Arch, calls_of
 from nas.core.units import to_ms
+from nas.evaluation.evaluators import titles_of
 from nas.metrics import MB
 from nas.networks.building import cost_of
 from nas.report import facts, schema
 from nas.search import known
-from nas.search.doubts import disturbed, doubts, noisy, shortened, winners_chance
+from nas.search.doubts import constant, disturbed, doubts, noisy, shortened, winners_chance
 from nas.search.finalists import Finalist, rank
 from nas.search.fitting import lattice_of
 from nas.search.resolved import Resolved
 from nas.search.study import version_changes
-from nas.search.trials import trials_frame
+from nas.search.trials import record_of, trials_frame
 
 if TYPE_CHECKING:
     import optuna
@@ -68,8 +69,11 @@ def result_data(
     values, accuracies = evaluated["value"].tolist(), evaluated["val_accuracy"].dropna().tolist()
     warnings = doubts(request, run.data, run.evaluator, score, values, accuracies, ranking, training)
     warnings += [*disturbed(finalists), *noisy(found.estimator.table, found.space)]
+    rungs = rungs_data(titles_of(request.evaluator), study) if len(request.evaluator) > 1 else []
+    warnings += constant([rung["title"] for rung in rungs], trials)
     if request.minutes is not None:
-        warnings += shortened(request, len(values), finalists, run.wanted_repeats, training)
+        begun = rungs[0]["scored"] if rungs else len(values)
+        warnings += shortened(request, begun, finalists, run.wanted_repeats, training)
     data = {
         "schema": schema.VERSION,
         "name": request.name,
@@ -81,6 +85,7 @@ def result_data(
             limit.as_data() | {"used": used} for limit, used in zip(found.estimator.limits, winner.used, strict=True)
         ],
         "counts": {"proposed": len(trials)} | {state: int(counts.get(state, 0)) for state in schema.STATES},
+        **({"rungs": rungs} if rungs else {}),
         "finalists": [finalist_data(finalist, found) for finalist in finalists],
         "winner": finalist_data(winner, found)
         | {
@@ -104,6 +109,28 @@ def result_data(
         "provenance": _provenance(found, study),
     }
     return schema.check_result(data, "result.json as this run would write it")
+
+
+def rungs_data(titles: Sequence[str], study: optuna.Study) -> list[schema.RungUse]:
+    """What became of the candidates of each rung; `titles` names these."""
+    records = [record for record in map(record_of, study.get_trials(deepcopy=False)) if record is not None]
+    own = [record for record in records if record.state != "duplicate" and record.rungs]
+    found: list[schema.RungUse] = []
+    for place, title in enumerate(titles):
+        here = [record.rungs[place] for record in own if len(record.rungs) > place]
+        seconds = sum(rung.seconds or 0.0 for rung in here)
+        found.append(
+            {
+                "title": title,
+                "score": here[0].score if here else "",
+                "scored": len(here),
+                "by_chance": sum(rung.by_chance for rung in here),
+                "stopped": sum(record.state == "stopped" and len(record.rungs) == place + 1 for record in own),
+                "seconds": seconds,
+                "seconds_each": seconds / len(here) if here else 0.0,
+            }
+        )
+    return found
 
 
 def finalist_data(finalist: Finalist, found: Resolved) -> dict[str, Any]:

@@ -14,24 +14,12 @@ import numpy as np
 import torch
 
 from nas.core.arch import Arch
-from nas.core.errors import InputError, RunError
+from nas.core.errors import RunError
 from nas.core.files import writing
 from nas.evaluation.data import Data, load_data
-from nas.evaluation.evaluators import Evaluator, Score, load_asked
+from nas.evaluation.evaluators import Evaluator, Score
 from nas.networks.building import build
-from nas.search.request import Request
 from nas.search.workers import OnEpoch, checked
-
-
-def evaluator_of(request: Request) -> Evaluator:
-    """What scores the candidates of a request.
-
-    Raises:
-        InputError: it names several.
-    """
-    if len(request.evaluator) > 1:
-        raise InputError("evaluator: several of them, each for a part of the candidates, are not built yet; name one")
-    return load_asked(request.evaluator[0])
 
 
 @dataclass(frozen=True)

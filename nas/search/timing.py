@@ -15,7 +15,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nas.core.units import to_ms
-from nas.evaluation.evaluators import Progress, title_of
+from nas.evaluation.evaluators import Progress, title_of, titles_of
+from nas.search.rungs import EXPECTED
 from nas.search.workers import Outcome, Stage
 
 if TYPE_CHECKING:
@@ -57,20 +58,37 @@ class Pace:
     """How long the candidates of a run take, those of earlier commands among them.
 
     Args:
-        records: of the trials that are finished.
+        records: of the trials that are finished, or have passed a rung.
         guess: seconds of a candidate before one is known.
     """
 
     def __init__(self, records: Iterable[Record] = (), guess: float | None = None) -> None:
         self._known: list[tuple[float, float]] = []  # value, seconds
         self._guess = guess
+        self._rungs: dict[int, list[float]] = {}
         for record in records:
             self.add(record)
+            for rung in range(len(record.rungs)):
+                self.passed(record, rung)
 
     def add(self, record: Record) -> None:
         """Take up a trial that is finished."""
         if record.state == "evaluated" and record.seconds is not None and record.value is not None:
             self._known.append((record.value, record.seconds))
+
+    def passed(self, record: Record, rung: int) -> None:
+        """Take up what a candidate took at one of several rungs."""
+        self._rungs.setdefault(rung, []).append(record.rungs[rung].seconds or 0.0)
+
+    def of_rung(self, rung: int) -> float | None:
+        """Mean seconds of a candidate at a rung, None before one is known."""
+        known = self._rungs.get(rung)
+        return sum(known) / len(known) if known else None
+
+    @property
+    def longest(self) -> float:
+        """Mean seconds of the rung that takes longest, as far as that is known."""
+        return max([self.each or 0.0, *(self.of_rung(rung) or 0.0 for rung in self._rungs)])
 
     def look(self, stages: Iterable[Stage]) -> None:
         """Guess from candidates in training, as long as none is finished."""
@@ -125,7 +143,7 @@ class Allotment:
             request.finalists, self._wanted_repeats, best
         )
         needed = min(MARGIN * (behind + training) + WRITE_SECONDS, (1 - CANDIDATES_SHARE) * self._at_first)
-        return left < needed + MARGIN * (self._pace.each or 0.0)
+        return left < needed + MARGIN * self._pace.longest
 
     def measured(self, seconds: float) -> None:
         """A finalist was measured, which took so long."""
@@ -176,11 +194,18 @@ class Watch:
 
     def __init__(self, request: Request, pace: Pace, progress: Progress, log: Callable[[str], None]) -> None:
         self._request, self._pace, self._progress, self._log = request, pace, progress, log
-        self._done, self._best, self._stages = 0, "", tuple[Stage, ...]()
+        self._titles = titles_of(request.evaluator)
+        self._done, self._best, self._stages = (0,) * len(self._titles), "", tuple[Stage, ...]()
 
-    def begin(self, done: int) -> None:
-        """So many candidates were evaluated by earlier commands."""
+    def begin(self, done: tuple[int, ...]) -> None:
+        """So many candidates have a score of each rung from earlier commands."""
         self._done = done
+        self._show()
+
+    def rung(self, now: engine.Standing) -> None:
+        """A candidate has passed a rung before the last."""
+        self._pace.passed(now.record, len(now.record.rungs) - 1)
+        self._done = now.rungs
         self._show()
 
     def trial(self, now: engine.Standing) -> None:
@@ -188,14 +213,19 @@ class Watch:
         record = now.record
         if record.state == "evaluated":
             self._pace.add(record)
+            if record.rungs:
+                self._pace.passed(record, len(record.rungs) - 1)
             accuracy = "" if record.val_accuracy is None else f", accuracy {record.val_accuracy:.1%}"
+            number = f"{now.rungs[0]} of {now.trials}" + f"; {now.rungs[-1]} at the last rung" * bool(record.rungs)
             self._log(
                 f"trial {now.number}: {_shown(record)}{accuracy}, {to_ms(record.predicted_us or 0):.4g} ms "
-                f"predicted ({now.counts['evaluated']} of {now.trials})"
+                f"predicted ({number})"
             )
         elif record.state == "failed":
             self._log(f"trial {now.number} failed: {record.reason}")
-        self._done = now.counts["evaluated"]
+        elif record.state == "stopped":
+            self._log(f"trial {now.number} {record.reason}")
+        self._done = now.rungs
         if record.score and now.best is not None:
             self._best = f", best {_shown(replace(record, value=now.best))}"
         self._show()
@@ -203,14 +233,30 @@ class Watch:
     def training(self, stages: tuple[Stage, ...]) -> None:
         """What the workers are at."""
         self._stages = stages
-        self._pace.look(stages)
+        if len(self._titles) == 1:
+            self._pace.look(stages)
         self._show()
 
     def _show(self) -> None:
-        total = self._request.trials
-        left = seconds_left(total - self._done, self._stages, self._pace.each, self._request.workers)
-        text = f"{self._done} candidate{'s' * (self._done != 1)} evaluated{self._best}{epochs_of(self._stages)}"
-        self._progress(self._done, total, left, text)
+        total, done = self._request.trials, self._done
+        if len(done) == 1:
+            left = seconds_left(total - done[0], self._stages, self._pace.each, self._request.workers)
+            text = f"{done[0]} candidate{'s' * (done[0] != 1)} evaluated"
+        else:
+            left = self._rungs_left()
+            text = ", ".join(f"{title} {count}" for title, count in zip(self._titles, done, strict=True))
+        self._progress(done[0], total, left, f"{text}{self._best}{epochs_of(self._stages)}")
+
+    def _rungs_left(self) -> float | None:
+        """About how long it takes until as many stand at each rung as are expected; None before each has been seen."""
+        expected, work = float(self._request.trials), 0.0
+        for rung, done in enumerate(self._done):
+            each = self._pace.of_rung(rung)
+            if each is None:
+                return None
+            work += max(expected - done, 0.0) * each
+            expected = max(expected * EXPECTED, 1.0)
+        return work / self._request.workers
 
 
 def _shown(record: Record) -> str:

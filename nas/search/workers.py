@@ -25,6 +25,7 @@ from nas.profiling.device.parent import die_with
 
 _SPAWN = multiprocessing.get_context("spawn")  # forked children of a process with threads can deadlock
 _EXIT_SECONDS = 10.0
+SENT_AGAIN = 3  # times that a candidate goes to a fresh worker after its own was lost
 
 
 class Scorer(Protocol):
@@ -36,6 +37,8 @@ class Scorer(Protocol):
 
 OnEpoch = Callable[[int, int], None]
 """Called with the epochs done and those in all."""
+Scorers = Scorer | tuple[Scorer, ...]
+"""One, or one for each rung."""
 
 
 @dataclass(frozen=True)
@@ -46,36 +49,113 @@ class Task:
         key: number that the outcome comes back under.
         arch: the arch as JSON.
         seed: of everything random.
+        rung: which of the scorers, where there are several; the last one unless said otherwise.
+        attempt: how often it was sent out before and its worker was lost; then it goes to a fresh one.
     """
 
     key: int
     arch: str
     seed: int
+    rung: int = -1
+    attempt: int = 0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task: a score, or the reason why there is none."""
+    """What became of a task: a score, or the reason why there is none.
+
+    Attributes:
+        key: of the task.
+        score: None where there is none.
+        reason: why.
+        lost: its worker was: killed, gone, or out of memory. That says nothing of the candidate.
+    """
 
     key: int
     score: Score | None
     reason: str = ""
+    lost: bool = False
 
 
 @dataclass(frozen=True)
 class Stage:
-    """How far a task is: epochs done (one or more), epochs in all, seconds since it began."""
+    """How far a task is: epochs done (one or more), epochs in all, seconds since it began, its rung."""
 
     key: int
     epoch: int
     epochs: int
     seconds: float
+    rung: int = -1
+
+
+class Workers(Protocol):
+    """Where candidates are evaluated: a `Pool`, or what stands for it in a test."""
+
+    @property
+    def size(self) -> int:
+        """How many tasks can be at work at once."""
+
+    @property
+    def idle(self) -> int:
+        """How many tasks could start at once."""
+
+    def submit(self, task: Task) -> None:
+        """Start a task, in a fresh worker where it was sent out before."""
+
+    def wait(self) -> Outcome:
+        """The next outcome."""
+
+
+class Dispatch:
+    """Sends tasks to workers, and again where a worker was lost: `SENT_AGAIN` times at most.
+
+    Args:
+        workers: nobody else submits to them meanwhile.
+    """
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self._out: dict[int, Task] = {}
+
+    @property
+    def size(self) -> int:
+        """See `Workers`."""
+        return self._workers.size
+
+    @property
+    def idle(self) -> int:
+        """See `Workers`."""
+        return self._workers.idle
+
+    def submit(self, task: Task) -> None:
+        """See `Workers`; keys of tasks that are out at once differ."""
+        self._out[task.key] = task
+        self._workers.submit(task)
+
+    def wait(self) -> Outcome:
+        """The next outcome that stands: a score, a failure, or a worker lost once too often."""
+        while True:
+            outcome = self._workers.wait()
+            task = self._out.pop(outcome.key)
+            if not outcome.lost:
+                return outcome
+            if task.attempt == SENT_AGAIN:
+                return replace(outcome, reason=f"{outcome.reason} (it was sent out {task.attempt + 1} times)")
+            self.submit(replace(task, attempt=task.attempt + 1))
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        """Run all tasks, as many at once as there are workers; outcomes come as they are done."""
+        left = deque(tasks)
+        while left or self._out:
+            while left and self.idle:
+                self.submit(left.popleft())
+            yield self.wait()
 
 
 class _Worker:
     """One process, its pipe, and the task it works on."""
 
-    def __init__(self, scorer: Scorer) -> None:
+    def __init__(self, scorer: Scorers) -> None:
         self.pipe, theirs = _SPAWN.Pipe()
         self.process = _SPAWN.Process(target=_serve, args=(theirs, scorer, os.getpid()), daemon=True)
         with _without_interrupts():
@@ -96,7 +176,7 @@ class _Worker:
             found: Outcome | Stage = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join(_EXIT_SECONDS)
-            found = Outcome(self.task.key, None, _cause_of_death(self.process.exitcode))
+            found = Outcome(self.task.key, None, _cause_of_death(self.process.exitcode), lost=True)
         if isinstance(found, Stage):
             self.stage = found
             return None
@@ -142,13 +222,13 @@ class Pool:
     """A number of workers; use it as a context, which ends them.
 
     Args:
-        scorer: what each of them runs.
+        scorer: what each of them runs; of several, one a rung.
         workers: how many; they start when there is work for them.
         on_stages: called with how far the tasks at work are, whenever one has done an epoch or is finished.
     """
 
     def __init__(
-        self, scorer: Scorer, workers: int, on_stages: Callable[[tuple[Stage, ...]], None] | None = None
+        self, scorer: Scorers, workers: int, on_stages: Callable[[tuple[Stage, ...]], None] | None = None
     ) -> None:
         self.size = workers
         self._scorer, self._on_stages = scorer, on_stages
@@ -166,11 +246,16 @@ class Pool:
         return self.size - sum(worker.task is not None for worker in self._workers)
 
     def submit(self, task: Task) -> None:
-        """Start a task; there must be an idle worker. One that ended while it was idle is replaced first."""
+        """Start a task; there must be an idle worker. One that ended while it was idle is replaced first, and any where
+        the task lost its worker before.
+        """
         for dead in [each for each in self._workers if each.task is None and not each.process.is_alive()]:
-            self._workers.remove(dead)
-            dead.stop()
+            self._remove(dead)
         worker = next((worker for worker in self._workers if worker.task is None), None)
+        if worker is not None and task.attempt:
+            if len(self._workers) == self.size:
+                self._remove(worker)
+            worker = None
         if worker is None:
             assert len(self._workers) < self.size, "no idle worker"
             worker = _Worker(self._scorer)
@@ -178,7 +263,7 @@ class Pool:
         worker.start(task)
 
     def wait(self) -> Outcome:
-        """The next outcome, of whichever task is done first; a worker that died is replaced by a fresh one."""
+        """The next outcome, of whichever task is done first; a worker that was lost is replaced by a fresh one."""
         busy = {worker.pipe: worker for worker in self._workers if worker.task is not None}
         assert busy, "nothing to wait for"
         outcome = None
@@ -188,18 +273,17 @@ class Pool:
             outcome = worker.outcome()
             if self._on_stages is not None:
                 self._on_stages(tuple(each.stage for each in self._workers if each.stage is not None))
-        if not worker.process.is_alive():
-            self._workers.remove(worker)
-            worker.stop()
+        if outcome.lost or not worker.process.is_alive():
+            self._remove(worker)
         return outcome
 
+    def _remove(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        worker.stop()
+
     def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
-        """Run all tasks, as many at once as there are workers; outcomes come as they are done."""
-        left = deque(tasks)
-        while left or self.idle < self.size:
-            while left and self.idle:
-                self.submit(left.popleft())
-            yield self.wait()
+        """Run all tasks; see `Dispatch`."""
+        return Dispatch(self).run(tasks)
 
     def close(self) -> None:
         """End all workers, also those at work."""
@@ -208,7 +292,7 @@ class Pool:
         self._workers.clear()
 
 
-def _serve(pipe: Connection, scorer: Scorer, parent: int) -> None:
+def _serve(pipe: Connection, scorer: Scorers, parent: int) -> None:
     """The life of a worker: score what comes until the pipe ends or the parent dies."""
     die_with(parent)
     with contextlib.suppress(EOFError, OSError):
@@ -217,16 +301,18 @@ def _serve(pipe: Connection, scorer: Scorer, parent: int) -> None:
             pipe.send(_outcome(scorer, task, pipe.send))
 
 
-def _outcome(scorer: Scorer, task: Task, tell: Callable[[Stage], None]) -> Outcome:
+def _outcome(scorer: Scorers, task: Task, tell: Callable[[Stage], None]) -> Outcome:
     begun = time.monotonic()
+    if isinstance(scorer, tuple):
+        scorer = scorer[task.rung]
 
     def on_epoch(epoch: int, epochs: int) -> None:
-        tell(Stage(task.key, epoch, epochs, time.monotonic() - begun))
+        tell(Stage(task.key, epoch, epochs, time.monotonic() - begun, task.rung))
 
     try:
         score = checked(scorer(task.arch, task.seed, on_epoch))
     except Exception as error:
-        return Outcome(task.key, None, reason_of(error))
+        return Outcome(task.key, None, reason_of(error), lost=isinstance(error, MemoryError))
     if score.seconds is None:
         score = replace(score, seconds=time.monotonic() - begun)
     return Outcome(task.key, score)

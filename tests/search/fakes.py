@@ -68,6 +68,26 @@ class FakeScorer:
 
 
 @dataclass(frozen=True)
+class Killing(FakeScorer):
+    """A scorer whose process is killed so many times at each arch, by the lines that `calls` has for it.
+
+    Attributes:
+        killing: share of the archs at which it is, in 0..1.
+        times: how often.
+    """
+
+    killing: float = 0.0
+    times: int = 0
+
+    def __call__(self, arch: str, seed: int, on_epoch: Any = None) -> Score:
+        score = super().__call__(arch, seed, on_epoch)
+        begun = Path(self.calls).read_text().count(hashlib.sha256(arch.encode()).hexdigest()[:12])
+        if digits(arch + "kills") < self.killing and begun <= self.times:
+            os.kill(os.getpid(), 9)
+        return score
+
+
+@dataclass(frozen=True)
 class ToyArch:
     """An arch without blocks: its parameters, of which `dead` chooses nothing."""
 

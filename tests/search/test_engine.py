@@ -134,6 +134,26 @@ def test_an_arch_that_failed_is_not_tried_again():
     assert len(first.scored + then.scored) == len(set(first.scored + then.scored)) > 20
 
 
+@pytest.mark.parametrize("sampler", ["random", "guided"])
+def test_what_failed_for_want_of_memory_is_tried_again_once_by_a_later_run(sampler):
+    storage, scorer = InMemoryStorage(), FakeScorer(fail="memory", failing=0.3)
+    study, first = searched(10, sampler, scorer=scorer, storage=storage)
+    lost = {record.arch for record in records(study) if record.state == "failed"}
+    assert lost
+    assert {first.scored.count(text) for text in first.scored} == {1, 4}
+    study, _ = searched(10 + len(lost), sampler, storage=storage)  # there is more memory now
+    assert lost <= {record.arch for record in records(study) if record.state == "evaluated"}
+
+
+def test_what_failed_for_want_of_memory_in_two_runs_is_left_alone():
+    storage, scorer = InMemoryStorage(), FakeScorer(fail="memory", failing=0.3)
+    for trials in (10, 14, 18, 22):
+        study, _ = searched(trials, scorer=scorer, storage=storage)
+    lost = [record.arch for record in records(study) if record.lost]
+    assert {lost.count(arch) for arch in lost} <= {1, 2}
+    assert lost.count(lost[0]) == 2
+
+
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_search_in_which_everything_fails_stops_with_the_reason(size):
     storage = InMemoryStorage()
@@ -292,7 +312,7 @@ def told(path) -> dict[str, float]:
 
 def test_a_record_survives_its_plain_form():
     record = Record("evaluated", arch="a" * 12, predicted_us=1.5, params=0, macs=7, value=0.0, score="made_up")
-    assert Record(**json.loads(json.dumps(record.as_data()))) == record
+    assert Record.of_data(json.loads(json.dumps(record.as_data()))) == record
     assert Record("infeasible", predicted_us=2000.0).values(2) == [math.inf, 2.0]
 
 

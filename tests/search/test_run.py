@@ -72,7 +72,7 @@ def untrained(model, data, recipe, *, checkpoint, **settings):
 @pytest.fixture
 def world(monkeypatch, tmp_path):
     made = World()
-    monkeypatch.setattr(context, "scorer_of", lambda found: FakeScorer(calls=str(tmp_path / "calls")))
+    monkeypatch.setattr(context, "scorer_of", lambda found, asked: FakeScorer(calls=str(tmp_path / "calls")))
     monkeypatch.setattr("nas.search.steps.measure.measure_arch", made.measure)
     monkeypatch.setattr("nas.search.steps.measure.weigh_arch", made.weigh)
     monkeypatch.setattr("nas.evaluation.runs.train", untrained)
@@ -248,7 +248,7 @@ def clock(world, monkeypatch):
         return replace(untrained(model, data, recipe, **settings), epochs=recipe.epochs)
 
     monkeypatch.setattr(run, "clock", made)
-    monkeypatch.setattr(context, "scorer_of", lambda found: score)
+    monkeypatch.setattr(context, "scorer_of", lambda found, asked: score)
     monkeypatch.setattr("nas.search.steps.measure.measure_arch", measure)
     monkeypatch.setattr("nas.evaluation.runs.train", train)
     return made

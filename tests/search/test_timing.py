@@ -144,15 +144,15 @@ def shown():
 def test_what_is_shown_while_candidates_train_also_right_after_a_resume(shown):
     asked, lines, facts, show = shown
     watch = Watch(asked, Pace([evaluated(0.5, 10.0)]), show, lines.append)
-    watch.begin(1)
+    watch.begin((1,))
     assert facts[-1] == (1, 4, 15.0, "1 candidate evaluated")  # three of 10 s on two workers
     watch.training((Stage(1, 1, 4, 2.5), Stage(2, 3, 4, 7.0)))
     assert facts[-1] == (1, 4, 10.0, "1 candidate evaluated; epochs 1/4, 3/4")
     counts = {"evaluated": 2}
-    watch.trial(Standing(7, evaluated(0.25, 10.0), 4, counts, 0.25))
+    watch.trial(Standing(7, evaluated(0.25, 10.0), 4, counts, (2,), 0.25))
     assert facts[-1][3].startswith("2 candidates evaluated, best validation loss 0.2500")
-    watch.trial(Standing(8, Record("infeasible"), 4, counts, 0.25))
-    watch.trial(Standing(9, Record("failed", reason="no room"), 4, counts, 0.25))
+    watch.trial(Standing(8, Record("infeasible"), 4, counts, (2,), 0.25))
+    watch.trial(Standing(9, Record("failed", reason="no room"), 4, counts, (2,), 0.25))
     assert lines == [
         "trial 7: validation loss 0.2500, accuracy 50.0%, 0.5 ms predicted (2 of 4)",
         "trial 9 failed: no room",

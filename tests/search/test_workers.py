@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from optuna.storages import InMemoryStorage
 
+from nas.core.errors import RunError
 from nas.search.trials import record_of
 from nas.search.workers import Pool, Task
-from tests.search.fakes import FakeScorer, ToyEstimator, ToySpace, digits, make_engine, make_study
+from tests.search.fakes import FakeScorer, Killing, ToyEstimator, ToySpace, digits, make_engine, make_study
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,6 +59,50 @@ def test_a_candidate_that_ends_badly_costs_only_itself(fail, reason):
     failed = [record for record in records if record.state == "failed"]
     assert failed
     assert all(reason in record.reason for record in failed)
+
+
+def begun(calls):
+    """How often each arch was begun, and in how many processes."""
+    found: dict[str, list[str]] = {}
+    for line in calls.read_text().splitlines():
+        arch, pid = line.split()
+        found.setdefault(arch, []).append(pid)
+    return {arch: (len(pids), len(set(pids))) for arch, pids in found.items()}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_candidate_whose_worker_is_killed_is_sent_to_a_fresh_one_and_nothing_fails(tmp_path, workers):
+    calls, study = tmp_path / "calls", make_study(InMemoryStorage(), ToySpace())
+    with Pool(Killing(calls=str(calls), killing=0.5, times=2), workers) as pool:
+        make_engine(study, ToySpace(), ToyEstimator(), pool, 6).run()
+    records = [record_of(trial) for trial in study.trials]
+    assert [record.state for record in records].count("evaluated") == 6
+    assert not [record for record in records if record.state == "failed"]
+    found = begun(calls)
+    assert set(found.values()) == {(1, 1), (3, 3)}
+    assert set(found) == {record.arch for record in records if record.state == "evaluated"}
+
+
+def test_a_candidate_that_always_kills_its_worker_fails_after_three_more_workers_and_only_it(tmp_path):
+    calls, study = tmp_path / "calls", make_study(InMemoryStorage(), ToySpace())
+    with Pool(Killing(calls=str(calls), killing=0.2, times=99), 2) as pool:
+        make_engine(study, ToySpace(), ToyEstimator(), pool, 8).run()
+    records = {record.arch: record for record in map(record_of, study.trials) if record.state != "infeasible"}
+    failed = {arch for arch, record in records.items() if record.state == "failed"}
+    assert failed
+    assert begun(calls) == {arch: ((4, 4) if arch in failed else (1, begun(calls)[arch][1])) for arch in begun(calls)}
+    assert all("SIGKILL" in records[arch].reason and "sent out 4 times" in records[arch].reason for arch in failed)
+    assert all(records[arch].lost for arch in failed)
+
+
+def test_a_search_ends_when_five_candidates_have_lost_all_their_workers(tmp_path):
+    calls, study = tmp_path / "calls", make_study(InMemoryStorage(), ToySpace())
+    with (
+        Pool(Killing(calls=str(calls), killing=1.0, times=99), 1) as pool,
+        pytest.raises(RunError, match=r"5 evaluations and no other failed.*SIGKILL"),
+    ):
+        make_engine(study, ToySpace(), ToyEstimator(), pool, 8).run()
+    assert list(begun(calls).values()) == [(4, 4)] * 5
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -231,6 +231,18 @@ def _filled(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
+def titles_of(asked: Sequence[Asked]) -> list[str]:
+    """Evaluators of a list as people read them: `naswot`, or `short (epochs 2)` by what tells those of a name apart."""
+    found = []
+    for item in asked:
+        ((name, settings),) = item.items()
+        alike = [other[name] for other in asked if name in other]
+        differ = [key for key, value in settings.items() if any(other.get(key) != value for other in alike)]
+        shown = ", ".join(f"{key} {brief(settings[key])}" for key in differ)
+        found.append(f"{name} ({shown})" if shown else name)
+    return found
+
+
 def key_of(asked: Asked) -> str:
     """A name for an evaluator with its settings, as files can have it."""
     (name,) = asked

@@ -7,7 +7,7 @@ import math
 import weakref
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from optuna.distributions import BaseDistribution
@@ -20,9 +20,11 @@ from nas.search.feasible import FeasibleSet
 from nas.search.lattice import Costs, Path
 from nas.search.limits import Estimator
 from nas.search.surrogate import Encoder
+from nas.search.trials import so_far
 
 MOST_LISTED = 7000  # candidates of a set that are all looked at
 REFERENCE = 512  # draws that features are centred and scaled by
+LAST = 1_000_000  # the last rung, above all others
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,7 @@ class Context:
         features: scores of paths by the evaluators that the request names as features, (n, layers) -> (n, features);
             None where it names none. What was asked for once is known; else each costs what its evaluator takes.
         estimator: the limits and tables: it says what any arch costs, and whether it fits.
+        rungs: how many evaluators score candidates in turn.
     """
 
     feasible: FeasibleSet
@@ -47,6 +50,7 @@ class Context:
     starts: tuple[Path, ...] = ()
     features: Callable[[np.ndarray], np.ndarray] | None = None
     estimator: Estimator | None = None
+    rungs: int = 1
     pasts: MutableMapping[Study, Past] = field(default_factory=weakref.WeakKeyDictionary, repr=False)
     _paths: MutableMapping[Study, dict[int, Path | None]] = field(default_factory=weakref.WeakKeyDictionary, repr=False)
 
@@ -79,7 +83,7 @@ class Context:
                 path = self.feasible.lattice.path_of(trial.params)
             except InputError:
                 path = None
-            if not trial.state.is_finished():
+            if not trial.state.is_finished() and so_far(trial) is None:  # some parameters may be missing
                 return path
             known[trial.number] = path
         return known[trial.number]
@@ -88,6 +92,10 @@ class Context:
 @dataclass(frozen=True)
 class History:
     """What was tried before a trial, or at all.
+
+    Of several rungs the values are those of one, since values of different evaluators do not compare: of the highest
+    where enough candidates have one (as BOHB learns from the largest budget, arXiv:1807.01774, sec. 4.1), and before
+    there is such a rung, of the first. That candidates stopped or wait is no matter.
 
     Attributes:
         seen: candidates of all earlier trials, those in evaluation among them.
@@ -100,16 +108,23 @@ class History:
 
     @classmethod
     def of(cls, context: Context, study: Study) -> History:
-        """The history of a whole study."""
-        return cls._of(context, study, None)
+        """The history of a whole study, with the values of its last rung."""
+        return cls._of(context, study, None, None)
 
     @classmethod
-    def before(cls, context: Context, study: Study, trial: FrozenTrial) -> History:
-        """The history that a trial is drawn from: also where it was begun by an earlier process, which knew less."""
-        return cls._of(context, study, trial)
+    def before(cls, context: Context, study: Study, trial: FrozenTrial, enough: int = 1) -> History:
+        """The history that a trial is drawn from: also where it was begun by an earlier process, which knew less.
+
+        Args:
+            context: of the search.
+            study: with the trials.
+            trial: that is drawn.
+            enough: candidates with a value of a rung that a sampler can learn from.
+        """
+        return cls._of(context, study, trial, enough)
 
     @classmethod
-    def _of(cls, context: Context, study: Study, trial: FrozenTrial | None) -> History:
+    def _of(cls, context: Context, study: Study, trial: FrozenTrial | None, enough: int | None) -> History:
         trials = study.get_trials(deepcopy=False)
         if trial is not None and trial.params:  # begun by an earlier process, which did not know all that is finished
             past = Past()
@@ -120,10 +135,15 @@ class History:
         for other in trials[past.count :]:
             if (other.params or other.state.is_finished()) and (trial is None or not _is_later(other, trial)):
                 later.add(context, study, other, trial is None or not _was_unknown(other, trial), past)
+        rung = LAST
+        if enough is not None:
+            counts = {rung: past.size(rung) + later.size(rung) for rung in {*past.rungs, *later.rungs}}
+            rungs = sorted(counts, reverse=True)  # LAST is above all
+            rung = next((rung for rung in rungs if counts[rung] >= enough), rungs[-1] if rungs else LAST)
         if not later.seen:
-            return cls(past.seen, past.paths, past.array(context.objectives))
-        values = np.concatenate([past.array(context.objectives), later.array(context.objectives)])
-        return cls(past.seen | later.seen, [*past.paths, *later.paths], values)
+            return cls(past.seen, past.paths(rung), past.array(rung, context.objectives))
+        values = np.concatenate([each.array(rung, context.objectives) for each in (past, later)])
+        return cls(past.seen | later.seen, [*past.paths(rung), *later.paths(rung)], values)
 
 
 class Past:
@@ -134,10 +154,17 @@ class Past:
     def __init__(self) -> None:
         self.count = 0
         self.seen: set[Path] = set()
-        self.paths: list[Path] = []
-        self._scored: set[Path] = set()
-        self._values: list[list[float]] = []
-        self._array: np.ndarray | None = None
+        self._values: dict[int, dict[Path, list[float]]] = {}  # by rung
+        self._arrays: dict[int, np.ndarray] = {}
+
+    @property
+    def rungs(self) -> set[int]:
+        """Those where candidates have values."""
+        return set(self._values)
+
+    def size(self, rung: int) -> int:
+        """How many have a value at a rung."""
+        return len(self._values.get(rung, ()))
 
     def take_up(self, context: Context, study: Study, trials: Sequence[FrozenTrial]) -> None:
         """Go on to the first trial that is not finished."""
@@ -153,20 +180,38 @@ class Past:
         if path is None:
             return
         self.seen.add(path)
-        if not known or trial.state is not TrialState.COMPLETE or not all(map(math.isfinite, trial.values)):
+        if not known:
             return
-        if path not in self._scored and (before is None or path not in before._scored):
-            self._scored.add(path)
-            self.paths.append(path)
-            self._values.append(trial.values)
+        record = so_far(trial)
+        for rung, passed in enumerate(record.rungs[: context.rungs - 1] if record is not None else ()):
+            self._add(path, rung, _objectives(context, path, passed.value), before)
+        if trial.state is TrialState.COMPLETE and all(map(math.isfinite, trial.values)):
+            self._add(path, LAST, trial.values, before)
 
-    def array(self, objectives: int) -> np.ndarray:
-        """The values, a line a candidate. Shape: (n, objectives)"""
-        have = 0 if self._array is None else len(self._array)
-        if self._array is None or have < len(self._values):
-            new = np.array(self._values[have:], dtype=float).reshape(-1, objectives)
-            self._array = new if self._array is None else np.concatenate([self._array, new])
-        return self._array
+    def _add(self, path: Path, rung: int, values: list[float], before: Past | None) -> None:
+        if before is None or path not in before._values.get(rung, ()):
+            self._values.setdefault(rung, {}).setdefault(path, values)
+
+    def paths(self, rung: int) -> list[Path]:
+        """The candidates with a value at a rung."""
+        return list(self._values.get(rung, ()))
+
+    def array(self, rung: int, objectives: int) -> np.ndarray:
+        """Their values, a line a candidate. Shape: (n, objectives)"""
+        have = self._arrays.get(rung, np.empty((0, objectives)))
+        if len(have) < self.size(rung):
+            lines = list(self._values[rung].values())[len(have) :]
+            have = np.concatenate([have, np.array(lines, dtype=float).reshape(-1, objectives)])
+            self._arrays[rung] = have
+        return have
+
+
+def _objectives(context: Context, path: Path, value: float) -> list[float]:
+    """What a study would be told if that were the value of a candidate."""
+    if context.objectives == 1:
+        return [value]
+    assert context.latency is not None
+    return [value, float(context.latency(np.array([path]))[0])]
 
 
 def _is_later(other: FrozenTrial, trial: FrozenTrial) -> bool:
@@ -185,7 +230,12 @@ class PathSampler(BaseSampler):
     Args:
         seed: of this draw.
         context: of the search.
+
+    Attributes:
+        enough: candidates with a value that it needs to learn from; see `History`.
     """
+
+    enough: ClassVar[int] = 1
 
     def __init__(self, seed: int, context: Context) -> None:
         self.context, self.feasible = context, context.feasible
@@ -203,7 +253,7 @@ class PathSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """The parameters of the candidate that `propose` gives."""
-        history = History.before(self.context, study, trial)
+        history = History.before(self.context, study, trial, self.enough)
         path = self.propose(study, trial, history)
         if path is None or path in history.seen:
             path = self.feasible.unseen(self.rng, history.seen)

@@ -18,6 +18,8 @@ CROSSED = 0.3  # share of children of two parents
 class Evolution(PathSampler):
     """The youngest candidates are the population; the best of a few of them has a child."""
 
+    enough = POPULATION
+
     def propose(self, study: Study, trial: FrozenTrial, history: History) -> Path | None:
         """A child that fits and is new."""
         if len(history.paths) < POPULATION:

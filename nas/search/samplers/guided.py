@@ -33,6 +33,8 @@ FRONT_DRAWS, LEVELS = 8, 12  # of the model, and of latency, with two objectives
 class Guided(PathSampler):
     """See the module."""
 
+    enough = SPREAD_OUT
+
     def propose(self, study: Study, trial: FrozenTrial, history: History) -> Path | None:
         """The candidate that the model expects most of."""
         for path in self.context.starts:

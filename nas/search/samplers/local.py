@@ -18,6 +18,8 @@ RESTARTS = 20  # every so many trials one is drawn by chance
 class Local(PathSampler):
     """A neighbour, one choice away, of the best candidate that still has new ones."""
 
+    enough = STARTS
+
     def propose(self, study: Study, trial: FrozenTrial, history: History) -> Path | None:
         """A neighbour that fits and is new."""
         if len(history.paths) < STARTS or trial.number % RESTARTS == RESTARTS - 1:

@@ -12,7 +12,7 @@ from nas.core.files import hash_of
 from nas.evaluation.evaluators import Asked, Evaluator, key_of, load_asked
 from nas.search.context import PREPARE, Context
 from nas.search.steps import Step
-from nas.search.trials import record_of
+from nas.search.trials import so_far
 
 FOLDER = "prepared"  # of a run: a folder for each evaluator
 
@@ -94,8 +94,8 @@ def _require_same(run: Context, prepared: Mapping[str, Any]) -> None:
         RunError: it is another.
     """
     known = run.study.user_attrs.get(PREPARE)
-    records = map(record_of, run.study.get_trials(deepcopy=False))
-    if known not in (None, prepared) and any(record is not None and record.state == "evaluated" for record in records):
+    records = filter(None, map(so_far, run.study.get_trials(deepcopy=False)))
+    if known not in (None, prepared) and any(record.rungs or record.value is not None for record in records):
         names = ", ".join(name for name in prepared if known.get(name) != prepared[name])
         raise RunError(
             f"evaluator {names}: what it prepared now is not what the scores of the run in {run.folder} rest on, so "

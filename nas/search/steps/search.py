@@ -37,11 +37,7 @@ class Search(Step):
             run.log(line)
         run.study.sampler = sampler_of(run)
         ledger = Ledger(run.study, distributions_of(found.space.choices))
-        before = sum(record.state == "evaluated" for _, record in ledger.past())
-        if before:
-            run.log(f"continuing after {before} of {request.trials} evaluated candidates")
         watch = Watch(request, run.pace, run.progress, run.log)
-        watch.begin(before)
         try:
             with run.pool(watch.training) as pool:
                 search = engine.Engine(
@@ -51,9 +47,15 @@ class Search(Step):
                     pool,
                     trials=request.trials,
                     seed=request.seed,
+                    rungs=len(request.evaluator),
+                    front=request.objective == "front",
                     on_trial=watch.trial,
+                    on_rung=watch.rung,
                     is_over=run.allotment.is_over,
                 )
+                if search.scored[0]:
+                    run.log(f"continuing after {search.scored[0]} of {request.trials} evaluated candidates")
+                watch.begin(search.scored)
                 short = search.run()
         finally:
             trials = trials_frame(run.study, found.estimator.table.hash)
