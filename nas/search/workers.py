@@ -320,9 +320,11 @@ def _outcome(scorer: Scorers, task: Task, tell: Callable[[Stage], None]) -> Outc
 
 def reason_of(error: Exception) -> str:
     """Why there is no score, in words."""
-    if isinstance(error, MemoryError):
-        return f"out of memory: {error}".rstrip(": ")
-    return str(error) if isinstance(error, NasError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, NasError):  # first: one of them is a MemoryError, too
+        return str(error)
+    return (
+        f"out of memory: {error}".rstrip(": ") if isinstance(error, MemoryError) else f"{type(error).__name__}: {error}"
+    )
 
 
 def checked(score: Any) -> Score:
