@@ -322,9 +322,9 @@ def reason_of(error: Exception) -> str:
     """Why there is no score, in words."""
     if isinstance(error, NasError):  # first: one of them is a MemoryError, too
         return str(error)
-    return (
-        f"out of memory: {error}".rstrip(": ") if isinstance(error, MemoryError) else f"{type(error).__name__}: {error}"
-    )
+    if isinstance(error, MemoryError):
+        return f"out of memory: {error}".rstrip(": ")
+    return f"{type(error).__name__}: {error}"
 
 
 def checked(score: Any) -> Score:
