@@ -26,11 +26,12 @@ from nas.core.space import Space
 from nas.evaluation.evaluators import Score
 from nas.search import samplers
 from nas.search.engine import Engine, Standing
+from nas.search.executors.local import Pool
 from nas.search.fitting import context_of, feasible_set
 from nas.search.ledger import Ledger
 from nas.search.limits import Estimator
 from nas.search.study import close_study, distributions_of, open_study
-from nas.search.workers import OnEpoch, Pool, Workers
+from nas.search.workers import OnEpoch, Workers
 
 WINDOW = 100  # trials that a figure is the mean of
 

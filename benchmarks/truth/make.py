@@ -45,7 +45,8 @@ from nas.evaluation.evaluators import LOSS, Score
 from nas.evaluation.recipes import RECIPES
 from nas.evaluation.training import train
 from nas.networks.building import build, cost_of
-from nas.search.workers import OnEpoch, Pool, Task
+from nas.search.executors.local import Pool
+from nas.search.workers import OnEpoch, Task
 
 FILE = Path(__file__).with_name("fashion-mnist.jsonl")
 SPACE = "hybrid-32"
@@ -93,7 +94,7 @@ class Trained(Score):
 
 @dataclass(frozen=True)
 class Training:
-    """Trains an arch, in a process of `nas.search.workers`."""
+    """Trains an arch, in a process of `nas.search.executors.local`."""
 
     dataset: str
     images: int

@@ -1,4 +1,5 @@
-"""One file each, in the package or outside: families, backends, data sets, evaluators, metrics, samplers, steps.
+"""One file each, in the package or outside: families, backends, data sets, evaluators, executors, metrics,
+samplers, steps.
 
 A file of a kind ends in its constant (`EVALUATOR`), and its name is the name. It lies in the package's folder of that
 kind; or in a folder named in `NAS_PLUGINS` (several are separated as in `PATH`), or in a folder inside that one; or it
@@ -49,6 +50,7 @@ KINDS = {
     "families": Kind("family", "search_spaces", "SPACE"),
     "backends": Kind("runtime", "nas.profiling.backends", "BACKEND"),
     "datasets": Kind("data set", "nas.evaluation.datasets", "DATASET"),
+    "executors": Kind("executor", "nas.search.executors", "EXECUTOR"),
     "evaluators": Kind("evaluator", "nas.evaluation.evaluators", "EVALUATOR"),
     "metrics": Kind("metric", "nas.metrics", "METRIC"),
     "samplers": Kind("sampler", "nas.search.samplers", "SAMPLER"),

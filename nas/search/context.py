@@ -20,6 +20,7 @@ from nas.evaluation.data import Data, load_data
 from nas.evaluation.evaluators import Asked, Evaluator, Progress, epochs_of, key_of, load_asked
 from nas.evaluation.runs import epoch_seconds, teacher_for
 from nas.search.archs import CLASSES
+from nas.search.executors import Running, load_executor
 from nas.search.fitting import context_of, lattice_of
 from nas.search.limits import Limit
 from nas.search.request import Request
@@ -31,7 +32,7 @@ from nas.search.storage import JOURNAL
 from nas.search.study import close_study, distributions_of, has_study, note_versions, open_study
 from nas.search.timing import Allotment, Deadline, Pace
 from nas.search.trials import so_far
-from nas.search.workers import Pool, Stage
+from nas.search.workers import Plan, Stage
 from nas.tables.table import Table
 
 RECORDS = "steps.json"
@@ -284,10 +285,12 @@ class Context:
         found: Mapping[str, Any] = record["output"]["prepared"].get(key_of(asked), {})
         return found
 
-    def pool(self, on_stages: Callable[[tuple[Stage, ...]], None]) -> Pool:
-        """Processes that score candidates, and say what they are at."""
-        scorers = tuple(scorer_of(self, asked) for asked in self.request.evaluator)
-        return Pool(scorers, self.request.workers, on_stages)
+    def pool(self, on_stages: Callable[[tuple[Stage, ...]], None]) -> Running:
+        """Workers that score candidates, and say what they are at."""
+        request = self.request
+        scorers = tuple(scorer_of(self, asked) for asked in request.evaluator)
+        plan = Plan(request.workers, request.cpus_per_worker, request.gpus_per_worker, request.worker_minutes)
+        return load_executor(request.executor)(scorers, plan, request.device, on_stages)
 
 
 def known_of(run: Context) -> SamplerContext:

@@ -17,10 +17,11 @@ from nas.core.errors import RunError
 from nas.core.units import to_ms
 from nas.evaluation.evaluators import title_of
 from nas.metrics import MB
+from nas.search.executors import Running
 from nas.search.limits import Estimator, Limit
 from nas.search.study import remembered
 from nas.search.trials import Record
-from nas.search.workers import Outcome, Pool, Task
+from nas.search.workers import Outcome, Task
 from nas.tables.table import Table
 
 SCORED = ("value", "val_loss", "val_accuracy")  # of a score, in this order
@@ -202,7 +203,7 @@ def require_fit(finalists: Sequence[Finalist], limits: Sequence[Limit]) -> None:
 
 
 def with_repeats(
-    finalists: Sequence[Finalist], study: optuna.Study, pool: Pool, repeats: int, on_done: Callable[[Outcome], None]
+    finalists: Sequence[Finalist], study: optuna.Study, pool: Running, repeats: int, on_done: Callable[[Outcome], None]
 ) -> list[Finalist]:
     """Score those that fit again with other seeds; each of that is done once in the life of a study.
 

@@ -31,11 +31,12 @@ from nas.evaluation.data import Data, load_data
 from nas.evaluation.devices import pick_device
 from nas.evaluation.evaluators import Asked, Evaluator, Progress, Score, load_asked, read_asked
 from nas.evaluation.truth import Truth
+from nas.search.executors.local import Pool
 from nas.search.feasible import FeasibleSet, Sum
 from nas.search.fitting import lattice_of
 from nas.search.scoring import CandidateScorer
 from nas.search.verdicts import Judged, figures, require_labels
-from nas.search.workers import OnEpoch, Pool, Task, reason_of
+from nas.search.workers import OnEpoch, Task, reason_of
 
 SEED = 0  # of weights, and of whatever else is random in a score
 

@@ -24,6 +24,10 @@ MAY_CHANGE = (
     "table",
     "trials",
     "workers",
+    "executor",
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "worker_minutes",
     "finalists",
     "repeats",
     "final_epochs",
@@ -115,6 +119,16 @@ class Request(BaseModel):
         "candidates, repeats and final epochs where they take longer. By default no limit.",
     )
     workers: Positive = Field(default_factory=_cpus, description="Candidates evaluated at once, one thread each.")
+    executor: str = Field(
+        default="local", description="Where candidates are evaluated: local (processes of this machine), or ray."
+    )
+    cpus_per_worker: Positive = Field(default=1, description="CPUs that Ray sets aside for a worker.")
+    gpus_per_worker: float = Field(
+        default=0, ge=0, allow_inf_nan=False, description="GPUs that Ray sets aside for a worker, also a part of one."
+    )
+    worker_minutes: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="A candidate that takes longer fails. By default no limit."
+    )
     seed: Count = Field(default=0, description="Seed of everything random.")
     storage: str | None = Field(
         default=None, description="Where the Optuna study is kept: a URL it knows; by default a journal in the folder."
@@ -216,13 +230,13 @@ class Request(BaseModel):
     def _of_recipe(cls, value: Any, info: Any) -> Any:
         return info.data.get("final_recipe", {}).get("epochs", 40) if value is None else value
 
-    @field_validator("dataset", "sampler")
+    @field_validator("dataset", "sampler", "executor")
     @classmethod
     def _known_name(cls, value: str, info: Any) -> str:
         from nas.evaluation import datasets
-        from nas.search import samplers
+        from nas.search import executors, samplers
 
-        legal = {"dataset": datasets.names, "sampler": samplers.names}[info.field_name]()
+        legal = {"dataset": datasets.names, "sampler": samplers.names, "executor": executors.names}[info.field_name]()
         if value.partition(":")[0] not in legal:
             raise ValueError(suggest(info.field_name, value, legal))
         return value

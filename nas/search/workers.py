@@ -1,30 +1,20 @@
-"""Processes that score candidates: spawned, one candidate at a time each, and none outlives its coordinator.
+"""What a search and those who score its candidates say to each other; who they are is up to `nas.search.executors`.
 
 This module is what a worker imports first, so it loads nothing heavy; what a scorer needs, the scorer imports.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
 from nas.core.errors import NasError, RunError, brief
 from nas.evaluation.evaluators import Score, title_of
-from nas.profiling.device.parent import die_with
 
-_SPAWN = multiprocessing.get_context("spawn")  # forked children of a process with threads can deadlock
-_EXIT_SECONDS = 10.0
 SENT_AGAIN = 3  # times that a candidate goes to a fresh worker after its own was lost
 
 
@@ -88,8 +78,30 @@ class Stage:
     rung: int = -1
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What workers there are to be.
+
+    Attributes:
+        workers: how many.
+        cpus: that each is given.
+        gpus: likewise; parts of one are shared.
+        minutes: after which a task is given up; None for no end.
+    """
+
+    workers: int
+    cpus: int = 1
+    gpus: float = 0.0
+    minutes: float | None = None
+
+    def too_long(self, begun: float) -> str:
+        """Why a task is given up that began then (`time.monotonic`); "" where it is not."""
+        late = self.minutes is not None and time.monotonic() - begun > 60 * self.minutes
+        return f"it took longer than {self.minutes:g} minutes (worker_minutes)" if late else ""
+
+
 class Workers(Protocol):
-    """Where candidates are evaluated: a `Pool`, or what stands for it in a test."""
+    """Where candidates are evaluated: an executor's, or what stands for them in a test."""
 
     @property
     def size(self) -> int:
@@ -152,156 +164,8 @@ class Dispatch:
             yield self.wait()
 
 
-class _Worker:
-    """One process, its pipe, and the task it works on."""
-
-    def __init__(self, scorer: Scorers) -> None:
-        self.pipe, theirs = _SPAWN.Pipe()
-        self.process = _SPAWN.Process(target=_serve, args=(theirs, scorer, os.getpid()), daemon=True)
-        with _without_interrupts():
-            self.process.start()
-        theirs.close()  # so that the pipe ends when the process does
-        self.task: Task | None = None
-        self.stage: Stage | None = None
-
-    def start(self, task: Task) -> None:
-        self.task, self.stage = task, None
-        with contextlib.suppress(OSError):  # a dead process is noticed when its outcome is awaited
-            self.pipe.send(task)
-
-    def outcome(self) -> Outcome | None:
-        """The outcome of its task, once the pipe has something; a dead process is one too; None where it is at work."""
-        assert self.task is not None
-        try:
-            found: Outcome | Stage = self.pipe.recv()
-        except (EOFError, OSError):
-            self.process.join(_EXIT_SECONDS)
-            found = Outcome(self.task.key, None, _cause_of_death(self.process.exitcode), lost=True)
-        if isinstance(found, Stage):
-            self.stage = found
-            return None
-        self.task = self.stage = None
-        return found
-
-    def stop(self) -> None:
-        self.pipe.close()
-        self.process.kill()
-        self.process.join(_EXIT_SECONDS)
-
-
-@contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Processes started meanwhile never see Ctrl-C, which reaches the whole group; here it waits until they have begun.
-
-    Blocking the signal does for them, not for this process, where another thread would take it.
-    """
-    resource_tracker.ensure_running()  # otherwise it starts meanwhile, and lets the signal through when it has
-    came: list[int] = []
-    here = threading.current_thread() is threading.main_thread()
-    handler = signal.signal(signal.SIGINT, lambda number, frame: came.append(number)) if here else None
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if here:
-            signal.signal(signal.SIGINT, handler or signal.SIG_DFL)
-    if came:
-        signal.raise_signal(signal.SIGINT)
-
-
-def _cause_of_death(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
-        name = signal.Signals(-exitcode).name
-        hint = ", as the system does when memory runs out: use fewer workers" if exitcode == -signal.SIGKILL else ""
-        return f"the worker process was ended by {name}{hint}"
-    return f"the worker process ended by itself with exit code {exitcode}"
-
-
-class Pool:
-    """A number of workers; use it as a context, which ends them.
-
-    Args:
-        scorer: what each of them runs; of several, one a rung.
-        workers: how many; they start when there is work for them.
-        on_stages: called with how far the tasks at work are, whenever one has done an epoch or is finished.
-    """
-
-    def __init__(
-        self, scorer: Scorers, workers: int, on_stages: Callable[[tuple[Stage, ...]], None] | None = None
-    ) -> None:
-        self.size = workers
-        self._scorer, self._on_stages = scorer, on_stages
-        self._workers: list[_Worker] = []
-
-    def __enter__(self) -> Pool:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    @property
-    def idle(self) -> int:
-        """How many tasks could start at once."""
-        return self.size - sum(worker.task is not None for worker in self._workers)
-
-    def submit(self, task: Task) -> None:
-        """Start a task; there must be an idle worker. One that ended while it was idle is replaced first, and any where
-        the task lost its worker before.
-        """
-        for dead in [each for each in self._workers if each.task is None and not each.process.is_alive()]:
-            self._remove(dead)
-        worker = next((worker for worker in self._workers if worker.task is None), None)
-        if worker is not None and task.attempt:
-            if len(self._workers) == self.size:
-                self._remove(worker)
-            worker = None
-        if worker is None:
-            assert len(self._workers) < self.size, "no idle worker"
-            worker = _Worker(self._scorer)
-            self._workers.append(worker)
-        worker.start(task)
-
-    def wait(self) -> Outcome:
-        """The next outcome, of whichever task is done first; a worker that was lost is replaced by a fresh one."""
-        busy = {worker.pipe: worker for worker in self._workers if worker.task is not None}
-        assert busy, "nothing to wait for"
-        outcome = None
-        while outcome is None:
-            ready = wait(list(busy))
-            worker = next(worker for pipe, worker in busy.items() if pipe in ready)
-            outcome = worker.outcome()
-            if self._on_stages is not None:
-                self._on_stages(tuple(each.stage for each in self._workers if each.stage is not None))
-        if outcome.lost or not worker.process.is_alive():
-            self._remove(worker)
-        return outcome
-
-    def _remove(self, worker: _Worker) -> None:
-        self._workers.remove(worker)
-        worker.stop()
-
-    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
-        """Run all tasks; see `Dispatch`."""
-        return Dispatch(self).run(tasks)
-
-    def close(self) -> None:
-        """End all workers, also those at work."""
-        for worker in self._workers:
-            worker.stop()
-        self._workers.clear()
-
-
-def _serve(pipe: Connection, scorer: Scorers, parent: int) -> None:
-    """The life of a worker: score what comes until the pipe ends or the parent dies."""
-    die_with(parent)
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            task: Task = pipe.recv()
-            pipe.send(_outcome(scorer, task, pipe.send))
-
-
-def _outcome(scorer: Scorers, task: Task, tell: Callable[[Stage], None]) -> Outcome:
+def outcome_of(scorer: Scorers, task: Task, tell: Callable[[Stage], None]) -> Outcome:
+    """Score a task, where a worker is; `tell` hears of its epochs."""
     begun = time.monotonic()
     if isinstance(scorer, tuple):
         scorer = scorer[task.rung]

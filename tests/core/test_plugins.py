@@ -19,7 +19,8 @@ from nas.evaluation import datasets, evaluators
 from nas.profiling.backends import load_backend, runtimes
 from nas.search import samplers
 from nas.search.budgets import Budget
-from nas.search.workers import Pool, Task
+from nas.search.executors.local import Pool
+from nas.search.workers import Task
 
 EVALUATOR = """
 from dataclasses import dataclass

@@ -268,11 +268,11 @@ class HereWorkers:
         self.tasks.append(task)
 
     def wait(self) -> Any:
-        from nas.search.workers import _outcome
+        from nas.search.workers import outcome_of
 
         task = self.tasks.pop()
         self.scored.append(task.arch)
-        return _outcome(self.scorer, task, lambda stage: self.on_stages and self.on_stages((stage,)))
+        return outcome_of(self.scorer, task, lambda stage: self.on_stages and self.on_stages((stage,)))
 
     def run(self, tasks: Any) -> Any:
         for task in tasks:
@@ -286,6 +286,11 @@ class HereWorkers:
         self.tasks.clear()
 
 
+def here(executor: str) -> Any:
+    """Stands for `load_executor`: workers in this process."""
+    return lambda scorers, plan, device, on_stages: HereWorkers(scorers, plan.workers, on_stages)
+
+
 def without_times(frame: Any) -> list[tuple[str, ...]]:
     """What must be the same in two equal runs: everything but times."""
     return [tuple(row) for row in frame.drop(columns=["started", "seconds"]).astype(str).to_numpy()]
@@ -296,7 +301,7 @@ def main(
 ) -> None:
     """Search the toy space until done; a test kills this process at any moment."""
     from nas.core.files import lock
-    from nas.search.workers import Pool
+    from nas.search.executors.local import Pool
 
     with lock(Path(run_dir) / "lock", run_dir), Pool(FakeScorer(**(scorer or {})), workers) as pool:
         study = make_study(storage or Path(run_dir) / "study.journal", ToySpace(), sampler)

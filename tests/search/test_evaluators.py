@@ -16,11 +16,12 @@ from nas.evaluation.evaluators import Score, load_evaluator, read_asked
 from nas.networks.building import build, cost_of
 from nas.report.front import read_trials
 from nas.search import context
+from nas.search.executors.local import EXECUTOR
 from nas.search.finalists import Finalist, rank
 from nas.search.request import Request
 from nas.search.scoring import Features
 from nas.search.trials import Record, record_of
-from nas.search.workers import Pool, Task, _outcome
+from nas.search.workers import Task, outcome_of
 from tests.search import test_run
 from tests.search.test_run import carry_out, request
 
@@ -277,7 +278,7 @@ def test_an_epoch_that_is_tried_out_is_that_of_the_whole(monkeypatch, rng):
     ],
 )
 def test_what_is_no_score_fails_that_candidate_with_its_reason(given, says):
-    outcome = _outcome(lambda arch, seed, on_epoch: given, Task(3, "", 0), lambda stage: None)
+    outcome = outcome_of(lambda arch, seed, on_epoch: given, Task(3, "", 0), lambda stage: None)
     assert (outcome.score, outcome.reason) == (None, says)
 
 
@@ -349,7 +350,7 @@ def test_scores_that_would_rest_on_something_else_are_refused(tmp_path, table_pa
 
 
 def test_what_is_prepared_reaches_the_processes_that_score(tmp_path, table_path, real, monkeypatch):
-    monkeypatch.setattr(context, "Pool", Pool)
+    monkeypatch.setattr(context, "load_executor", lambda name: EXECUTOR)
     asked = request(tmp_path, table_path, evaluator="prepared", limit=200, trials=3, workers=2)
     _, result = carry_out(asked, real)
     assert result["counts"]["evaluated"] == 3

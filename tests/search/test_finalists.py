@@ -9,10 +9,10 @@ from optuna.storages import InMemoryStorage
 
 from nas.core.errors import RunError
 from nas.evaluation.evaluators import Score
+from nas.search.executors.local import Pool
 from nas.search.finalists import TRIES, Finalist, Timing, rank, require_fit, with_measurements, with_repeats
 from nas.search.limits import Estimator, Limit
 from nas.search.trials import Record
-from nas.search.workers import Pool
 from tests.search.fakes import FakeScorer, ToySpace, digits, fake_table, make_study, tiny_space
 
 SPACE = tiny_space()

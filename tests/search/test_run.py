@@ -30,10 +30,10 @@ from nas.search.limits import Survey
 from nas.search.request import Request
 from nas.search.resolved import _table
 from nas.tables.table import Entry, Table
-from tests.search.fakes import FakeScorer, HereWorkers, fake_table
+from tests.search.fakes import FakeScorer, fake_table, here
 
 SPACE = search_spaces.load("efficientformer-32")
-REAL = {"nas.evaluation.runs.train": runs.train, "nas.search.context.Pool": context.Pool}
+REAL = {"nas.evaluation.runs.train": runs.train, "nas.search.context.load_executor": context.load_executor}
 SCORER_OF = context.scorer_of
 
 
@@ -76,7 +76,7 @@ def world(monkeypatch, tmp_path):
     monkeypatch.setattr("nas.search.steps.measure.measure_arch", made.measure)
     monkeypatch.setattr("nas.search.steps.measure.weigh_arch", made.weigh)
     monkeypatch.setattr("nas.evaluation.runs.train", untrained)
-    monkeypatch.setattr(context, "Pool", HereWorkers)
+    monkeypatch.setattr(context, "load_executor", here)
     monkeypatch.setattr(Survey.__init__, "__defaults__", (200,))
     return made
 

@@ -12,6 +12,7 @@ from nas.core.errors import InputError
 from nas.evaluation.evaluators import Score
 from nas.search import resolved
 from nas.search.engine import Standing
+from nas.search.executors.local import Pool
 from nas.search.request import Request
 from nas.search.timing import (
     MARGIN,
@@ -26,7 +27,7 @@ from nas.search.timing import (
     seconds_left,
 )
 from nas.search.trials import Record
-from nas.search.workers import Outcome, Pool, Stage, Task
+from nas.search.workers import Outcome, Stage, Task
 from tests.search.fakes import ToySpace, digits, make_study
 
 

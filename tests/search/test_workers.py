@@ -11,8 +11,9 @@ import pytest
 from optuna.storages import InMemoryStorage
 
 from nas.core.errors import RunError
+from nas.search.executors.local import Pool
 from nas.search.trials import record_of
-from nas.search.workers import Pool, Task
+from nas.search.workers import Task
 from tests.search.fakes import FakeScorer, Killing, ToyEstimator, ToySpace, digits, make_engine, make_study
 
 ROOT = Path(__file__).parents[2]
