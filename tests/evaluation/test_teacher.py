@@ -1,9 +1,12 @@
 """Teachers: our networks with their weights, and models of timm."""
 
+import dataclasses
+
 import pytest
 import timm
 import torch
 
+import search_spaces
 from nas.core.errors import InputError
 from nas.evaluation.data import DataRequest, in_memory
 from nas.evaluation.datasets.imagefolder import FolderSplit
@@ -149,3 +152,18 @@ def test_a_network_without_a_last_norm_teaches_no_tokens(tmp_path):
     teacher = load_teacher("test_efficientnet", tmp_path / "weights.pt", (3, 32, 32), CLASSES)
     with pytest.raises(InputError, match="has no patch tokens"):
         teacher(images(2, 3, 32, 32), tokens=True)
+
+
+@pytest.mark.parametrize("space", ["efficientformer-32", "dynamicvit-32"])
+def test_a_student_of_a_further_space_of_its_family_starts_from_a_teacher(tmp_path, rng, space):
+    arch = search_spaces.load(space).sample(rng)
+    host = make(SMALL_DEIT, 32, 2, side=32, classes=CLASSES) if space == "dynamicvit-32" else arch
+    if host is not arch:
+        arch = dataclasses.replace(make(SMALL_DEIT, 32, 2, (1,), (50,), side=32, classes=CLASSES), family=space)
+    network = lively(build(host))
+    (tmp_path / "host.json").write_text(host.to_json())
+    torch.save(network.state_dict(), tmp_path / "host.pt")
+    student = build(arch, seed=5)
+    start_from(load_teacher(str(tmp_path / "host.json"), tmp_path / "host.pt", (3, 32, 32), CLASSES), student)
+    first = next(iter(network.state_dict().values()))
+    assert torch.equal(next(iter(student.state_dict().values())), first)
