@@ -47,6 +47,8 @@ CHECKPOINT = "checkpoint.pt"
 BEGIN = "begin.pt"  # first weights, for several processes
 CHECKPOINT_SECONDS = 30.0  # between two checkpoints: what a kill costs at most, with the time of a step
 DRAWN = 64  # networks at once
+POOL = 2048  # even draws from which those are drawn that are even over kinds
+FITTINGS = 20
 READ_EVERY = 20  # steps between two looks at the losses
 FULL = 1000  # the schedule's steps where time decides how long a training is
 
@@ -93,6 +95,35 @@ class Plan:
                 )
         if self.distill and not self.sandwich:
             raise InputError("distill: only the largest network of a step can teach the others; set sandwich, too")
+
+
+def even_over_kinds(feasible: Any, rng: np.random.Generator, count: int) -> np.ndarray:
+    """Draws from what fits in which every kind of a stage is as frequent as any other there, as far as it fits.
+
+    Most networks of a hybrid space have the kinds with the most choices: drawn evenly over networks, a kind with few is
+    hardly trained, and its networks seem bad. So even draws are drawn from once more, with weights that make the kinds
+    of each stage even (iterative proportional fitting). Where there are no kinds, draws stay even over networks.
+
+    Args:
+        feasible: a `nas.search.feasible.FeasibleSet`.
+        rng: of the draws.
+        count: how many.
+
+    Returns:
+        Paths. Shape: (count, layers)
+    """
+    layers = [(number, layer) for number, layer in enumerate(feasible.layers) if "kind" in layer.names]
+    if not layers:
+        return np.asarray(feasible.draw(rng, count))
+    paths = np.asarray(feasible.draw(rng, max(POOL, count)))
+    kinds = [layer.codes[layer.way[paths[:, number]], layer.names.index("kind")] for number, layer in layers]
+    members = [[np.flatnonzero(codes == code) for code in np.unique(codes)] for codes in kinds]
+    weights = np.full(len(paths), 1 / len(paths))
+    for _ in range(FITTINGS):
+        for groups in members:
+            for group in groups:
+                weights[group] /= weights[group].sum() * len(groups)
+    return np.asarray(paths[rng.choice(len(paths), count, p=weights / weights.sum())])
 
 
 def drawn_by(draw: Draw, plan: Plan, seed: int) -> Drawn:

