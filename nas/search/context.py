@@ -287,7 +287,7 @@ class Context:
     def pool(self, on_stages: Callable[[tuple[Stage, ...]], None]) -> Pool:
         """Processes that score candidates, and say what they are at."""
         scorers = tuple(scorer_of(self, asked) for asked in self.request.evaluator)
-        return Pool(scorers, self.request.workers, on_stages)
+        return Pool(scorers, self.request.workers, on_stages, self.request.worker_minutes)
 
 
 def known_of(run: Context) -> SamplerContext:

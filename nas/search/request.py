@@ -24,6 +24,7 @@ MAY_CHANGE = (
     "table",
     "trials",
     "workers",
+    "worker_minutes",
     "finalists",
     "repeats",
     "final_epochs",
@@ -115,6 +116,13 @@ class Request(BaseModel):
         "candidates, repeats and final epochs where they take longer. By default no limit.",
     )
     workers: Positive = Field(default_factory=_cpus, description="Candidates evaluated at once, one thread each.")
+    worker_minutes: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="End a candidate whose score, of one evaluator, takes longer than that; it has failed. By default "
+        "no limit.",
+    )
     seed: Count = Field(default=0, description="Seed of everything random.")
     storage: str | None = Field(
         default=None, description="Where the Optuna study is kept: a URL it knows; by default a journal in the folder."

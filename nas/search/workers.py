@@ -25,6 +25,7 @@ from nas.profiling.device.parent import die_with
 
 _SPAWN = multiprocessing.get_context("spawn")  # forked children of a process with threads can deadlock
 _EXIT_SECONDS = 10.0
+LOOK_SECONDS = 1.0  # between looks at whether a task takes too long
 SENT_AGAIN = 3  # times that a candidate goes to a fresh worker after its own was lost
 
 
@@ -163,9 +164,10 @@ class _Worker:
         theirs.close()  # so that the pipe ends when the process does
         self.task: Task | None = None
         self.stage: Stage | None = None
+        self.begun = 0.0  # its task, by the pool's clock
 
-    def start(self, task: Task) -> None:
-        self.task, self.stage = task, None
+    def start(self, task: Task, now: float) -> None:
+        self.task, self.stage, self.begun = task, None, now
         with contextlib.suppress(OSError):  # a dead process is noticed when its outcome is awaited
             self.pipe.send(task)
 
@@ -225,12 +227,20 @@ class Pool:
         scorer: what each of them runs; of several, one a rung.
         workers: how many; they start when there is work for them.
         on_stages: called with how far the tasks at work are, whenever one has done an epoch or is finished.
+        minutes: that a task may take, the start of its process included; what takes longer is ended, and has failed.
+        clock: gives seconds.
     """
 
     def __init__(
-        self, scorer: Scorers, workers: int, on_stages: Callable[[tuple[Stage, ...]], None] | None = None
+        self,
+        scorer: Scorers,
+        workers: int,
+        on_stages: Callable[[tuple[Stage, ...]], None] | None = None,
+        minutes: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.size = workers
+        self._limit, self._clock = math.inf if minutes is None else 60 * minutes, clock
         self._scorer, self._on_stages = scorer, on_stages
         self._workers: list[_Worker] = []
 
@@ -260,7 +270,7 @@ class Pool:
             assert len(self._workers) < self.size, "no idle worker"
             worker = _Worker(self._scorer)
             self._workers.append(worker)
-        worker.start(task)
+        worker.start(task, self._clock())
 
     def wait(self) -> Outcome:
         """The next outcome, of whichever task is done first; a worker that was lost is replaced by a fresh one."""
@@ -268,7 +278,11 @@ class Pool:
         assert busy, "nothing to wait for"
         outcome = None
         while outcome is None:
-            ready = wait(list(busy))
+            ready = wait(list(busy), None if self._limit == math.inf else LOOK_SECONDS)
+            if (late := self._late([worker for pipe, worker in busy.items() if pipe not in ready])) is not None:
+                return late
+            if not ready:
+                continue
             worker = next(worker for pipe, worker in busy.items() if pipe in ready)
             outcome = worker.outcome()
             if self._on_stages is not None:
@@ -276,6 +290,15 @@ class Pool:
         if outcome.lost or not worker.process.is_alive():
             self._remove(worker)
         return outcome
+
+    def _late(self, silent: Iterable[_Worker]) -> Outcome | None:
+        """End a worker at work whose task takes too long, and say so."""
+        for worker in silent:
+            if worker.task is not None and self._clock() - worker.begun > self._limit:
+                self._remove(worker)
+                reason = f"it took longer than {self._limit / 60:g} minutes (worker_minutes)"
+                return Outcome(worker.task.key, None, reason)
+        return None
 
     def _remove(self, worker: _Worker) -> None:
         self._workers.remove(worker)

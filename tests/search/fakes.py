@@ -88,6 +88,19 @@ class Killing(FakeScorer):
 
 
 @dataclass(frozen=True)
+class Hanging(FakeScorer):
+    """A scorer that never ends at one arch."""
+
+    arch: str = ""
+
+    def __call__(self, arch: str, seed: int, on_epoch: Any = None) -> Score:
+        score = super().__call__(arch, seed, on_epoch)
+        while arch == self.arch:
+            time.sleep(1)
+        return score
+
+
+@dataclass(frozen=True)
 class ToyArch:
     """An arch without blocks: its parameters, of which `dead` chooses nothing."""
 
