@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,12 +18,12 @@ from nas.report.front import read_trials
 from nas.search import context
 from nas.search.finalists import Finalist, rank
 from nas.search.request import Request
-from nas.search.scoring import Features
+from nas.search.scoring import CandidateScorer, Features
 from nas.search.timing import Watch
 from nas.search.trials import Record, record_of
 from nas.search.workers import Pool, Task, _outcome
 from tests.search import test_run
-from tests.search.fakes import without_times
+from tests.search.fakes import tiny_space, without_times
 from tests.search.test_run import carry_out, request
 
 table_path, world = test_run.table_path, test_run.world
@@ -538,3 +539,40 @@ def test_the_epochs_of_the_winner_are_the_recipes_where_none_are_asked_for():
         Request(final_recipe="smal")
     with pytest.raises(InputError, match="final_recipe: unknown recipe field 'lrr', did you mean 'lr'"):
         Request(final_recipe={"lrr": 1})
+
+
+# what a lost worker costs
+
+
+class Lost(BaseException):
+    """Stands for the death of a worker."""
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_training_whose_worker_is_lost_goes_on_from_its_last_epoch_to_the_same_score(tmp_path, rng, damaged):
+    arch = tiny_space().sample(rng).to_json()
+    short = load_evaluator("short", epochs=3)
+    scorer = CandidateScorer(short, "digits", (3, 32, 32), 0, "cpu", 80, checkpoints=tmp_path / "c")
+    calm = replace(scorer, checkpoints=None)(arch, 1)
+
+    def dies(epoch, epochs):
+        if epoch == 2:
+            raise Lost
+
+    with pytest.raises(Lost):
+        scorer(arch, 1, dies)
+    (checkpoint,) = (tmp_path / "c").iterdir()
+    if damaged:
+        checkpoint.write_bytes(b"torn")
+    told = []
+    found = scorer(arch, 1, lambda epoch, epochs: told.append(epoch))
+    assert told == ([1, 2, 3] if damaged else [3])
+    assert (found.value, found.val_accuracy) == (calm.value, calm.val_accuracy)
+    assert not list((tmp_path / "c").iterdir())
+
+
+def test_a_run_leaves_no_checkpoint_of_a_candidate(tmp_path, table_path, real):
+    folder, _ = carry_out(
+        request(tmp_path, table_path, evaluator={"short": {"epochs": 1}}, trials=2, limit=120, repeats=1), real
+    )
+    assert not (folder / context.CANDIDATES).exists()
