@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,7 @@ PREPARE = "prepare"  # the step that evaluators get ready in
 REQUEST = "request.yaml"
 BEGUN_WITH = "request"  # the study's copy of it, for a run that goes on in another folder
 FEATURES = "features.jsonl"
+CANDIDATES = "candidates"  # checkpoints of those in training
 FINISHED_BY = (
     "trials",
     "finalists",
@@ -279,6 +281,10 @@ class Context:
         finished = self.study.user_attrs.get("finished")
         return finished is not None and all(finished.get(name) == getattr(self.request, name) for name in FINISHED_BY)
 
+    def remove_checkpoints(self) -> None:
+        """Once no candidate is in training, its checkpoints go, those of failed ones among them."""
+        shutil.rmtree(self.folder / CANDIDATES, ignore_errors=True)
+
     def prepared(self, asked: Asked) -> Mapping[str, Any]:
         """What an evaluator of the request prepared for the search."""
         record = self._records.get(PREPARE, {"output": {"prepared": {}}})
@@ -317,7 +323,14 @@ def scorer_of(run: Context, asked: Asked) -> CandidateScorer:
     """What scores the candidates of a request with one of its evaluators or features."""
     request, size = run.request, run.found.space.input_shape
     return CandidateScorer(
-        load_asked(asked), request.dataset, size, request.seed, request.device, request.limit, run.prepared(asked)
+        load_asked(asked),
+        request.dataset,
+        size,
+        request.seed,
+        request.device,
+        request.limit,
+        run.prepared(asked),
+        run.folder / CANDIDATES / key_of(asked),
     )
 
 

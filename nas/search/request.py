@@ -127,7 +127,11 @@ class Request(BaseModel):
         default=0, ge=0, allow_inf_nan=False, description="GPUs that Ray sets aside for a worker, also a part of one."
     )
     worker_minutes: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="A candidate that takes longer fails. By default no limit."
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="End a candidate whose score, of one evaluator, takes longer than that; it has failed. By default "
+        "no limit.",
     )
     seed: Count = Field(default=0, description="Seed of everything random.")
     storage: str | None = Field(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from nas.core.arch import Arch
-from nas.core.errors import RunError
+from nas.core.errors import InputError, RunError
 from nas.core.files import writing
 from nas.evaluation.data import Data, load_data
 from nas.evaluation.evaluators import Evaluator, Score
@@ -34,6 +34,7 @@ class CandidateScorer:
         device: where candidates are trained.
         limit: most images of both together; None for all.
         prepared: what the evaluator prepared for the search.
+        checkpoints: folder where trainings that can go on do so after their worker was lost; None for nowhere.
     """
 
     evaluator: Evaluator
@@ -43,12 +44,14 @@ class CandidateScorer:
     device: str
     limit: int | None = None
     prepared: Mapping[str, Any] = field(default_factory=dict)
+    checkpoints: Path | None = None
 
     def __call__(self, arch: str, seed: int, on_epoch: OnEpoch | None = None) -> Score:
         """Score an arch, given as JSON, in one thread: several workers of one thread train more than one of several."""
         torch.set_num_threads(1)
         network = Arch.from_json(arch)
-        return self.evaluator.score(
+        score: Callable[..., Score] = functools.partial(
+            self.evaluator.score,
             functools.partial(build, network, seed=seed),
             _data(self.dataset, self.input_shape, self.data_seed, self.limit),
             arch=network,
@@ -57,6 +60,19 @@ class CandidateScorer:
             device=self.device,
             on_epoch=on_epoch,
         )
+        if self.checkpoints is None or not self.evaluator.resumes:
+            return score()
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        checkpoint = self.checkpoints / f"{network.id}-{seed}.pt"
+        try:
+            found = score(checkpoint=checkpoint)
+        except InputError:
+            if not checkpoint.is_file():
+                raise
+            checkpoint.unlink()  # it is damaged, or of another version
+            found = score(checkpoint=checkpoint)
+        checkpoint.unlink(missing_ok=True)
+        return found
 
 
 @functools.lru_cache(maxsize=1)

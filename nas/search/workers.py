@@ -94,11 +94,6 @@ class Plan:
     gpus: float = 0.0
     minutes: float | None = None
 
-    def too_long(self, begun: float) -> str:
-        """Why a task is given up that began then (`time.monotonic`); "" where it is not."""
-        late = self.minutes is not None and time.monotonic() - begun > 60 * self.minutes
-        return f"it took longer than {self.minutes:g} minutes (worker_minutes)" if late else ""
-
 
 class Workers(Protocol):
     """Where candidates are evaluated: an executor's, or what stands for them in a test."""
@@ -180,6 +175,11 @@ def outcome_of(scorer: Scorers, task: Task, tell: Callable[[Stage], None]) -> Ou
     if score.seconds is None:
         score = replace(score, seconds=time.monotonic() - begun)
     return Outcome(task.key, score)
+
+
+def too_long(minutes: float) -> str:
+    """Why a task has no score that took longer."""
+    return f"it took longer than {minutes:g} minutes (worker_minutes)"
 
 
 def reason_of(error: Exception) -> str:

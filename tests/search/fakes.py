@@ -88,6 +88,19 @@ class Killing(FakeScorer):
 
 
 @dataclass(frozen=True)
+class Hanging(FakeScorer):
+    """A scorer that never ends at one arch."""
+
+    arch: str = ""
+
+    def __call__(self, arch: str, seed: int, on_epoch: Any = None) -> Score:
+        score = super().__call__(arch, seed, on_epoch)
+        while arch == self.arch:
+            time.sleep(1)
+        return score
+
+
+@dataclass(frozen=True)
 class ToyArch:
     """An arch without blocks: its parameters, of which `dead` chooses nothing."""
 
@@ -254,7 +267,7 @@ def make_engine(study: optuna.Study, space: Any, estimator: Any, workers: Any, t
 class HereWorkers:
     """Workers that score in this process, when waited for; the last submitted task first, to mix the order up."""
 
-    def __init__(self, scorer: Any, size: int = 1, on_stages: Any = None) -> None:
+    def __init__(self, scorer: Any, size: int = 1, on_stages: Any = None, minutes: Any = None) -> None:
         self.scorer, self.size, self.on_stages = scorer, size, on_stages
         self.tasks: list[Any] = []
         self.scored: list[str] = []

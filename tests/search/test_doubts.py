@@ -6,12 +6,13 @@ from fractions import Fraction
 from math import comb
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
 from nas.evaluation.data import DataRequest, in_memory
 from nas.evaluation.evaluators import load_evaluator
-from nas.search.doubts import SURE, at_least, chance_of, doubts
+from nas.search.doubts import SURE, at_least, chance_of, constant, doubts
 from nas.search.finalists import Ranking
 from nas.search.request import Request
 
@@ -120,3 +121,11 @@ def test_candidates_that_differ_less_than_their_trainings_are_said_so(said):
     assert "varies by 1 (standard deviation), two trainings of one network by 0.8, which leaves 0.6" in line
     assert said(sigma=0.7) == []  # leaves 0.714
     assert "leaves 0 to" in said(sigma=1.5)[0]
+
+
+def test_a_rung_that_says_the_same_of_everyone_is_told():
+    trials = pd.DataFrame({"state": ["stopped"] * 3 + ["evaluated"], "rung.0.value": [2.0] * 4, "rung.1.value": 1.0})
+    (line,) = constant(["naswot", "short"], trials)
+    assert line.startswith("All 4 candidates have the same value of naswot, 2, so nothing chose who went on")
+    assert constant(["naswot", "short"], trials.assign(**{"rung.0.value": [1.0, 2.0, 2.0, 2.0]})) == []
+    assert constant([], trials) == []

@@ -1,8 +1,10 @@
 """Evaluators through the real path of a search: settings, values that are no loss, what is prepared, features."""
 
 import json
+import math
 import os
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,17 +14,19 @@ from nas.core.arch import Arch
 from nas.core.errors import InputError, RunError
 from nas.evaluation import supernet as training
 from nas.evaluation.checkpoint import write_weights
-from nas.evaluation.evaluators import Score, load_evaluator, read_asked
+from nas.evaluation.evaluators import Score, load_evaluator, read_asked, titles_of
 from nas.networks.building import build, cost_of
 from nas.report.front import read_trials
 from nas.search import context
 from nas.search.executors.local import EXECUTOR
 from nas.search.finalists import Finalist, rank
 from nas.search.request import Request
-from nas.search.scoring import Features
+from nas.search.scoring import CandidateScorer, Features
+from nas.search.timing import Watch
 from nas.search.trials import Record, record_of
 from nas.search.workers import Task, outcome_of
 from tests.search import test_run
+from tests.search.fakes import tiny_space, without_times
 from tests.search.test_run import carry_out, request
 
 table_path, world = test_run.table_path, test_run.world
@@ -164,13 +168,14 @@ def test_epochs_of_an_evaluator_without_them_are_refused(folder):
         Request(evaluator="slimness", epochs=3)
 
 
-def test_several_evaluators_are_read_and_refused_before_anything_runs(tmp_path, table_path, real):
-    asked = request(tmp_path, table_path, evaluator=["slimness", "short"], epochs=3)
-    assert [list(each) for each in asked.evaluator] == [["slimness"], ["short"]]
+def test_several_evaluators_are_read_in_their_order_and_none_twice_the_same():
+    asked = Request(evaluator=["naswot", "short"], epochs=3)
+    assert [list(each) for each in asked.evaluator] == [["naswot"], ["short"]]
     assert asked.evaluator[1]["short"]["epochs"] == 3
-    with pytest.raises(InputError, match="evaluator: several of them"):
-        carry_out(asked, real)
-    assert not (tmp_path / "r" / "request.yaml").exists()
+    twice = Request(evaluator="[naswot, {short: {epochs: 2}}, {short: {epochs: 6}}]")
+    assert titles_of(twice.evaluator) == ["naswot", "short (epochs 2)", "short (epochs 6)"]
+    with pytest.raises(InputError, match="evaluator: short: stands there twice with the same settings"):
+        Request(evaluator=["short", {"short": {"epochs": 4}}])
     with pytest.raises(InputError, match="features: short: stands there twice"):
         Request(features=["short", {"short": {"epochs": 2}}])
 
@@ -215,6 +220,68 @@ def test_a_search_compares_by_a_score_without_training(tmp_path, table_path, rea
     carry_out(asked, real)
     assert "is finished" in "".join(real.lines)
     assert calls.read_text() == before
+
+
+def rungs_of(tmp_path, table_path, **more):
+    """A request whose first rung, slimness, and second, what was prepared, order candidates differently."""
+    first = {"slimness": {"calls": str(tmp_path / "first")}}
+    last = {"slimness": {"calls": str(tmp_path / "last"), "scale": 1e3}}
+    return request(tmp_path, table_path, evaluator=[first, "prepared", last], trials=12, **more)
+
+
+def test_the_rungs_of_a_run_are_told_in_its_results_its_report_and_its_log(tmp_path, table_path, real):
+    folder, result = carry_out(rungs_of(tmp_path, table_path), real)
+    trials = read_trials(folder / "trials.csv")
+    counts = [int(trials[f"rung.{rung}.value"].notna().sum()) for rung in range(3)]
+    assert [rung["scored"] for rung in result["rungs"]] == counts
+    assert counts[0] == 12
+    assert counts[1] >= 4
+    assert counts[2] >= math.ceil(counts[1] / 3)
+    assert [rung["score"] for rung in result["rungs"]] == ["slimness", "made up", "slimness"]
+    evaluated = trials[trials["state"] == "evaluated"]
+    assert len(evaluated) == result["counts"]["evaluated"] == counts[2]
+    assert result["counts"]["stopped"] == 12 - counts[2] == sum(rung["stopped"] for rung in result["rungs"])
+    assert evaluated["value"].tolist() == pytest.approx((-evaluated["params"] / 1e3).tolist())
+    assert {each["arch"] for each in result["finalists"]} <= set(evaluated["arch"])
+    assert result["winner"]["arch"] == evaluated.nsmallest(1, "value")["arch"].item()
+    lines = [(tmp_path / name).read_text().splitlines() for name in ("first", "last")]
+    assert list(map(len, lines)) == [counts[0], counts[2]]
+    assert any("stopped at rung 1 of 3, slimness" in line for line in real.lines)
+    assert any(f"12 of 12; {counts[2]} at the last rung" in line for line in real.lines)
+    report = (folder / "report.html").read_text()
+    assert f'<td>prepared</td><td>made up</td><td class="number">{counts[1]}</td>' in report
+    carry_out(rungs_of(tmp_path, table_path), real)
+    assert any("is finished" in line for line in real.lines)
+    assert [(tmp_path / name).read_text().splitlines() for name in ("first", "last")] == lines
+
+
+def test_a_run_of_rungs_that_is_interrupted_goes_on_with_its_scores(tmp_path, table_path, real, monkeypatch):
+    calm, _ = carry_out(rungs_of(tmp_path, table_path, out=str(tmp_path / "calm"), workers=1), real)
+    before = [(tmp_path / name).read_text().splitlines() for name in ("first", "last")]
+    for name in ("first", "last"):
+        (tmp_path / name).unlink()
+    watched = Watch.rung
+
+    def interrupted(watch, now):
+        watched(watch, now)
+        if now.rungs[0] in (4, 9) and len(now.record.rungs) == 1 and now.rungs not in seen:
+            seen.append(now.rungs)
+            raise KeyboardInterrupt
+
+    seen: list = []
+    monkeypatch.setattr(Watch, "rung", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            carry_out(rungs_of(tmp_path, table_path, workers=1), real)
+    folder, _ = carry_out(rungs_of(tmp_path, table_path, workers=1), real)
+    assert without_times(without_seconds(read_trials(folder / "trials.csv"))) == without_times(
+        without_seconds(read_trials(calm / "trials.csv"))
+    )
+    assert [(tmp_path / name).read_text().splitlines() for name in ("first", "last")] == before
+
+
+def without_seconds(frame):
+    return frame[[name for name in frame if not (name.startswith("rung") and name.endswith("seconds"))]]
 
 
 def test_a_front_of_a_score_without_training(tmp_path, table_path, real):
@@ -511,3 +578,40 @@ def test_a_search_by_slices_of_what_another_search_trained(tmp_path, table_path,
     trials = read_trials(folder / "trials.csv").query("state == 'evaluated'")
     assert set(trials["score"]) == {"inherited_error"}
     assert trials["cost"].str.contains("blocks from best.pt").all()
+
+
+# what a lost worker costs
+
+
+class Lost(BaseException):
+    """Stands for the death of a worker."""
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_training_whose_worker_is_lost_goes_on_from_its_last_epoch_to_the_same_score(tmp_path, rng, damaged):
+    arch = tiny_space().sample(rng).to_json()
+    short = load_evaluator("short", epochs=3)
+    scorer = CandidateScorer(short, "digits", (3, 32, 32), 0, "cpu", 80, checkpoints=tmp_path / "c")
+    calm = replace(scorer, checkpoints=None)(arch, 1)
+
+    def dies(epoch, epochs):
+        if epoch == 2:
+            raise Lost
+
+    with pytest.raises(Lost):
+        scorer(arch, 1, dies)
+    (checkpoint,) = (tmp_path / "c").iterdir()
+    if damaged:
+        checkpoint.write_bytes(b"torn")
+    told = []
+    found = scorer(arch, 1, lambda epoch, epochs: told.append(epoch))
+    assert told == ([1, 2, 3] if damaged else [3])
+    assert (found.value, found.val_accuracy) == (calm.value, calm.val_accuracy)
+    assert not list((tmp_path / "c").iterdir())
+
+
+def test_a_run_leaves_no_checkpoint_of_a_candidate(tmp_path, table_path, real):
+    folder, _ = carry_out(
+        request(tmp_path, table_path, evaluator={"short": {"epochs": 1}}, trials=2, limit=120, repeats=1), real
+    )
+    assert not (folder / context.CANDIDATES).exists()

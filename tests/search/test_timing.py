@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -26,7 +27,7 @@ from nas.search.timing import (
     final_epochs,
     seconds_left,
 )
-from nas.search.trials import Record
+from nas.search.trials import Record, Rung
 from nas.search.workers import Outcome, Stage, Task
 from tests.search.fakes import ToySpace, digits, make_study
 
@@ -158,6 +159,29 @@ def test_what_is_shown_while_candidates_train_also_right_after_a_resume(shown):
         "trial 7: validation loss 0.2500, accuracy 50.0%, 0.5 ms predicted (2 of 4)",
         "trial 9 failed: no room",
     ]
+
+
+def test_of_several_rungs_each_is_counted_and_the_time_left_is_that_of_all(shown):
+    _, lines, facts, show = shown
+    asked = Request(trials=10, workers=2, evaluator="[naswot, {short: {epochs: 1}}]")
+    watch = Watch(asked, Pace(), show, lines.append)
+    watch.begin((0, 0))
+    assert facts[-1] == (0, 10, None, "naswot 0, short 0")
+    cheap, full = Rung("-naswot", -3.0, 1.0), Rung("val_loss", 0.25, 20.0)
+    stopped = Record("stopped", "a", "stopped at rung 1 of 2, -naswot -3", rungs=(cheap,))
+    watch.rung(Standing(0, stopped, 10, {}, (1, 0), None))
+    watch.trial(Standing(0, stopped, 10, {}, (1, 0), None))
+    assert facts[-1][2] is None  # nobody knows how long the second takes
+    record = replace(evaluated(0.25, 20.0), rungs=(cheap, full))
+    watch.trial(Standing(1, record, 10, {}, (2, 1), 0.25))
+    # 8 more of 1 s, and of 10 a third and a tenth of the rest, 4, go on: 3 more of 20 s; on two workers
+    assert facts[-1] == (2, 10, pytest.approx(34.0), "naswot 2, short 1, best validation loss 0.2500")
+    assert lines == [
+        "trial 0 stopped at rung 1 of 2, -naswot -3",
+        "trial 1: validation loss 0.2500, accuracy 50.0%, 0.5 ms predicted (2 of 10; 1 at the last rung)",
+    ]
+    again = Pace([record, stopped])
+    assert (again.of_rung(0), again.of_rung(1), again.longest) == (1.0, 20.0, 20.0)
 
 
 def test_repeats_are_shown_too(shown):

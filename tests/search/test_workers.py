@@ -14,7 +14,7 @@ from nas.core.errors import RunError
 from nas.search.executors.local import Pool
 from nas.search.trials import record_of
 from nas.search.workers import Task
-from tests.search.fakes import FakeScorer, Killing, ToyEstimator, ToySpace, digits, make_engine, make_study
+from tests.search.fakes import FakeScorer, Hanging, Killing, ToyEstimator, ToySpace, digits, make_engine, make_study
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,6 +104,24 @@ def test_a_search_ends_when_five_candidates_have_lost_all_their_workers(tmp_path
     ):
         make_engine(study, ToySpace(), ToyEstimator(), pool, 8).run()
     assert list(begun(calls).values()) == [(4, 4)] * 5
+
+
+def test_a_candidate_that_hangs_is_ended_at_its_limit_and_the_next_ones_are_scored(tmp_path):
+    calls, now = tmp_path / "calls", [0.0]
+
+    def clock():  # stands still until the one that hangs has begun, and jumps then
+        now[0] = max(now[0], 1e6 if calls.exists() and len(begun(calls)) == 2 else 0.0)
+        return now[0]
+
+    scorer = Hanging(calls=str(calls), arch="arch 1")
+    with Pool(scorer, 1, minutes=5, clock=clock) as pool:
+        outcomes = list(pool.run([Task(number, f"arch {number}", 7) for number in range(4)]))
+        pids_of_all = pids(calls)
+    assert [outcome.score is not None for outcome in outcomes] == [True, False, True, True]
+    assert outcomes[1].reason == "it took longer than 5 minutes (worker_minutes)"
+    assert not outcomes[1].lost
+    assert pids_of_all[0] == pids_of_all[1] != pids_of_all[2] == pids_of_all[3]
+    assert not any(map(is_alive, pids_of_all))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

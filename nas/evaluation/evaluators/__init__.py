@@ -68,9 +68,12 @@ class Evaluator(ABC):
     Attributes:
         trains: whether it trains what it scores. Then finalists are scored again with other seeds, which shows how far
             chance goes; and with a field `epochs`, a candidate tells how long an epoch of the winner's training takes.
+        resumes: whether `score` takes a file `checkpoint`, which it leaves after each epoch and goes on from where it
+            exists: then a candidate whose worker was lost costs the epoch that it was in.
     """
 
     trains: ClassVar[bool] = False
+    resumes: ClassVar[bool] = False
 
     def prepare(
         self,

@@ -13,6 +13,8 @@ from nas.evaluation.recipe import Recipe
 from nas.evaluation.recipes import Named
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import nn
 
@@ -31,6 +33,7 @@ class ShortTraining(Evaluator):
     """
 
     trains: ClassVar[bool] = True
+    resumes: ClassVar[bool] = True
 
     epochs: PositiveInt = 4
     recipe: Named = field(default_factory=lambda: Recipe(batch_size=32))
@@ -45,6 +48,7 @@ class ShortTraining(Evaluator):
         seed: int = 0,
         device: torch.device | str = "cpu",
         on_epoch: Callable[[int, int], None] | None = None,
+        checkpoint: Path | None = None,
     ) -> Score:
         from nas.evaluation.devices import seeded
         from nas.evaluation.training import train
@@ -57,7 +61,7 @@ class ShortTraining(Evaluator):
             if on_epoch is not None:
                 on_epoch(int(epoch["epoch"]), self.epochs)
 
-        result = train(model, data, recipe, device=device, seed=seed, on_epoch=tell)
+        result = train(model, data, recipe, device=device, seed=seed, checkpoint=checkpoint, on_epoch=tell)
         cost = f"{self.epochs} epochs of {len(data.train)} images, {result.precision} on {result.device}"
         reached = {"val_loss": result.val_loss, "val_accuracy": result.val_accuracy}
         return Score(result.val_loss, LOSS, seconds=result.seconds, cost=cost, **reached)

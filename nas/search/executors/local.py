@@ -8,6 +8,7 @@ while idle costs nothing, and epochs are told on the way.
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
@@ -18,29 +19,30 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 
 from nas.profiling.device.parent import die_with
-from nas.search.workers import Dispatch, Outcome, Plan, Scorers, Stage, Task, outcome_of
+from nas.search.workers import Dispatch, Outcome, Plan, Scorers, Stage, Task, outcome_of, too_long
 
 _SPAWN = multiprocessing.get_context("spawn")  # forked children of a process with threads can deadlock
 _EXIT_SECONDS = 10.0
-_LOOK_SECONDS = 1.0  # between two looks at what takes too long
+LOOK_SECONDS = 1.0  # between looks at whether a task takes too long
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class _Worker:
-    """One process, its pipe, the task it works on and since when; `gpu` is the only one that it sees, "" for all."""
+    """One process, its pipe, and the task it works on; `gpu` is the only one that it sees, "" for all."""
 
     def __init__(self, scorer: Scorers, gpu: str) -> None:
         self.pipe, theirs = _SPAWN.Pipe()
         self.process = _SPAWN.Process(target=_serve, args=(theirs, scorer, os.getpid(), gpu), daemon=True)
-        self.gpu, self.begun = gpu, 0.0
         with _without_interrupts():
             self.process.start()
         theirs.close()  # so that the pipe ends when the process does
+        self.gpu = gpu
         self.task: Task | None = None
         self.stage: Stage | None = None
+        self.begun = 0.0  # its task, by the pool's clock
 
-    def start(self, task: Task) -> None:
-        self.task, self.stage, self.begun = task, None, time.monotonic()
+    def start(self, task: Task, now: float) -> None:
+        self.task, self.stage, self.begun = task, None, now
         with contextlib.suppress(OSError):  # a dead process is noticed when its outcome is awaited
             self.pipe.send(task)
 
@@ -100,7 +102,8 @@ class Pool:
         scorer: what each of them runs; of several, one a rung.
         workers: how many; they start when there is work for them.
         on_stages: called with how far the tasks at work are, whenever one has done an epoch or is finished.
-        minutes: after which a task is given up; None for no end.
+        minutes: that a task may take, the start of its process included; what takes longer is ended, and has failed.
+        clock: gives seconds.
         gpus: as CUDA names them: each worker sees one of them, which several may share; where none, all that there are.
     """
 
@@ -109,13 +112,13 @@ class Pool:
         scorer: Scorers,
         workers: int,
         on_stages: Callable[[tuple[Stage, ...]], None] | None = None,
-        *,
         minutes: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
         gpus: Sequence[str] = (),
     ) -> None:
         self.size = workers
+        self._limit, self._clock = math.inf if minutes is None else 60 * minutes, clock
         self._scorer, self._on_stages, self._gpus = scorer, on_stages, list(gpus)
-        self._plan = Plan(workers, minutes=minutes)
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> Pool:
@@ -144,7 +147,7 @@ class Pool:
             assert len(self._workers) < self.size, "no idle worker"
             worker = _Worker(self._scorer, self._free_gpu())
             self._workers.append(worker)
-        worker.start(task)
+        worker.start(task, self._clock())
 
     def wait(self) -> Outcome:
         """The next outcome, of whichever task is done first; a worker that was lost is replaced by a fresh one."""
@@ -152,11 +155,10 @@ class Pool:
         assert busy, "nothing to wait for"
         outcome = None
         while outcome is None:
-            ready = wait(list(busy), None if self._plan.minutes is None else _LOOK_SECONDS)
+            ready = wait(list(busy), None if self._limit == math.inf else LOOK_SECONDS)
+            if (late := self._late([worker for pipe, worker in busy.items() if pipe not in ready])) is not None:
+                return late
             if not ready:
-                late = [worker for worker in busy.values() if self._plan.too_long(worker.begun)]
-                if late:
-                    return self._given_up(late[0])
                 continue
             worker = next(worker for pipe, worker in busy.items() if pipe in ready)
             outcome = worker.outcome()
@@ -166,10 +168,13 @@ class Pool:
             self._remove(worker)
         return outcome
 
-    def _given_up(self, worker: _Worker) -> Outcome:
-        assert worker.task is not None
-        self._remove(worker)
-        return Outcome(worker.task.key, None, self._plan.too_long(worker.begun))
+    def _late(self, silent: Iterable[_Worker]) -> Outcome | None:
+        """End a worker at work whose task takes too long, and say so."""
+        for worker in silent:
+            if worker.task is not None and self._clock() - worker.begun > self._limit:
+                self._remove(worker)
+                return Outcome(worker.task.key, None, too_long(self._limit / 60))
+        return None
 
     def _free_gpu(self) -> str:
         """The one that the fewest workers see."""

@@ -22,7 +22,7 @@ from typing import Any, cast
 from nas.core.errors import InputError, RunError
 from nas.core.source import code_of_package
 from nas.search.scoring import CandidateScorer
-from nas.search.workers import Dispatch, Outcome, Plan, Scorers, Stage, Task, outcome_of
+from nas.search.workers import Dispatch, Outcome, Plan, Scorers, Stage, Task, outcome_of, too_long
 
 TRAVEL = ("NAS_SPACES", "NAS_PLUGINS", "NAS_CACHE")  # folders that nodes have under the same names
 ADDRESS = "RAY_ADDRESS"
@@ -158,11 +158,11 @@ class RayWorkers:
         if any(worker.begun == math.inf for worker in busy):
             for idle in [worker for worker in self._workers if worker.task is None]:
                 self._remove(idle)
+        limit = self._plan.minutes
         for worker in busy:
-            why = self._plan.too_long(worker.begun)
-            if why and worker.task is not None:
+            if limit is not None and worker.task is not None and time.monotonic() - worker.begun > 60 * limit:
                 self._remove(worker)
-                return Outcome(worker.task.key, None, why)
+                return Outcome(worker.task.key, None, too_long(limit))
         return None
 
     def _started(self) -> _Worker:

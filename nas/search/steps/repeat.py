@@ -35,6 +35,7 @@ class Repeat(Step):
         watch = RepeatsWatch(run.request, run.pace, repeats * len(seconds), run.progress, run.log)
         with run.pool(watch.training) as pool:
             finalists = with_repeats(finalists, run.study, pool, repeats, watch.trained)
+        run.remove_checkpoints()
         winner = winner_of(finalists)
         ranking = rank([each for each in finalists if each.fits], run.evaluator.trains)
         run.log(f"the winner is {winner}; {ranking.text}")

@@ -60,6 +60,7 @@ class Search(Step):
         finally:
             trials = trials_frame(run.study, found.estimator.table.hash)
             write_text(run.folder / "trials.csv", trials.to_csv(index=False))
+        run.remove_checkpoints()
         if short:
             run.log(short)
         evaluated = int((trials["state"] == "evaluated").sum())
