@@ -35,6 +35,7 @@ from nas.core.ops import (
     scale_rows,
 )
 from nas.core.space import Repeat, Space, fill
+from search_spaces import Published
 from search_spaces.efficientformer import Embedding, Stem
 from search_spaces.nextvit import NextPooled, side_by_side
 
@@ -483,6 +484,12 @@ PRESETS: Mapping[str, Arch] = {
     "efficientformerv2-l": make(
         (40, 80, 192, 384), (5, 5, 15, 10), 6, ratios=(4, 4, _waisted(15, 4, 4), _waisted(10, 3, 3))
     ),
+}
+
+
+PUBLISHED: Mapping[str, Published] = {
+    f"efficientformerv2-{size}": Published(top1, "arXiv:2212.08059, results table", "300 epochs, distilled")
+    for size, top1 in (("s0", 0.757), ("s1", 0.790), ("s2", 0.816), ("l", 0.833))
 }
 
 
