@@ -255,6 +255,16 @@ def test_the_rungs_of_a_run_are_told_in_its_results_its_report_and_its_log(tmp_p
     assert [(tmp_path / name).read_text().splitlines() for name in ("first", "last")] == lines
 
 
+def test_a_front_of_several_rungs_is_that_of_the_last(tmp_path, table_path, real):
+    folder, result = carry_out(rungs_of(tmp_path, table_path, objective="front"), real)
+    trials = read_trials(folder / "trials.csv").query("state == 'evaluated'")
+    points = trials[["predicted_ms", "value"]].to_numpy()
+    kept = [not any((q <= p).all() and (q < p).any() for q in points) for p in points]
+    assert len((folder / "front.csv").read_text().splitlines()) - 1 == sum(kept)
+    assert result["rungs"][0]["scored"] == 12
+    assert "two\n    standard deviations" in (folder / "report.html").read_text()
+
+
 def test_a_run_of_rungs_that_is_interrupted_goes_on_with_its_scores(tmp_path, table_path, real, monkeypatch):
     calm, _ = carry_out(rungs_of(tmp_path, table_path, out=str(tmp_path / "calm"), workers=1), real)
     before = [(tmp_path / name).read_text().splitlines() for name in ("first", "last")]
