@@ -428,6 +428,12 @@ def test_a_study_goes_on_in_another_folder(tmp_path, table_path, world, kind):
     assert (then / "report.html").is_file()
 
 
+def test_a_default_journal_that_another_run_names_is_refused(tmp_path, table_path, world):
+    folder, _ = carry_out(request(tmp_path, table_path, trials=2), world)
+    with lock(folder / "study.journal.owner", "x"), pytest.raises(RunError, match="is in use by process"):
+        carry_out(request(tmp_path, table_path, trials=3), world)
+
+
 def test_a_study_that_is_none_of_a_run_is_refused(tmp_path, table_path, world):
     import optuna
 
