@@ -48,7 +48,8 @@ class Owner:
         self._engine, self._name, self._shown = engine, name, shown
         digest = hashlib.sha256(f"nas study {name}".encode()).digest()
         self._key = int.from_bytes(digest[:8], "big", signed=True)
-        self._me = f"nas process {os.getpid()} on {os.uname().nodename[:30]}"  # 63 characters at most
+        # 63 characters at most; the last of them tell the studies of one process apart
+        self._me = f"nas process {os.getpid()} on {os.uname().nodename[:30]} ({os.urandom(2).hex()})"
         self._connection: Any = None
         self._had_it = False
         self._take()

@@ -301,9 +301,10 @@ def test_a_limit_of_images_reaches_every_training_and_is_compared(tmp_path, tabl
         carry_out(request(tmp_path, table_path), world)
 
 
-def test_the_scorer_gets_the_limit():
-    run = SimpleNamespace(request=Request(limit=300), found=SimpleNamespace(space=SPACE), prepared=lambda asked: {})
-    assert SCORER_OF(run).limit == 300
+def test_the_scorer_gets_the_limit(tmp_path):
+    asked, found = Request(limit=300), SimpleNamespace(space=SPACE)
+    run = SimpleNamespace(request=asked, found=found, folder=tmp_path, prepared=lambda asked: {})
+    assert SCORER_OF(run, asked.evaluator[0]).limit == 300
 
 
 @pytest.mark.parametrize(
