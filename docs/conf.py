@@ -8,9 +8,9 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-import generated
+import generated  # noqa: E402
 
-from nas import __version__
+from nas import __version__  # noqa: E402
 
 project = "millinas"
 author = "the millinas contributors"

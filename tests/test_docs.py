@@ -90,16 +90,14 @@ def test_commands_that_pages_show_exist_with_their_options():
 
 
 def test_files_that_pages_link_to_exist():
-    missing = []
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-            if not (page.parent / target).exists():
-                missing.append(f"{page.relative_to(ROOT)}: {target}")
-    assert missing == []
+    links = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
+    found = [(page, target) for page in PAGES for target in links.findall(page.read_text(encoding="utf-8"))]
+    assert len(found) > 40
+    assert [f"{page}: {target}" for page, target in found if not (page.parent / target).exists()] == []
 
 
 def test_the_examples_are_found_and_searched(tmp_path):
-    """The family, the data set and the score that pages show, all three in one search on the runtime that runs nothing."""
+    """The family, the data set and the score that pages show, in one search on the runtime that runs nothing."""
     flags = "--space wide --dataset stripes --runtime fake --trials 3 --workers 1 --finalists 1 --repeats 0"
     flags += " --final-epochs 1 --limit 200 --device cpu"
     evaluator = "{density: {power: 0.5}}"
