@@ -33,7 +33,7 @@ format: $(VENV)/installed-dev
 court: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/truth/scores.py
 	$(BIN)/python benchmarks/accuracy.py
-	$(BIN)/jupyter execute --inplace notebooks/which_score_ranks.ipynb
+	$(BIN)/python notebooks/store.py notebooks/which_score_ranks.ipynb
 
 clean:
 	rm -rf $(VENV) docs/_build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
