@@ -25,12 +25,19 @@ from nas.core.errors import NasError
 from nas.core.files import write_text, writing
 from nas.evaluation import truth
 from nas.search import judging, known, verdicts
+from nas.search.predictor import Prior
 from nas.search.verdicts import Judged
 
 FILE = Path(__file__).with_name("scores.jsonl")
 UNTRAINED = ("size: {of: params}", "size", "naswot", "synflow", "zico", "expressivity", "trainability")
 #: judged together, as far as they are in the file
-SETS = (("size: {of: params}", "naswot"), ("size: {of: params}", "size", "naswot"), UNTRAINED)
+SETS = (
+    ("size: {of: params}", "naswot"),
+    UNTRAINED,
+    ("naswot", "trainability", "supernet"),
+    (f"prior {truth.DEFAULT}",),
+    (f"prior {truth.DEFAULT}", "naswot", "trainability", "supernet"),
+)
 LABELS = 8, 20
 
 
@@ -59,7 +66,10 @@ def ask(scores: Sequence[str], stored: truth.Truth, file: Path, workers: int) ->
                 continue
             part = replace(stored, networks=lacking)
             data = judging.images_of(part, None)
-            lines = lines_of(judging.score(label, asked, part, data, workers, "cpu", lambda *_: None), lacking)
+            given = judging.score(label, asked, part, data, workers, "cpu", lambda *_: None)
+            if not given.seconds:
+                raise NasError(f"{label}: no network has a score; {next(iter(given.failed.values()))}")
+            lines = lines_of(given, lacking)
             with writing(file), file.open("a", encoding="utf-8") as out:
                 out.writelines(json.dumps(line) + "\n" for line in lines)
 
@@ -70,8 +80,10 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def judged(stored: truth.Truth, file: Path) -> dict[str, Any]:
-    """Each score by itself, and each set together, as `known.read` takes it."""
+    """Each score by itself, the prior of all other trainings, and each set together, as `known.read` takes it."""
     scores = verdicts.read_scores(file, stored)
+    if len(stored.networks) > verdicts.FEWEST:
+        scores.append(replace(judging.expected(Prior(stored.file), stored), name=f"prior {stored.file.stem}"))
     labels = [count for count in LABELS if count <= len(stored.networks) - verdicts.FEWEST]
     found = verdicts.figures(stored, scores)
     alone = [each for each in found["scores"] if not each["of"]]

@@ -99,6 +99,11 @@ class Request(BaseModel):
     features: Evaluators = Field(
         default=(), description="Evaluators whose scores of a few candidates a trial guide the sampler."
     )
+    prior: str | None = Field(
+        default=None,
+        description="Trainings that there were before, of other networks of the space, which guided learns from, too: "
+        "fashion-mnist (80 networks of hybrid-32), or a file of such lines (nas judge --truth).",
+    )
     sampler: str = Field(
         default="guided",
         description="How candidates are proposed: guided (a model of what was trained), tpe, nsga2, evolution, local "

@@ -34,6 +34,7 @@ from nas.search.feasible import FeasibleSet
 from nas.search.fitting import feasible_set
 from nas.search.limits import Estimator, Limit, Survey, resolve
 from nas.search.overview import summary, told
+from nas.search.predictor import Prior
 from nas.search.request import Request
 from nas.search.timing import PROFILE_SHARE
 from nas.tables.calibration import networks_for
@@ -130,6 +131,8 @@ def name_request(request: Request, log: Say) -> Named:
     device = str(pick_device(request.device))
     table = None if request.table is None else _table(request.table, request.level)
     space, data = _space(request, table, log)
+    if request.prior is not None:
+        Prior(request.prior).require(space.name)
     budgets = tuple(map(Budget.parse, request.budgets))
     names = dict.fromkeys(budget.table for budget in budgets if budget.table is not None)
     tables = {name: Table.read(latency_tables.find(name)) for name in names}
