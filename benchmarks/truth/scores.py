@@ -5,9 +5,10 @@ not ask again; only what it lacks is asked for. Each score is then judged by its
 that goes to `nas/evaluation/truths/fashion-mnist.judged.json`, which a search reads to say how good its score is known
 to be. One command makes all of it anew, after more networks were trained or a score was added:
 
-    nice python benchmarks/truth/scores.py [SCORE...] [--workers N] [--again]
+    nice python benchmarks/truth/scores.py [SCORE...] [--workers N] [--again] [--band N]
 
-Without names, the scores that take no training; `--again` forgets what the named scores said, where they have changed.
+Without names, the scores that take no training; `--again` forgets what the named scores said, where they have changed;
+`--band N` asks only for the first N networks of the band, where a score costs minutes of each.
 """
 
 from __future__ import annotations
@@ -55,8 +56,10 @@ def lines_of(judged: Judged, networks: Sequence[truth.Known]) -> list[dict[str, 
     return found
 
 
-def ask(scores: Sequence[str], stored: truth.Truth, file: Path, workers: int) -> None:
-    """Ask scores for the networks that the file lacks."""
+def ask(scores: Sequence[str], stored: truth.Truth, file: Path, workers: int, band: int | None = None) -> None:
+    """Ask scores for the networks that the file lacks, or for those of the first of the band."""
+    if band is not None:
+        stored = replace(stored, networks=tuple(each for each in stored.networks if each.set == "band")[:band])
     for text in scores:
         for label, asked in judging.asked_in(text).items():
             there = {(line["score"], line.get("arch")) for line in read(file)}
@@ -104,6 +107,7 @@ def main(
     out: Path = known.FILE,
     workers: int = 1,
     again: bool = False,
+    band: int | None = None,
 ) -> None:
     """Ask what is lacking, judge, and write.
 
@@ -114,12 +118,13 @@ def main(
         out: of what is found.
         workers: networks scored at once, one thread each.
         again: whether to ask again for all networks.
+        band: ask only for so many networks of the band.
     """
     stored = truth.load(name)
     if again:
         dropped = {label for text in scores for label in judging.asked_in(text)}
         write_text(file, "".join(json.dumps(line) + "\n" for line in read(file) if line["score"] not in dropped))
-    ask(scores, stored, file, workers)
+    ask(scores, stored, file, workers, band)
     found = judged(stored, file)
     write_text(out, json.dumps(found, indent=1, allow_nan=False) + "\n")
     for each in found["scores"]:
@@ -144,8 +149,9 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=known.FILE, help="another file of what is found")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--band", type=int, metavar="N")
     given = parser.parse_args()
     try:
-        main(given.scores or UNTRAINED, given.truth, given.file, given.out, given.workers, given.again)
+        main(given.scores or UNTRAINED, given.truth, given.file, given.out, given.workers, given.again, given.band)
     except NasError as error:
         sys.exit(str(error))

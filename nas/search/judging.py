@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -153,14 +154,14 @@ def score(
     judged = Judged(label, np.full(len(keys), math.nan))
     prepared: Mapping[str, Any] = {}
     if left and type(evaluator).prepare is not Evaluator.prepare:
-        begun = time.monotonic()
+        begun = _spent(device)
         try:
             prepared = _prepared(evaluator, basis, known, shown, device, workers, partial(_show, progress, label))
         except Exception as error:  # of this score alone: the others are judged
             judged.failed = dict.fromkeys((task.key for task in left), f"does not get ready: {reason_of(error)}")
             left = []
         else:
-            memory.put(f"once {basis}", max(time.monotonic() - begun, memory.get(f"once {basis}") or 0.0))
+            memory.put(f"once {basis}", max(_spent(device) - begun, memory.get(f"once {basis}") or 0.0))
     for shape in data:
         tasks = [task for task in left if known.networks[task.key].arch.input_shape == shape]
         if not tasks:
@@ -181,6 +182,11 @@ def score(
         judged.values[place] = -value
         judged.seconds.append(seconds)
     return judged
+
+
+def _spent(device: str) -> float:
+    """Seconds of a clock: on the CPU, of what this process and those it waited for took of all cores."""
+    return sum(os.times()[:4]) if device == "cpu" else time.monotonic()
 
 
 def expected(prior: Prior, known: Truth) -> Judged:

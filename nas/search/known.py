@@ -29,7 +29,7 @@ def read(file: Path = FILE) -> Mapping[str, Any]:
 
 
 def told(
-    evaluators: Sequence[Asked], features: Sequence[Asked], sampler: str, prior: str | None = None, file: Path = FILE
+    evaluators: Sequence[Asked], features: Sequence[Asked], sampler: str, prior: str = "none", file: Path = FILE
 ) -> list[str]:
     """How well the scores of a search are known to rank, a line each; nothing of what was not judged.
 
@@ -45,7 +45,7 @@ def told(
         return []
     lines = [line for asked in evaluators for each in found["scores"] if (line := _line_of(asked, each))]
     if sampler == "guided":
-        beside = [repr(asked) for asked in features] + ([f"prior {prior}"] if prior is not None else [])
+        beside = [repr(asked) for asked in features] + ([f"prior {prior}"] if prior != "none" else [])
         lines += _lines_of_model(beside, found["predictors"])
     return lines
 

@@ -31,6 +31,7 @@ from nas.search.samplers._context import Context
 from nas.search.surrogate import Encoded, Surrogate, standardized
 
 FEWEST = 2  # networks that a model is fitted to
+AUTO, NONE = "auto", "none"  # in place of a prior's name
 
 
 class Predictor:
@@ -92,6 +93,7 @@ class Prior:
     Attributes:
         name: of the score.
         space: that its networks are of.
+        trainings: how many networks it learns from.
 
     Raises:
         InputError: there is no such truth, or its networks are of several spaces.
@@ -99,6 +101,7 @@ class Prior:
 
     def __init__(self, name: str | os.PathLike[str]) -> None:
         self._known = truth.load(name)
+        self.trainings = len(self._known.networks)
         self.name = f"prior {name}"
         self.space = space_of([each.arch for each in self._known.networks])
 
@@ -137,6 +140,20 @@ class Prior:
         """A network as the trainings had it."""
         self.require(arch.family)
         return replace(with_classes(arch, self.space.classes), input_shape=self.space.input_shape)
+
+
+def prior_of(asked: str, family: str) -> str:
+    """The prior that a request names, for a space: a truth, its file, or `none`.
+
+    Raises:
+        InputError: there is no such truth, or it is of another space.
+    """
+    if asked == AUTO:
+        shipped = (name for name in truth.names() if name != truth.PUBLISHED)
+        return next((name for name in shipped if Prior(name).space.name == family), NONE)
+    if asked != NONE:
+        Prior(asked).require(family)
+    return asked
 
 
 def _checked(features: np.ndarray, count: int, width: int | None = None) -> np.ndarray:

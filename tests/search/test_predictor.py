@@ -90,3 +90,13 @@ def test_a_prior_of_another_space_is_refused_before_anything_is_done():
         name_request(Request(space="nextvit-32", prior="fashion-mnist"), print)
     with pytest.raises(InputError, match=r"unknown truth 'mine'.*fashion-mnist"):
         name_request(Request(space="hybrid-32", prior="mine"), print)
+
+
+def test_guided_learns_from_the_trainings_that_come_with_the_space():
+    said = []
+    assert name_request(Request(space="hybrid-32"), said.append).request.prior == "fashion-mnist"
+    assert "80 networks of this space (fashion-mnist); prior: none" in said[0]
+    assert name_request(Request(space="efficientformer-32"), print).request.prior == "none"
+    assert name_request(Request(space="hybrid-32", sampler="random"), print).request.prior == "none"
+    assert name_request(Request(space="hybrid-32", prior="none"), said.append).request.prior == "none"
+    assert len(said) == 1
