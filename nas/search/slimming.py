@@ -3,8 +3,8 @@
 Latency-driven slimming as EfficientFormerV2 (arXiv:2212.08059, joint search) and NetAdapt (arXiv:1804.03230) describe
 it; neither the code of the former nor every detail of it was published. What stands nowhere, and what is done here:
 
-- What a step may take away: one block anywhere, or one choice of the space moved to its nearest cheaper value, where
-  neither the budgets' metrics nor the parameters grow. Dropping a block keeps its shortcut, so the others run on.
+- What a step may take away: one block anywhere, or one choice of the space moved to its nearest value that
+  saves something, where the parameters do not grow. Dropping a block keeps its shortcut, so the others run on.
 - A child gets the leading parts of its parent's weights, ordered by their first-order Taylor importance on one batch of
   training images, anew at every step. A block of another kind starts fresh.
 - What a step costs is the rise of the loss on validation images after the statistics of batch norms were taken anew
@@ -45,7 +45,7 @@ from nas.evaluation.data import Data, load_data
 from nas.evaluation.devices import cpu_threads, pick_device
 from nas.evaluation.evaluators import Progress, Score
 from nas.evaluation.metrics import evaluate
-from nas.evaluation.pretrained import digest_of, load_pretrained
+from nas.evaluation.pretrained import Loaded, digest_of, load_pretrained
 from nas.evaluation.recalibration import recalibrate
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.recipes import read_recipe
@@ -72,6 +72,7 @@ OTHER_EXPONENT = 0.5  # of what is not latency, as V2's of the parameters
 FINE_TUNING: Mapping[str, Any] = {"lr": 1e-3, "batch_size": 32}  # the recipe's, where neither name nor field says more
 TAYLOR_IMAGES = 64  # behind an order of weights
 STEPS, RECORD, CURVE = "slimming.jsonl", "slimming.json", "slimming.csv"
+ORIGINAL, TRIED = "original", "tried.pt"
 By = Literal["loss", "accuracy"]
 Until = Literal["budget", "smallest"]
 Dropped = tuple[int, int]  # a block: its stage, and its place there
@@ -370,9 +371,13 @@ def slim(
         held.enter_context(lock(place / "lock", place))
         held.enter_context(writing(place, FULL))
         held.enter_context(cpu_threads(1))
+        loaded = None if run.has_original else run.load(weights, seed)
         run.keep(asked)
-        original = _original(run, data, weights, settings, tuning, recipe, seed, limit, where)
-        mine = place / "original"
+        if loaded is not None:
+            _keep_original(run, loaded, data, weights, {**tuning, **_no_teacher()}, recipe, seed, limit, where)
+        original = build(run.arch)
+        load_weights(original, read_weights(place / ORIGINAL / "weights.pt"), str(place / ORIGINAL))
+        mine = place / ORIGINAL
         guide = guide or teacher_for(images, str(mine / "arch.json"), str(mine / "weights.pt"))
         taught = settings if settings.distills else settings.model_copy(update={"distill_soft": 1.0})
         short = taught.model_copy(update={"epochs": max(recover, 1), "validate_every": max(recover, 1)})
@@ -401,6 +406,9 @@ def slim(
         result |= {"onnx": exported["file"], "onnx_difference": exported["difference"]}
         tested = evaluate(original, images.test, device=where)
         first = run.lines[0] | {"test_accuracy": tested.accuracy, "test_loss": tested.loss}
+        run.draw(run.lines)
+        for left in (*place.glob("steps/*.checkpoint.pt"), *place.glob(f"steps/{TRIED}")):
+            left.unlink()
         found = {"asked": asked, "original": first, "result": result, "steps": run.lines}
         write_text(place / RECORD, json.dumps(found, indent=2) + "\n")
     return found | {"run": str(place), "limits": asked["limits"]}
@@ -466,6 +474,16 @@ class _Run:
         """The steps that were taken, the original first."""
         path = self.folder / STEPS
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+    @property
+    def has_original(self) -> bool:
+        """Whether the network that slimming begins with is there, trained on the data's classes."""
+        return (self.folder / ORIGINAL / "result.json").is_file()
+
+    def load(self, weights: str, seed: int) -> tuple[Network, Loaded]:
+        """The network with the weights that are asked for."""
+        network = build(self.arch, seed=seed)
+        return network, load_pretrained(network, weights)
 
     def keep(self, asked: Mapping[str, Any]) -> None:
         """Write down what is asked for, or compare it with what the run was begun with."""
@@ -537,45 +555,29 @@ def _say_begin(run: _Run, name: str, estimate: Estimate) -> None:
         )
 
 
-def _original(
+def _keep_original(
     run: _Run,
+    found: tuple[Network, Loaded],
     data: str,
     weights: str,
-    settings: Recipe,
-    tuning: Mapping[str, Any],
+    fields: Mapping[str, Any],
     recipe: str | None,
     seed: int,
     limit: int | None,
     device: str,
-) -> Network:
-    """The network that slimming begins with, trained on the data's classes."""
-    mine = run.folder / "original"
-    if not (mine / "result.json").is_file():
-        network = build(run.arch, seed=seed)
-        loaded = load_pretrained(network, weights)
-        for text in loaded.notes:
-            run.log(text)
-        if loaded.fresh_classifier:
-            run.log("the original is trained on these data first")
-            train_arch(
-                run.arch,
-                data,
-                mine,
-                {**tuning, **_no_teacher()},
-                recipe=recipe,
-                weights=weights,
-                device=device,
-                seed=seed,
-                limit=limit,
-                progress=run.progress,
-            )
-        else:
-            write_text(mine / "arch.json", run.arch.to_json() + "\n")
-            write_weights(mine / "weights.pt", network)
-            write_text(mine / "result.json", json.dumps({"start": loaded._asdict()}) + "\n")
-    network = build(run.arch)
-    load_weights(network, read_weights(mine / "weights.pt"), str(mine / "weights.pt"))
-    return network
+) -> None:
+    """Write the network that slimming begins with; one with a fresh classifier is trained first."""
+    mine, (network, loaded) = run.folder / ORIGINAL, found
+    for text in loaded.notes:
+        run.log(text)
+    if loaded.fresh_classifier:
+        run.log("the original is trained on these data first")
+        more: dict[str, Any] = {"device": device, "seed": seed, "limit": limit, "progress": run.progress}
+        train_arch(run.arch, data, mine, fields, recipe=recipe, weights=weights, **more)
+        return
+    write_text(mine / "arch.json", run.arch.to_json() + "\n")
+    write_weights(mine / "weights.pt", network)
+    write_text(mine / "result.json", json.dumps({"start": loaded._asdict()}) + "\n")
 
 
 def _take_steps(
@@ -668,7 +670,7 @@ def _take_step(
 
 def _score_of(run: _Run, network: Network, seed: int) -> dict[str, Any]:
     """What a network is compared by, as its children will be: on validation images, with its norms taken anew."""
-    trial = run.folder / "steps" / "tried.pt"
+    trial = run.folder / "steps" / TRIED
     write_weights(trial, network)
     asked = asking(trial, digest_of(network), network.arch, network.arch, None)
     score = run.scorer(asked, seed)
