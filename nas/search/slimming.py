@@ -70,9 +70,11 @@ RULES = ("drop",)
 EXPONENTS: Mapping[str, float] = {"latency_ms": 1.0}
 OTHER_EXPONENT = 0.5  # of what is not latency, as V2's of the parameters
 FINE_TUNING: Mapping[str, Any] = {"lr": 1e-3, "batch_size": 32}  # the recipe's, where neither name nor field says more
+NO_TEACHER: Mapping[str, Any] = {"distill_hard": 0.0, "distill_soft": 0.0, "distill_tokens": 0.0, "start": "fresh"}
 TAYLOR_IMAGES = 64  # behind an order of weights
 STEPS, RECORD, CURVE = "slimming.jsonl", "slimming.json", "slimming.csv"
 ORIGINAL, TRIED = "original", "tried.pt"
+OF_OTHERS = ("request.yaml", "arch.json", "checkpoint.pt")
 By = Literal["loss", "accuracy"]
 Until = Literal["budget", "smallest"]
 Dropped = tuple[int, int]  # a block: its stage, and its place there
@@ -353,7 +355,7 @@ def slim(
         raise InputError(f"dataset {data}: all images are of one class, so every network is right; add another class")
     tuning = {**({} if recipe else FINE_TUNING), **(fields or {})}
     settings = read_recipe(tuning, recipe)
-    check_fit(images, settings.model_copy(update={**_no_teacher()}), None)
+    check_fit(images, settings.model_copy(update=NO_TEACHER), None)
     guide = teacher_for(images, teacher, teacher_weights)
     space = _space(network, table, images.classes)
     estimator = _estimator(space, table, budgets, seed)
@@ -374,7 +376,7 @@ def slim(
         loaded = None if run.has_original else run.load(weights, seed)
         run.keep(asked)
         if loaded is not None:
-            _keep_original(run, loaded, data, weights, {**tuning, **_no_teacher()}, recipe, seed, limit, where)
+            _keep_original(run, loaded, data, weights, {**tuning, **NO_TEACHER}, recipe, seed, limit, where)
         original = build(run.arch)
         load_weights(original, read_weights(place / ORIGINAL / "weights.pt"), str(place / ORIGINAL))
         mine = place / ORIGINAL
@@ -416,10 +418,6 @@ def slim(
 
 def _silent(done: float, total: float, seconds_left: float | None = None, text: str = "") -> None:
     pass
-
-
-def _no_teacher() -> dict[str, Any]:
-    return {"distill_hard": 0.0, "distill_soft": 0.0, "distill_tokens": 0.0, "start": "fresh"}
 
 
 def _space(arch: Arch, table: Table, classes: int) -> Space:
@@ -489,6 +487,11 @@ class _Run:
         """Write down what is asked for, or compare it with what the run was begun with."""
         path = self.folder / RECORD
         if not path.is_file():
+            if others := [each for each in OF_OTHERS if (self.folder / each).exists()]:
+                raise InputError(
+                    f"{self.folder}: there is {others[0]} of another run, which slimming would write over; choose "
+                    "another folder (--out)"
+                )
             write_text(path, json.dumps({"asked": asked}, indent=2) + "\n")
             return
         there = json.loads(path.read_text(encoding="utf-8"))["asked"]

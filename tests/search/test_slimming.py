@@ -308,3 +308,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(trained, tabl
     write_weights(tmp_path / "other.pt", build(ef.SMALL.arch(ef.SMALL.params_of(LARGE) | {"stage2.width": 32})))
     with pytest.raises(InputError, match="does not fit this architecture"):
         slim(LARGE, str(tmp_path / "other.pt"), table, [budget_of(table, 0.8)], "digits", folder)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "arch.json").write_text(LARGE.to_json())
+    with pytest.raises(InputError, match=r"there is arch.json of another run"):
+        run(trained, table, tmp_path / "taken")
