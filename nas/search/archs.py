@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import search_spaces
 from nas.core import parts
 from nas.core.arch import Arch
-from nas.core.errors import InputError, NasError, RunError
+from nas.core.errors import HIDDEN, InputError, NasError, RunError
 from nas.core.files import write_text
 from nas.networks import building
 
@@ -120,18 +120,20 @@ def _study(run: Path, request: Request) -> optuna.Study:
 
     from nas.search.storage import JOURNAL
 
-    path = run / JOURNAL
-    if request.storage is None and not path.is_file():
+    database = request.storage is not None and "://" in request.storage
+    path = run / JOURNAL if request.storage is None else Path(request.storage)
+    if not database and not path.is_file():
         raise InputError(f"{run}: this run has no trials yet, there is no {path}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        storage: Any = request.storage or JournalStorage(JournalFileBackend(str(path)))
+        storage: Any = request.storage if database else JournalStorage(JournalFileBackend(str(path)))
         return optuna.load_study(study_name=request.name, storage=storage)
     except Exception as error:  # of any database driver, or of a damaged journal
-        where = path if request.storage is None else "the database of its storage"
+        where = "the database of its storage" if database else path
+        hidden = " (its password is not kept)" if database and HIDDEN in str(request.storage) else ""
         raise RunError(
-            f"{run}: its trials cannot be read from {where}: {type(error).__name__}. Those of its front and its "
-            f"finalists have files in {run / FOLDER}"
+            f"{run}: its trials cannot be read from {where}{hidden}: {type(error).__name__}. Those of its front and "
+            f"its finalists have files in {run / FOLDER}"
         ) from error
 
 

@@ -41,6 +41,7 @@ PREPARE = "prepare"  # the step that evaluators get ready in
 REQUEST = "request.yaml"
 BEGUN_WITH = "request"  # the study's copy of it, for a run that goes on in another folder
 FEATURES = "features.jsonl"
+FOLDER = "{RUN}"  # stands for the run's folder in what evaluators have prepared
 CANDIDATES = "candidates"  # checkpoints of those in training
 FINISHED_BY = (
     "trials",
@@ -288,7 +289,15 @@ class Context:
     def prepared(self, asked: Asked) -> Mapping[str, Any]:
         """What an evaluator of the request prepared for the search."""
         record = self._records.get(PREPARE, {"output": {"prepared": {}}})
-        found: Mapping[str, Any] = record["output"]["prepared"].get(key_of(asked), {})
+        kept = json.dumps(record["output"]["prepared"].get(key_of(asked), {}))
+        found: dict[str, Any] = json.loads(kept.replace(FOLDER, json.dumps(str(self.folder.resolve()))[1:-1]))
+        return found
+
+    def in_folder(self, prepared: Mapping[str, Any]) -> dict[str, Any]:
+        """Plain data with `FOLDER` for the run's folder, which may lie elsewhere when it goes on."""
+        found: dict[str, Any] = json.loads(
+            json.dumps(prepared).replace(json.dumps(str(self.folder.resolve()))[1:-1], FOLDER)
+        )
         return found
 
     def pool(self, on_stages: Callable[[tuple[Stage, ...]], None]) -> Running:
@@ -330,7 +339,7 @@ def scorer_of(run: Context, asked: Asked) -> CandidateScorer:
         request.device,
         request.limit,
         run.prepared(asked),
-        run.folder / CANDIDATES / key_of(asked),
+        run.folder.resolve() / CANDIDATES / key_of(asked),
     )
 
 

@@ -122,6 +122,7 @@ class Engine:
         """
         last: list[str] = []
         times = Counter(record.arch for _, record in past if record.lost or record.state in ("evaluated", "stopped"))
+        latest = {record.arch: number for number, record in past}
         for number, record in past:
             is_new = record.arch not in self._failures
             if record.lost and times[record.arch] == 1:
@@ -129,7 +130,8 @@ class Engine:
                 self._count("failed")
                 continue
             self._remember(number, record)
-            self._place(number, record)
+            if not record.lost or latest[record.arch] == number:  # else a later trial went on with its rungs
+                self._place(number, record)
             if record.state in ("evaluated", "stopped"):
                 self._since_new = 0
                 last.clear()

@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-import search_spaces
 from nas.core.errors import InputError
 from nas.core.files import cache_folder
 from nas.core.plain import read_yaml
 from nas.core.remembered import remembered
-from nas.core.source import code_of
+from nas.core.source import code_of, code_of_package
 from nas.core.tracing import macs_of_unit
 from nas.evaluation import datasets, truth
 from nas.evaluation.data import Data, load_data
@@ -34,6 +33,7 @@ from nas.evaluation.truth import Truth
 from nas.search.executors.local import Pool
 from nas.search.feasible import FeasibleSet, Sum
 from nas.search.fitting import lattice_of
+from nas.search.predictor import space_of
 from nas.search.scoring import CandidateScorer
 from nas.search.verdicts import Judged, figures, require_labels
 from nas.search.workers import OnEpoch, Task, reason_of
@@ -185,13 +185,11 @@ def _prepared(
     evaluator: Evaluator, about: str, known: Truth, data: Data, device: str, workers: int, progress: Progress
 ) -> Mapping[str, Any]:
     """What an evaluator prepares for the whole space of the networks."""
-    families = sorted({each.arch.family for each in known.networks})
-    if len(families) > 1:
-        raise InputError(f"{known.file}: prepares for one space, but its networks are of {', '.join(families)}")
-    space = search_spaces.load(families[0])
+    space = space_of([each.arch for each in known.networks])
     lattice = lattice_of(space)
     everything = FeasibleSet(lattice, [Sum("", lattice.costs(macs_of_unit), math.inf)])
-    folder = cache_folder() / "judged" / hashlib.sha256(about.encode()).hexdigest()[:16]
+    key = f"{about} {space.name} {space.input_shape} {code_of_package()}"
+    folder = cache_folder() / "judged" / hashlib.sha256(key.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     return evaluator.prepare(
         space, everything, data, folder, seed=SEED, device=device, threads=workers, progress=progress

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from nas.core.errors import RunError, without_passwords
 
+KEEPALIVES = {"tcp_keepalives_idle": "30", "tcp_keepalives_interval": "10", "tcp_keepalives_count": "3"}
 PATIENCE_S = 300.0  # how long a server may be away
 PAUSE_S = 1.0
 HOLDER = """
@@ -22,6 +23,10 @@ HOLDER = """
     WHERE locktype = 'advisory' AND granted AND classid = :high AND objid = :low AND objsubid = 1
 """
 Result = TypeVar("Result")
+
+
+class _StaleError(Exception):
+    """The server still takes a connection for alive that is not."""
 
 
 class Owner:
@@ -43,8 +48,12 @@ class Owner:
         self._engine, self._name, self._shown = engine, name, shown
         digest = hashlib.sha256(f"nas study {name}".encode()).digest()
         self._key = int.from_bytes(digest[:8], "big", signed=True)
+        # 63 characters at most; the last of them tell the studies of one process apart
+        self._me = f"nas process {os.getpid()} on {os.uname().nodename[:30]} ({os.urandom(2).hex()})"
         self._connection: Any = None
+        self._had_it = False
         self._take()
+        self._had_it = True
 
     def _take(self) -> None:
         connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
@@ -54,12 +63,15 @@ class Owner:
             holder = connection.scalar(text(HOLDER), key) or "another process"
             connection.close()
             self._engine.dispose()
+            if holder == self._me and self._had_it:
+                raise _StaleError  # the server has not noticed that our own former connection is gone
             raise RunError(
                 f"study {self._name!r} in {self._shown} is in use by {holder}. Wait until it ends, or stop it; "
                 "the same command then continues"
             )
-        name = f"nas process {os.getpid()} on {os.uname().nodename[:30]}"  # 63 characters at most
-        connection.execute(text("SELECT set_config('application_name', :name, false)"), {"name": name})
+        connection.execute(text("SELECT set_config('application_name', :name, false)"), {"name": self._me})
+        for name, value in KEEPALIVES.items():  # so that a machine that is gone does not hold it for hours
+            connection.execute(text("SELECT set_config(:name, :value, false)"), {"name": name, "value": value})
         self._connection = connection
 
     def ask(self, call: Callable[[], Result]) -> Result:
@@ -74,11 +86,11 @@ class Owner:
                 if not self._is_there():
                     self._take()
                 return call()
-            except (DBAPIError, StorageInternalError) as error:
+            except (DBAPIError, StorageInternalError, _StaleError) as error:
                 if self._is_there():
                     raise  # a defect, which waiting does not mend
                 if time.monotonic() > end:
-                    reason = without_passwords(str(error.__cause__ or error).splitlines()[0], str(self._engine.url))
+                    reason = _reason(error, self._engine)
                     raise RunError(
                         f"{self._shown} has been away for {PATIENCE_S / 60:.0f} minutes ({reason}). The same command "
                         "continues when it is back"
@@ -103,3 +115,9 @@ class Owner:
             self._connection.close()
             self._connection = None
         self._engine.dispose()
+
+
+def _reason(error: Exception, engine: Engine) -> str:
+    """What a driver says, in one line and without the password."""
+    lines = str(error.__cause__ or error).splitlines() or ["the connection was lost"]
+    return without_passwords(lines[0], engine.url.render_as_string(hide_password=False))

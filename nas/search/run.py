@@ -20,6 +20,7 @@ from nas.search.context import REQUEST, Context
 from nas.search.request import Request
 from nas.search.resolved import Say, name_request
 from nas.search.steps import Step, load_steps
+from nas.search.storage import JOURNAL
 from nas.search.timing import Deadline
 
 clock = time.monotonic
@@ -44,8 +45,9 @@ def run_search(request: Request, *, log: Say = print, progress: Progress | None 
     steps, run_dir, deadline = load_steps(), request.run_dir, Deadline(request.minutes, clock)
     with contextlib.ExitStack() as held:
         held.enter_context(lock(run_dir / "lock", run_dir))
-        if request.storage is not None and "://" not in request.storage:
-            held.enter_context(lock(f"{request.storage}.owner", request.storage))
+        if request.storage is None or "://" not in request.storage:
+            journal = request.storage or run_dir / JOURNAL
+            held.enter_context(lock(f"{journal}.owner", journal))
         held.enter_context(writing(run_dir, FULL))
         held.enter_context(cpu_threads(1))  # the cores belong to the workers
         run = Context(name_request(_with_its_sampler(request), log), deadline, log, progress or _silent)

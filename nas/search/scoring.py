@@ -62,7 +62,10 @@ class CandidateScorer:
         )
         if self.checkpoints is None or not self.evaluator.resumes:
             return score()
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError:  # a machine that does not see the run's folder
+            return score()
         checkpoint = self.checkpoints / f"{network.id}-{seed}.pt"
         try:
             found = score(checkpoint=checkpoint)

@@ -51,12 +51,15 @@ def open_study(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     store = open_storage(storage, name)
-    found = {study.study_name: len(study.directions) for study in store.backend.get_all_studies()}
-    if found.setdefault(name, objectives) != objectives:
+    try:
+        studies = store.ask(store.backend.get_all_studies)
+        found = {study.study_name: len(study.directions) for study in studies}
+        if found.setdefault(name, objectives) != objectives:
+            raise RunError(f"study {name!r} has {found[name]} objectives, this run has {objectives}")
+        return optuna.load_study(study_name=name, storage=OwnedStorage(store, name, objectives), sampler=sampler)
+    except BaseException:
         store.close()
-        raise RunError(f"study {name!r} has {found[name]} objectives, this run has {objectives}")
-    owned = OwnedStorage(store, name, objectives)
-    return optuna.load_study(study_name=name, storage=owned, sampler=sampler)
+        raise
 
 
 def has_study(name: str, storage: str) -> bool:

@@ -41,7 +41,7 @@ def test_two_tables_stand_side_by_side(nas, tables):  # noqa: F811
     code, out, _ = nas("shortlist", "--table", tables[0], "--table", tables[1], columns=100)
     assert code == 0
     assert max(map(len, out.splitlines())) <= 100
-    assert f"B: {tables[1]}"[:20] in out
+    assert f"B: {tables[1]}" in " ".join(out.split())  # a long path begins on a line of its own
     shown = next(line.split() for line in out.splitlines() if line.startswith("mobileformer-26m"))
     assert shown[-1] == "-"  # the second lacks its rows
     assert "A and B: order not compared, fewer than two networks have intervals on both" in " ".join(out.split())

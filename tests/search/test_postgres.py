@@ -131,6 +131,25 @@ def test_a_second_owner_is_refused_and_told_of_the_first(url):
     close_study(make_study(url, SPACE))
 
 
+def test_a_connection_of_our_own_that_the_server_takes_for_alive_is_waited_for(server, url, monkeypatch):
+    monkeypatch.setattr(owner, "PAUSE_S", 0.01)
+    study = make_study(url, SPACE)
+    mine = study._storage._store.owner
+    old, waits = mine._connection, []
+    mine._connection = None  # as if it were lost, while the server still holds its lock
+
+    def pause(seconds):
+        waits.append(seconds)
+        if len(waits) == 2:
+            old.close()
+
+    monkeypatch.setattr(owner.time, "sleep", pause)
+    study.set_user_attr("mine", 1)
+    assert len(waits) == 2
+    assert study.user_attrs == {"mine": 1}
+    close_study(study)
+
+
 def test_who_lost_the_study_while_the_server_was_away_writes_no_more(server, url, monkeypatch):
     monkeypatch.setattr(owner, "PAUSE_S", 0.01)
     first = make_study(url, SPACE)

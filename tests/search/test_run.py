@@ -301,9 +301,10 @@ def test_a_limit_of_images_reaches_every_training_and_is_compared(tmp_path, tabl
         carry_out(request(tmp_path, table_path), world)
 
 
-def test_the_scorer_gets_the_limit():
-    run = SimpleNamespace(request=Request(limit=300), found=SimpleNamespace(space=SPACE), prepared=lambda asked: {})
-    assert SCORER_OF(run).limit == 300
+def test_the_scorer_gets_the_limit(tmp_path):
+    asked, found = Request(limit=300), SimpleNamespace(space=SPACE)
+    run = SimpleNamespace(request=asked, found=found, folder=tmp_path, prepared=lambda asked: {})
+    assert SCORER_OF(run, asked.evaluator[0]).limit == 300
 
 
 @pytest.mark.parametrize(
@@ -426,6 +427,12 @@ def test_a_study_goes_on_in_another_folder(tmp_path, table_path, world, kind):
     assert after["arch"].tolist()[: len(before)] == before["arch"].tolist()
     assert result["counts"]["evaluated"] == 5
     assert (then / "report.html").is_file()
+
+
+def test_a_default_journal_that_another_run_names_is_refused(tmp_path, table_path, world):
+    folder, _ = carry_out(request(tmp_path, table_path, trials=2), world)
+    with lock(folder / "study.journal.owner", "x"), pytest.raises(RunError, match="is in use by process"):
+        carry_out(request(tmp_path, table_path, trials=3), world)
 
 
 def test_a_study_that_is_none_of_a_run_is_refused(tmp_path, table_path, world):

@@ -28,8 +28,9 @@ table_path, world = test_run.table_path, test_run.world
 
 
 def content_of(folder):
-    """Every file of a run but the lock, the report and temporary ones, by its hash."""
-    kept = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in ("lock", "report.html"))
+    """Every file of a run but the locks, the report and temporary ones, by its hash."""
+    left_out = ("lock", "study.journal.owner", "report.html")
+    kept = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in left_out)
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import NonNegativeInt
 
@@ -45,6 +45,8 @@ class Inherited(Sliced):
         epochs: of training, each candidate; 0 for none.
         recipe: of that, by name or by its fields.
     """
+
+    resumes: ClassVar[bool] = True
 
     _: KW_ONLY
     weights: str
@@ -96,6 +98,7 @@ class Inherited(Sliced):
         seed: int = 0,
         device: torch.device | str = "cpu",
         on_epoch: Callable[[int, int], None] | None = None,
+        checkpoint: Path | None = None,
     ) -> Score:
         from nas.evaluation.devices import seeded
         from nas.evaluation.training import train
@@ -127,7 +130,7 @@ class Inherited(Sliced):
                 on_epoch(int(epoch["epoch"]), self.epochs)
 
         recipe = self.recipe.model_copy(update={"epochs": self.epochs, "validate_every": self.epochs})
-        result = train(model, data, recipe, device=device, seed=seed, on_epoch=tell)
+        result = train(model, data, recipe, device=device, seed=seed, on_epoch=tell, checkpoint=checkpoint)
         cost += f", {self.epochs} epochs of {len(data.train)} images, {result.precision} on {result.device}"
         reached = {"val_loss": result.val_loss, "val_accuracy": result.val_accuracy}
         return Score(result.val_loss, LOSS, seconds=time.perf_counter() - start, cost=cost, **reached)

@@ -44,7 +44,7 @@ class SupernetSlice(Sliced):
         children: networks drawn for each step.
         even: whether `kinds` of a stage are drawn equally often, or `networks`, of which a hybrid space has more of
             some kinds: after 1,000 steps on hybrid-32 rare ones had hardly been trained, and the ranks of 31 networks
-            were those of their kinds (Kendall -.16).
+            were those of their kinds (Kendall -.16); after 400 steps even over kinds, 26 of them had .57.
         sandwich: train the largest and the smallest network that fits at every step, too; for GPUs, since most of a
             step goes into the largest one then.
         distill: let all others learn the answers of the largest instead of labels; with `sandwich`.

@@ -162,6 +162,8 @@ class Pool:
                 continue
             worker = next(worker for pipe, worker in busy.items() if pipe in ready)
             outcome = worker.outcome()
+            if outcome is None and (late := self._late([worker])) is not None:
+                return late  # it tells of its epochs too often to be silent
             if self._on_stages is not None:
                 self._on_stages(tuple(each.stage for each in self._workers if each.stage is not None))
         if outcome.lost or not worker.process.is_alive():

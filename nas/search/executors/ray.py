@@ -124,7 +124,10 @@ class RayWorkers:
             busy = {worker.stream: worker for worker in self._workers if worker.task is not None}
             assert busy, "nothing to wait for"
             ready, _ = self._ray.wait(list(busy), num_returns=1, timeout=LOOK_SECONDS)
-            outcome = self._received(busy[ready[0]]) if ready else self._unheard(busy.values())
+            outcome = self._received(busy[ready[0]]) if ready else None
+            outcome = outcome or self._late(busy.values())
+            if not ready:
+                self._make_room(busy.values())
             if self._on_stages is not None:
                 self._on_stages(tuple(each.stage for each in self._workers if each.stage is not None))
             if outcome is not None:
@@ -151,13 +154,14 @@ class RayWorkers:
             self._remove(worker)
         return found
 
-    def _unheard(self, busy: Iterable[_Worker]) -> Outcome | None:
-        """What follows where nothing was heard for a while: the outcome of a task that takes longer than is allowed,
-        which ends with its actor; and actors without a task make room for those that no machine has room for.
-        """
+    def _make_room(self, busy: Iterable[_Worker]) -> None:
+        """End actors without a task, where there are tasks that no machine has had room for yet."""
         if any(worker.begun == math.inf for worker in busy):
             for idle in [worker for worker in self._workers if worker.task is None]:
                 self._remove(idle)
+
+    def _late(self, busy: Iterable[_Worker]) -> Outcome | None:
+        """The outcome of a task that takes longer than is allowed; it ends with its actor."""
         limit = self._plan.minutes
         for worker in busy:
             if limit is not None and worker.task is not None and time.monotonic() - worker.begun > 60 * limit:

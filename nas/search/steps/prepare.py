@@ -48,16 +48,16 @@ class Prepare(Step):
                 found.space,
                 found.fits,
                 run.data,
-                folder,
+                folder.resolve(),
                 seed=request.seed,
                 device=request.device,
                 threads=request.workers,
                 progress=functools.partial(_show, run, name),
             )
-            prepared[key] = _plain(name, given)
+            prepared[key] = run.in_folder(_plain(name, given))
             paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
             files |= {str(path.relative_to(run.folder)): hash_of(path) for path in paths}
-        _require_same(run, json.loads(json.dumps(prepared).replace(json.dumps(str(run.folder.resolve()))[1:-1], "")))
+        _require_same(run, prepared)
         return {"prepared": prepared, "files": files}
 
 
@@ -88,7 +88,7 @@ def _require_same(run: Context, prepared: Mapping[str, Any]) -> None:
 
     Args:
         run: the run.
-        prepared: for each evaluator, without the folder of the run, which may be another one.
+        prepared: for each evaluator, see `Context.in_folder`.
 
     Raises:
         RunError: it is another.

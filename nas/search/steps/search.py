@@ -29,7 +29,8 @@ class Search(Step):
 
     def is_intact(self, run: Context) -> bool:
         there = all((run.folder / name).is_file() for name in ("trials.csv", "front.csv"))
-        return there and len(run.study.get_trials(deepcopy=False)) == run.output(self.name)["trials"]
+        finished = sum(trial.state.is_finished() for trial in run.study.get_trials(deepcopy=False))
+        return there and finished == run.output(self.name)["trials"]
 
     def carry_out(self, run: Context) -> Mapping[str, Any]:
         found, request = run.found, run.request
