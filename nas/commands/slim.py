@@ -109,6 +109,8 @@ def slim(
     if as_json:
         return print_json(found)
     first, last = found["original"], found["result"]
+    if last is None:
+        return say(f"nothing to slim: the original takes {first['latency_ms']:.4g} ms, within the budget")
     say(f"original {first['latency_ms']:.4g} ms, test accuracy {first['test_accuracy']:.2%}")
     measured = "not measured" if last["measured_ms"] is None else f"{last['measured_ms']:.4g} ms measured"
     say(

@@ -23,7 +23,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,9 +102,10 @@ def gain_of(limits: Sequence[Limit], before: Estimate, after: Estimate, exponent
     """What is saved: of the one limit's metric in its unit, or of several the gain of the joint score, from 100 on."""
     if len(limits) == 1:
         return before.used[0] - after.used[0]
-    powers = [-exponents.get(each.metric, OTHER_EXPONENT) for each in limits]
-    shares = [new / old for new, old in zip(after.used, before.used, strict=True)]
-    return 100 * (math.prod(share**power for share, power in zip(shares, powers, strict=True)) - 1)
+    gain = 1.0
+    for limit, new, old in zip(limits, after.used, before.used, strict=True):
+        gain *= (old / new) ** exponents.get(limit.metric, OTHER_EXPONENT)
+    return 100 * (gain - 1)
 
 
 def actions_of(
@@ -337,10 +337,11 @@ def slim(
         progress: called with (done, total, seconds left or None, text).
 
     Returns:
-        `original` and `result` with what they cost and reach, `steps`, `limits`, and the paths.
+        `original` and `result` with what they cost and reach, `steps`, `limits`, and the paths. Where the original
+        keeps the budgets already, `result` and `run` are None: nothing was done or written.
 
     Raises:
-        BudgetError: the original keeps the budgets already, or nothing smaller does, naming what is smallest.
+        BudgetError: no network of the space keeps the budgets, naming what is smallest.
         InputError: something does not fit.
         MissingLatency: the table lacks rows of the space.
         RunError: another run is in the folder, or another process has it.
@@ -363,8 +364,14 @@ def slim(
     where = str(pick_device(device))
     scorer = ActionScorer(data, network.input_shape, seed, limit, where, by, recalibrate, validate)
     run = _Run(place, with_classes(network, images.classes), space, estimator, images, scorer, log, progress or _silent)
-    begin = with_classes(network, space.classes)
-    _say_begin(run, Path(name).stem, estimator.estimate(begin))
+    begin = estimator.estimate(with_classes(network, space.classes))
+    _say_begin(run, Path(name).stem, begin)
+    if until == "budget" and not estimator.misfit(begin):
+        budget = ", ".join(limit.asked for limit in estimator.limits)
+        log(f"{Path(name).stem} keeps {budget} already: nothing to slim; fine-tune it with nas train, or ask for less")
+        cost = {"latency_ms": to_ms(begin.latency.total_us), "params": begin.params, "macs": begin.macs}
+        limits = [limit.as_data() for limit in estimator.limits]
+        return {"original": cost, "result": None, "steps": [], "limits": limits, "run": None}
     asked: dict[str, Any] = {"arch": run.arch.id, "weights": weights, "data": images.identity, "rule": rule}
     asked |= {"table_hash": table.hash, "limits": [each.as_data() for each in estimator.limits], "by": by, "seed": seed}
     asked |= {"exponents": dict(exponents), "recover": recover, "recalibrate": recalibrate, "validate": validate}
@@ -550,12 +557,6 @@ def _say_begin(run: _Run, name: str, estimate: Estimate) -> None:
         run.log(f"the table has no classifier of {run.data.classes} classes: priced with one of {run.space.classes}")
     for limit in run.estimator.limits:
         run.log(f"budget {limit.asked}: {limit.title}")
-    if not run.estimator.misfit(estimate):
-        asked = ", ".join(limit.asked for limit in run.estimator.limits)
-        raise BudgetError(
-            f"{name} keeps {asked} as it is, with {to_ms(latency.total_us):.4g} ms: there is nothing to slim. "
-            "Fine-tune it with nas train, or ask for less"
-        )
 
 
 def _keep_original(
@@ -657,7 +658,7 @@ def _take_step(
             checkpoint=checkpoint,
         )
     scored = _score_of(run, network, seed)
-    facts = {"taken": action.text, "dropped": action.dropped, "fresh": fresh, "actions": len(actions)}
+    facts: dict[str, Any] = {"taken": action.text, "dropped": action.dropped, "fresh": fresh, "actions": len(actions)}
     facts |= {"failed": len(reasons), "gain": action.gain, "cost": cost, "accuracy_cut": score.val_accuracy}
     facts |= {"saved_ms": line["latency_ms"] - to_ms(action.estimate.latency.total_us), **scored}
     run.add(ordered(network, run.data), action.arch, facts)

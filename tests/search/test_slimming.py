@@ -40,7 +40,7 @@ def tiny():
     """A space with three widths in a stage, so that the nearest value matters."""
     space = fakes.tiny_space()
     stages = list(space.stages)
-    stages[1] = dataclasses.replace(stages[1], width=Choice((32, 48, 64)))
+    stages[1] = dataclasses.replace(stages[1], width=Choice((16, 32, 48)))
     return dataclasses.replace(space, stages=tuple(stages))
 
 
@@ -283,10 +283,21 @@ def test_weights_for_other_classes_are_trained_on_the_data_first(table, tmp_path
     assert found["result"]["step"] >= 1
 
 
+def test_an_original_within_the_budget_is_left_alone_unless_the_whole_curve_is_asked_for(
+    trained, table, tmp_path, here
+):
+    said = []
+    found = run(trained, table, tmp_path / "run", 1.01, log=said.append)
+    assert (found["result"], found["steps"]) == (None, [])
+    assert "already: nothing to slim" in said[-1]
+    assert not (tmp_path / "run").exists()
+    found = run(trained, table, tmp_path / "run", 1.01, until="smallest", by="accuracy", validate=8)
+    assert found["result"]["step"] == 0
+    assert len(found["steps"]) > 1
+
+
 def test_what_cannot_be_done_is_refused_before_anything_is_written(trained, table, tmp_path, here, monkeypatch):
     folder = tmp_path / "run"
-    with pytest.raises(BudgetError, match=r"keeps latency_ms<=.* as it is"):
-        run(trained, table, folder, 1.01)
     with pytest.raises(BudgetError, match="is below the smallest architecture of space efficientformer-32"):
         run(trained, table, folder, 0.01)
     with pytest.raises(InputError, match="unknown rule 'dropp', did you mean 'drop'"):
