@@ -74,7 +74,7 @@ def train_arch(
         val_fraction: share of them to validate on.
         run: folder of the search that this training belongs to, where `folder` is in it.
         progress: called with (epochs done, epochs, seconds left, text).
-        note: called with what of `weights` was not taken as it is, in sentences.
+        note: called with what of `weights` was not taken as it is, and with what the data set left out, in sentences.
 
     Returns:
         The figures written to `result.json`, and the paths.
@@ -95,8 +95,8 @@ def train_arch(
             f"weights {weights}: the recipe starts from the teacher's (start=teacher); name one of the two"
         )
     start = None if weights is None else load_pretrained(model, weights)
-    if start is not None and note is not None:
-        for text in start.notes:
+    if note is not None:
+        for text in (*(start.notes if start else ()), *data.notes):
             note(text)
     guide = teacher_for(data, teacher, teacher_weights)
 
@@ -129,6 +129,7 @@ def train_arch(
         )
         facts = _facts(result, fitted, data_name, settings, seed)
         facts |= {"data_fingerprint": data.fingerprint, "train_images": len(data.train)}
+        facts |= {"class_names": list(data.class_names), "data_notes": list(data.notes)}
         facts |= {"start": start._asdict() if start else None}
         facts |= {"teacher": guide.id if guide else None, "threads": torch.get_num_threads()}
         if first:
@@ -161,9 +162,8 @@ def epoch_seconds(
     settings = read_recipe(dict(fields) | {"epochs": 1})
     request = data.request
     most = math.ceil(BATCHES * settings.batch_size / (1 - request.val_fraction)) + 1
-    spec = request.name if request.path is None else f"{request.name}:{request.path}"
     few = load_data(
-        spec,
+        request.spec,
         request.input_shape,
         seed=request.seed,
         val_fraction=request.val_fraction,
