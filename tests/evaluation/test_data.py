@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import pickle
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ def images_of(split, **options) -> torch.Tensor:
 
 
 def test_the_shipped_data_sets_are_registered_by_their_files():
-    assert datasets.names() == ["cifar10", "cifar100", "digits", "fashion-mnist", "imagefolder"]
+    assert datasets.names() == ["cifar10", "cifar100", "digits", "fashion-mnist", "hf", "imagefolder"]
 
 
 @pytest.mark.parametrize("name", ["digits", "fashion-mnist", "cifar10", "imagefolder"])
@@ -572,6 +573,12 @@ def test_images_to_test_on_without_any_to_train_on_are_refused(image_folder):
         load_data(f"imagefolder:{image_folder}", SHAPE)
 
 
+def test_without_hugging_faces_datasets_the_extra_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match=r"pip install 'millinas\[hf\]'"):
+        load_data(f"hf:{tmp_path}", SHAPE)
+
+
 @pytest.mark.parametrize(
     ("spec", "options", "message"),
     [
@@ -580,6 +587,7 @@ def test_images_to_test_on_without_any_to_train_on_are_refused(image_folder):
         ("fashion_mnist", {}, "did you mean 'fashion-mnist'"),
         ("digits:/tmp", {}, "takes no folder"),
         ("imagefolder", {}, "imagefolder:PATH"),
+        ("hf", {}, "hf:NAME"),
         ("cifar10:", {}, "folder is expected"),
         ("cifar10:/no/such/folder", {}, "/no/such/folder"),
         ("imagefolder:/no/such/folder", {}, "/no/such/folder"),
