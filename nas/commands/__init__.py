@@ -18,6 +18,7 @@ _ORDER = [
     "report",
     "train",
     "export",
+    "publish",
     "measure",
     "shortlist",
     "describe",

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -114,10 +114,13 @@ class Split(ABC):
     Attributes:
         classes: number of classes; labels are 0..classes-1.
         input_shape: (C, H, W) of the images in a batch.
+        crop_share: of the side of an image, the shorter one resized to it, what a crop in the centre shows; None where
+            the whole image is resized, whatever its proportions.
     """
 
     classes: int
     input_shape: tuple[int, int, int]
+    crop_share: ClassVar[float | None] = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -203,6 +206,22 @@ class Data:
     @property
     def name(self) -> str:
         return self.request.name
+
+    @property
+    def passport(self) -> dict[str, Any]:
+        """What a network that learned from these images has to take along, as plain data: the names of the classes, how
+        images are shown to it (mean and deviation in 0..1), and which images they were.
+        """
+        shown = self.train.normalisation
+        return {
+            "class_names": list(self.class_names),
+            "mean": None if shown is None else [value / 255 for value in shown.mean],
+            "std": None if shown is None else [value / 255 for value in shown.std],
+            "crop_share": self.val.crop_share,
+            "data": self.request.name if self.request.path is None else f"{self.name}:{self.request.path.name}",
+            "data_fingerprint": self.fingerprint,
+            "images": {part: len(getattr(self, part)) for part in ("train", "val", "test")},
+        }
 
     @property
     def identity(self) -> dict[str, Any]:

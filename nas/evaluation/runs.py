@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
+from nas import __version__
 from nas.core.arch import Arch
 from nas.core.errors import InputError
 from nas.core.files import lock, write_text
 from nas.evaluation.checkpoint import read_weights as read_weights
-from nas.evaluation.checkpoint import write_weights
+from nas.evaluation.checkpoint import write_safetensors, write_weights
 from nas.evaluation.data import Data, load_data
 from nas.evaluation.devices import cpu_threads
 from nas.evaluation.distributed import joined, own_process
@@ -52,7 +53,10 @@ def train_arch(
     progress: Callable[..., None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Train an arch on a dataset into `folder`: `arch.json`, `weights.pt`, `training.csv`, `result.json`.
+    """Train an arch on a dataset into `folder`.
+
+    That has `arch.json`, `weights.pt`, `weights.safetensors` (which names the classes and says how images are shown),
+    `training.csv` and `result.json`.
 
     Processes that torchrun started train together; the first one writes.
 
@@ -134,12 +138,18 @@ def train_arch(
         facts |= {"teacher": guide.id if guide else None, "threads": torch.get_num_threads()}
         if first:
             _save(model, result, facts, folder)
+            write_safetensors(folder / "weights.safetensors", model, passport_of(fitted, data))
     return facts | {
         "first_process": first,
         "weights": str(folder / "weights.pt"),
         "arch_file": str(folder / "arch.json"),
         "log": str(folder / "training.csv"),
     }
+
+
+def passport_of(arch: Arch, data: Data) -> dict[str, Any]:
+    """What the weights of a network that learned from these images say of themselves, as plain data."""
+    return {"nas": __version__, "arch": json.loads(arch.to_json())} | data.passport
 
 
 def teacher_for(data: Data, name: str | None, weights: str | None) -> Teacher | None:

@@ -13,9 +13,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
-import numpy as np
 import PIL
 import torch
 from PIL import Image
@@ -39,6 +38,7 @@ from nas.evaluation.data import (
     stratified_order,
 )
 from nas.evaluation.devices import seeded
+from nas.evaluation.images import as_rgb
 from nas.evaluation.sampler import PlannedBatch
 
 CROP_SHARE = 0.875
@@ -71,18 +71,6 @@ class Images(ABC):
     @abstractmethod
     def fingerprint(self, indices: Sequence[int]) -> str:
         """Of these images with their labels, wherever they lie; raises OSError naming one that is not there."""
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """Any image in red, green and blue: what is transparent shows white behind it, as on a page; grey of 16 bits keeps
-    its upper 8 (Pillow would cut all above 255 off).
-    """
-    if image.mode.startswith("I"):  # 16 bits, which some versions of Pillow hold in 32
-        image = Image.fromarray((np.asarray(image).clip(0, 2**16 - 1) // 2**8).astype(np.uint8))
-    if image.has_transparency_data:
-        shown = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
-    return image.convert("RGB")
 
 
 def streamed(
@@ -232,6 +220,7 @@ class StreamedSplit(Split):
     input_shape: tuple[int, int, int]
     training: bool
     request: DataRequest
+    crop_share: ClassVar[float | None] = CROP_SHARE
 
     def __len__(self) -> int:
         return len(self.indices)
