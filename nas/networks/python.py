@@ -13,7 +13,7 @@ import inspect
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +22,7 @@ from nas import __version__
 from nas.core.arch import Arch, steps_of
 from nas.core.errors import InputError
 from nas.core.files import write_text
+from nas.core.ops import Choice, FromStage
 from nas.core.plugins import OUTSIDE
 
 OPS = "nas.core.ops"
@@ -394,7 +395,7 @@ class _Visitor(ast.NodeVisitor):
                 self.definition.edits.append((*self.source.lines(each), ""))
         if all(isinstance(each, ast.Expr) for each in kept) and len(kept) < len(node.body) and not kept:
             self.definition.edits.append((self.source.lines(node)[1], self.source.lines(node)[1], "    pass\n"))
-        has_default = False
+        has_default = _inherits_default(getattr(self.source.module, node.name))
         for each in kept:
             if isinstance(each, ast.AnnAssign) and each.value is not None and _is_open(each.value):
                 start, end = self.source.span(each)[0], self.source.span(each)[1]
@@ -488,6 +489,12 @@ def _is_module(module: str, name: str) -> bool:
 
 def _is_open(value: ast.expr) -> bool:
     return isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id in OPEN
+
+
+def _inherits_default(cls: type) -> bool:
+    """Whether a field from a base keeps its default, so that none without one may follow."""
+    inherited = [field for base in cls.__mro__[1:] if is_dataclass(base) for field in fields(base)]
+    return any(not isinstance(each.default, Choice | FromStage | type(MISSING)) for each in inherited)
 
 
 def _is_default(node: ast.AnnAssign) -> bool:
