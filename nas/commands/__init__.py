@@ -19,6 +19,7 @@ _ORDER = [
     "report",
     "train",
     "export",
+    "publish",
     "measure",
     "shortlist",
     "describe",

@@ -16,7 +16,9 @@ from nas.core.errors import InputError
 @app.command(rich_help_panel=PATH)
 def train(
     arch: ArchArgument,
-    data: Annotated[str, typer.Option("--data", "-d", help="digits, fashion-mnist, cifar10, imagefolder:PATH, ...")],
+    data: Annotated[
+        str, typer.Option("--data", "-d", help="digits, fashion-mnist, cifar10, imagefolder:PATH, hf:NAME, ...")
+    ],
     out: Annotated[
         Path | None,
         typer.Option(

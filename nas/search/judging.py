@@ -166,8 +166,7 @@ def score(
         tasks = [task for task in left if known.networks[task.key].arch.input_shape == shape]
         if not tasks:
             continue
-        spec = request.name if request.path is None else f"{request.name}:{request.path}"
-        scorer = CandidateScorer(evaluator, spec, shape, request.seed, device, request.limit, prepared)
+        scorer = CandidateScorer(evaluator, request.spec, shape, request.seed, device, request.limit, prepared)
         with Pool(Timed(scorer), min(workers, len(tasks))) as pool:
             for outcome in pool.run(tasks):
                 if outcome.score is None:

@@ -82,7 +82,9 @@ class Request(BaseModel):
     objective: Literal["accuracy", "front"] = Field(
         default="accuracy", description="The most accurate network within the budgets, or the accuracy-latency front."
     )
-    dataset: str = Field(default="digits", description="Images to train on: digits, cifar10, imagefolder:PATH, ...")
+    dataset: str = Field(
+        default="digits", description="Images to train on: digits, cifar10, imagefolder:PATH, hf:NAME, ..."
+    )
     limit: int | None = Field(
         default=None, ge=2, description="Most images that each training learns from and is validated on; default: all."
     )

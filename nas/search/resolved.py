@@ -228,6 +228,8 @@ def _space(request: Request, table: Table | None, log: Say) -> tuple[Space, Data
         name, side = table.spaces[0].name, side or table.spaces[0].input_shape[-1]
     space = parts.load(name, side, request.fix)
     data = load_data(request.dataset, space.input_shape, seed=request.seed, limit=request.limit)
+    for text in data.notes:
+        log(text)
     classes = data.classes
     if classes == space.classes:
         return space, data
