@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from nas.search.request import Request
     from nas.search.run import run_search
     from nas.search.shortlist import shortlist
+    from nas.search.slimming import slim
     from nas.tables.importing import import_table
     from nas.tables.table import Table
 
@@ -61,6 +62,7 @@ _WHERE = {
     "publish": ("nas.evaluation.publishing", "publish"),
     "run_search": ("nas.search.run", "run_search"),
     "shortlist": ("nas.search.shortlist", "shortlist"),
+    "slim": ("nas.search.slimming", "slim"),
     "train_arch": ("nas.evaluation.runs", "train_arch"),
     "transfer_table": ("nas.profiling.transfer", "transfer_table"),
     "validate": ("nas.profiling.validation", "validate"),
@@ -92,6 +94,7 @@ __all__ = [
     "publish",
     "run_search",
     "shortlist",
+    "slim",
     "train_arch",
     "transfer_table",
     "validate",

@@ -15,6 +15,7 @@ _ORDER = [
     "profile",
     "validate",
     "search",
+    "slim",
     "report",
     "train",
     "export",

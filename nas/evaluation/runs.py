@@ -184,11 +184,11 @@ def epoch_seconds(
     return found.seconds * len(data.train) / len(few.train)
 
 
-def default_folder(name: str, data: Data) -> Path:
-    """`runs/train-NAME-DATA`; a data set that lies in a folder of the user's adds its name and its fingerprint."""
+def default_folder(name: str, data: Data, kind: str = "train") -> Path:
+    """`runs/KIND-NAME-DATA`; a data set that lies in a folder of the user's adds its name and its fingerprint."""
     path = data.request.path
     place = "" if path is None else f"-{path.resolve().name}-{data.fingerprint[:8]}"
-    return Path("runs") / f"train-{name}-{data.name}{place}"
+    return Path("runs") / f"{kind}-{name}-{data.name}{place}"
 
 
 def _check_folder(folder: Path, arch: Arch, whose: Path | None = None) -> None:

@@ -101,6 +101,12 @@ class Request(BaseModel):
     features: Evaluators = Field(
         default=(), description="Evaluators whose scores of a few candidates a trial guide the sampler."
     )
+    prior: str = Field(
+        default="auto",
+        description="Trainings of other networks of the space that there were before, which guided learns from, too: "
+        "fashion-mnist (80 networks of hybrid-32), or a file of such lines (nas judge --truth); auto: those that come "
+        "with nas, where there are any of the space; none.",
+    )
     sampler: str = Field(
         default="guided",
         description="How candidates are proposed: guided (a model of what was trained), tpe, nsga2, evolution, local "
