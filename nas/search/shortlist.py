@@ -174,8 +174,8 @@ def _point(point: Mapping[str, Any], table: Mapping[str, Any], asked: Sequence[B
     own = {"latency_ms": point["measured_ms"], "params": point["params"], "macs": point["macs"]}
     used = [None if budget.table else own.get(budget.metric) for budget in asked]
     row = {key: point[key] for key in ("name", "input", "params", "macs", "top1", "measured_ms")}
-    row |= dict.fromkeys(("family", "recipe", "predicted_ms", "low_ms", "high_ms", "memory_mb"))
-    row |= {"source": None if point["top1"] is None else "as given to nas measure", "missing": []}
+    row |= dict.fromkeys(("family", "predicted_ms", "low_ms", "high_ms", "memory_mb")) | {"recipe": ""}
+    row |= {"source": "" if point["top1"] is None else "as given to nas measure", "missing": []}
     row["weights"] = point["name"].partition(":")[2] if point["name"].startswith("timm:") else None
     return row | {"table": table["name"], "used": used}
 

@@ -32,7 +32,8 @@ for name in names:
     for ending in ("pt", "safetensors"):
         network = module.load(f"{folder}/{name}.{ending}")
         with torch.no_grad():
-            assert torch.equal(network(seen["images"]), seen["logits"]), name
+            off = (network(seen["images"]) - seen["logits"]).abs().max()  # threads change the last digits
+        assert off <= 1e-5 * seen["logits"].abs().max(), (name, off)
     outputs = network.train()(seen["images"])
     sum(each.square().mean() for each in (outputs if isinstance(outputs, tuple) else (outputs,))).backward()
     lacking = [key for key, value in network.named_parameters() if value.grad is None]
