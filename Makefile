@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: search test format court clean
+.PHONY: search test docs format court clean
 
 search: $(VENV)/installed
 	$(BIN)/nas search quickstart
@@ -22,6 +22,10 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+docs: $(VENV)/installed-dev
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going docs docs/_build
+	@echo "open docs/_build/index.html"
+
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
@@ -29,7 +33,7 @@ format: $(VENV)/installed-dev
 court: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/truth/scores.py
 	$(BIN)/python benchmarks/accuracy.py
-	$(BIN)/jupyter execute --inplace notebooks/which_score_ranks.ipynb
+	$(BIN)/python notebooks/store.py notebooks/which_score_ranks.ipynb
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) docs/_build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

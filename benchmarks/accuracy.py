@@ -6,13 +6,15 @@ package; they propose among these networks instead of a whole space. What is sim
 a training takes the median of the seconds in the truth (those of the first trainings there are of a busy machine). A
 score that a search asks for takes its median seconds from `scores.jsonl`, and the sampler what it takes here.
 
-Searched are `random`, `tpe`, `guided`, `guided` with features, and rungs: in an even order every network is scored by
-the first feature, and trained where it is in the best third of those scored so far, or by chance, one in ten.
+Searched are `random`, `tpe`, `guided`, `guided` with features, and rungs of a score: in an even order every network is
+scored, and trained where it is in the best third of those scored so far, or by chance, one in ten. A score that gets
+ready (`supernet`) does so before the first training. `prior` is what a model expects that has learned from the
+networks outside the part: it costs nothing here, since others have paid for these trainings.
 `saved` is by what factor less time a search takes, on average, than random search to the accuracy that random search
-has after half of the networks.
+has after a quarter of the networks: after more of them it has found the best, of which a space has many more.
 
 Each search is kept in a file as soon as it is done, so that the same command continues. Run:
-nice python benchmarks/accuracy.py --part band --seeds 5
+nice python benchmarks/accuracy.py --seeds 5
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,14 +40,19 @@ from nas.search import samplers
 from nas.search.feasible import FeasibleSet, Sum
 from nas.search.fitting import lattice_of
 from nas.search.lattice import ListLattice, sums
-from nas.search.predictor import space_of
+from nas.search.lattice import Path as Way
+from nas.search.predictor import Predictor, space_of
 from nas.search.samplers._context import Context
 from nas.search.study import distributions_of, open_study
 from nas.search.verdicts import Judged, read_scores
 
 FOLDER = Path(__file__).with_name("truth")
 FILE, SCORES = FOLDER / "searches.jsonl", FOLDER / "scores.jsonl"
-FEATURES = "size: {of: params}", "naswot"
+PRIOR = "prior"
+METHODS = (
+    *("random", "tpe", "guided", "guided with size: {of: params} + naswot", "guided with supernet + naswot"),
+    *("guided with prior", "rungs of naswot", "rungs of supernet"),
+)
 THIRD, CHANCE = 1 / 3, 0.1
 
 
@@ -66,6 +74,12 @@ class PoolLattice(ListLattice):
             "params": [sums(lattice.costs(params_of_unit), paths)],
         }
 
+    def path_of(self, params: Mapping[str, Any]) -> Way:
+        """The network with most of these choices: Optuna's samplers propose from the whole space."""
+        return (
+            int(np.argmax([sum(own.get(name) == value for name, value in params.items()) for own in self._params])),
+        )
+
     def groups(self) -> dict[str, list[sparse.csr_matrix]]:
         """Those of the space, of each network."""
         return self._features
@@ -80,25 +94,27 @@ class Candidates:
         losses: on the validation split, of one training of each; (n,)
         accuracies: on the test split, of all its trainings; (n,)
         seconds: of a training.
-        features: scores of each, (n, features), in the order of `names`.
-        costs: seconds that each of them takes for a network.
+        scores: of each network, by name.
     """
 
     lattice: PoolLattice
     losses: np.ndarray
     accuracies: np.ndarray
     seconds: float
-    features: np.ndarray
-    costs: np.ndarray
+    scores: Mapping[str, Judged]
 
     @classmethod
-    def of(cls, stored: truth.Truth, scores: Sequence[Judged], names: Sequence[str], part: str) -> Candidates:
-        """The networks of a part that have all these scores."""
+    def of(cls, stored: truth.Truth, scores: Sequence[Judged], methods: Sequence[str], part: str) -> Candidates:
+        """The networks of a part that have all the scores that methods ask for."""
         known = {each.name: each for each in scores}
-        values = np.stack([known[name].values for name in names], 1)
         within = np.array([part == "all" or each.set == part for each in stored.networks])
-        places = np.flatnonzero(np.isfinite(values).all(1) & within)
-        networks = [stored.networks[place] for place in places]
+        names = dict.fromkeys(name for method in methods for name in asked_of(method)[1])
+        if PRIOR in names:
+            known[PRIOR] = expected_in(stored, within)
+        if lacking := [name for name in names if name not in known]:
+            raise SystemExit(f"{stored.file}: no network has the scores {', '.join(lacking)}; ask scores.py for them")
+        whole = within & np.all([np.isfinite(known[name].values) for name in names] or [within], 0)
+        networks = [each for each, there in zip(stored.networks, whole, strict=True) if there]
         if len(networks) < 4:
             raise SystemExit(f"{stored.file}: {len(networks)} networks of {part} have the scores {', '.join(names)}")
         return cls(
@@ -106,24 +122,28 @@ class Candidates:
             np.array([each.val_losses[0] for each in networks]),
             np.array([np.mean(each.accuracies) for each in networks]),
             float(np.median([second for each in stored.networks for second in each.seconds])),
-            values[places],
-            np.array([known[name].cost for name in names]),
+            {name: replace(known[name], values=known[name].values[whole]) for name in names},
         )
 
     def searched(self, method: str, seed: int) -> Iterator[tuple[int, float]]:
         """The networks that are trained, in order, each with the seconds that it took to choose it."""
-        if method == "rungs":
-            yield from self._in_rungs(seed)
+        sampler, names = asked_of(method)
+        scores = [self.scores[name] for name in names]
+        once, each_time = sum(each.once for each in scores), sum(each.cost or 0.0 for each in scores)
+        if sampler == "rungs":
+            yield from self._in_rungs(scores[0].values, once, each_time, seed)
             return
-        sampler, _, more = method.partition(" with ")
+        values = -np.stack([each.values for each in scores], 1) if scores else np.empty((len(self.losses), 0))
         asked: set[int] = set()
 
         def features(paths: np.ndarray) -> np.ndarray:
             asked.update(paths[:, 0].tolist())
-            return np.asarray(self.features[paths[:, 0]])
+            return np.asarray(values[paths[:, 0]])
 
         fits = FeasibleSet(self.lattice, [Sum("", self.lattice.scalars["macs"], np.inf)])
-        context = Context(fits, 1, self.lattice.scalars, features=features if more else None)
+        context = Context(
+            fits, 1, self.lattice.scalars, features=features if names else None, features_are_free=names == [PRIOR]
+        )
         distributions = distributions_of(self.lattice.of.choices)
         made = samplers.load_sampler(sampler, seed, distributions, context)
         study = open_study("benchmark", InMemoryStorage(), made, 1)
@@ -131,18 +151,36 @@ class Candidates:
             before, begun = len(asked), time.process_time()
             trial = study.ask(distributions)
             (place,) = self.lattice.path_of(trial.params)
-            yield place, time.process_time() - begun + (len(asked) - before) * float(self.costs.sum())
+            yield place, once + time.process_time() - begun + (len(asked) - before) * each_time
+            once = 0.0
             study.tell(trial, float(self.losses[place]))
 
-    def _in_rungs(self, seed: int) -> Iterator[tuple[int, float]]:
-        rng, scored, waited = np.random.default_rng(seed), [], 0.0
+    def _in_rungs(self, scores: np.ndarray, once: float, cost: float, seed: int) -> Iterator[tuple[int, float]]:
+        rng, scored, waited = np.random.default_rng(seed), [], once
         for place in rng.permutation(len(self.losses)).tolist():
-            waited += float(self.costs[0])
-            scored.append(float(self.features[place, 0]))
+            waited += cost
+            scored.append(float(scores[place]))
             better = np.mean(np.array(scored) > scored[-1])
             if better < THIRD or rng.random() < CHANCE:
                 yield place, waited
                 waited = 0.0
+
+
+def asked_of(method: str) -> tuple[str, list[str]]:
+    """The sampler of a method, or rungs, and the scores that it asks for."""
+    sampler, _, scores = method.replace(" of ", " with ", 1).partition(" with ")
+    return sampler, scores.split(" + ") if scores else []
+
+
+def expected_in(stored: truth.Truth, within: np.ndarray) -> Judged:
+    """What a model expects of a part of the networks that has learned from the others."""
+    archs = [each.arch for each in stored.networks]
+    taught = np.flatnonzero(~within)
+    values = np.full(len(archs), np.nan)
+    if len(taught) > 1:
+        predictor = Predictor([archs[place] for place in taught], stored.losses[taught])
+        values[within] = -predictor.losses_of([archs[place] for place in np.flatnonzero(within)])
+    return Judged(PRIOR, values, [0.0])
 
 
 def search(candidates: Candidates, method: str, seed: int) -> dict[str, list[float]]:
@@ -159,16 +197,16 @@ def search(candidates: Candidates, method: str, seed: int) -> dict[str, list[flo
 
 
 def saved(data: pd.DataFrame, than: str = "random") -> dict[str, float]:
-    """By what factor less time than another each method takes to the accuracy that this one has at half its time, or at
-    its end where that is less.
+    """By what factor less time than another each method takes to the accuracy that this one has at a quarter of its
+    time, or at its end where that is less.
 
     Args:
         data: see `reached_data`.
         than: the method that is compared with.
     """
     base = data[data["method"] == than]
-    half = base[base["seconds"] <= base["seconds"].max() / 2].iloc[-1]
-    level = min(half["accuracy"], base.iloc[-1]["accuracy"])  # what has the least loss may be less accurate
+    early = base[base["seconds"] <= max(base["seconds"].max() / 4, base["seconds"].min())].iloc[-1]
+    level = min(early["accuracy"], base.iloc[-1]["accuracy"])  # what has the least loss may be less accurate
     first = base[base["accuracy"] >= level]["seconds"].min()
     found = {}
     for method, rows in data.groupby("method", sort=False):
@@ -182,22 +220,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--truth", default=truth.DEFAULT, help="a shipped truth, or a file")
     parser.add_argument("--scores", type=Path, default=SCORES, help="of its networks")
-    parser.add_argument("--features", nargs="+", default=list(FEATURES))
-    parser.add_argument("--part", default="all", choices=("all", *truth.SETS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="random, the measure of all, among them")
+    parser.add_argument("--part", default="band", choices=("all", *truth.SETS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=FILE, help="where searches are kept")
     asked = parser.parse_args(arguments)
     stored = truth.load(asked.truth)
-    candidates = Candidates.of(stored, read_scores(asked.scores, stored), asked.features, asked.part)
+    candidates = Candidates.of(stored, read_scores(asked.scores, stored), asked.methods, asked.part)
     about = {"part": asked.part, "networks": len(candidates.losses), "training_seconds": candidates.seconds}
-    beside = f"guided with {', '.join(asked.features)}"
     there = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
     lines = [each for each in there if each["part"] != asked.part or about.items() <= each.items()]
     if lines != there:  # of a truth that has grown
         write_text(asked.out, "".join(json.dumps(line) + "\n" for line in lines))
     known = {(each["method"], each["seed"]): each for each in lines if each["part"] == asked.part}
     found = []
-    for method in ("random", "tpe", "guided", beside, "rungs"):
+    for method in asked.methods:
         for seed in range(asked.seeds):
             if (method, seed) not in known:
                 line = {"method": method, "seed": seed} | about | search(candidates, method, seed)
@@ -211,7 +248,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name, rows in data.groupby("method", sort=False):
         marks = [(share * whole, rows[rows["seconds"] <= share * whole]["accuracy"]) for share in (0.125, 0.25, 0.5, 1)]
         told = ", ".join(f"{100 * had.iloc[-1]:.2f} % after {at / 60:.0f} min" for at, had in marks if len(had))
-        print(f"{name}: {told}; {factors[str(name)]:.2f} times as fast as random search to its accuracy at half time")
+        print(f"{name}: {told}; {factors[str(name)]:.2f} times as fast as random search to a quarter")
 
 
 if __name__ == "__main__":

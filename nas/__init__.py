@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nas.core.errors import NasError
     from nas.core.parts import load as load_space
     from nas.core.space import Space
+    from nas.evaluation.publishing import from_pretrained, publish
     from nas.evaluation.runs import export_arch, train_arch
     from nas.networks.building import build, cost_of, fuse
     from nas.profiling.bundle import collect as collect_bundle
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from nas.search.request import Request
     from nas.search.run import run_search
     from nas.search.shortlist import shortlist
+    from nas.search.slimming import slim
     from nas.tables.importing import import_table
     from nas.tables.table import Table
 
@@ -49,6 +51,7 @@ _WHERE = {
     "estimate": ("nas.report.facts", "estimate"),
     "export_arch": ("nas.evaluation.runs", "export_arch"),
     "feasible": ("nas.search.overview", "feasible"),
+    "from_pretrained": ("nas.evaluation.publishing", "from_pretrained"),
     "fuse": ("nas.networks.building", "fuse"),
     "import_table": ("nas.tables.importing", "import_table"),
     "load_arch": ("nas.search.archs", "load_arch"),
@@ -56,8 +59,10 @@ _WHERE = {
     "make_bundle": ("nas.profiling.bundle", "make"),
     "measure": ("nas.profiling.profiler", "measure"),
     "profile": ("nas.profiling.profiler", "profile"),
+    "publish": ("nas.evaluation.publishing", "publish"),
     "run_search": ("nas.search.run", "run_search"),
     "shortlist": ("nas.search.shortlist", "shortlist"),
+    "slim": ("nas.search.slimming", "slim"),
     "train_arch": ("nas.evaluation.runs", "train_arch"),
     "transfer_table": ("nas.profiling.transfer", "transfer_table"),
     "validate": ("nas.profiling.validation", "validate"),
@@ -78,6 +83,7 @@ __all__ = [
     "estimate",
     "export_arch",
     "feasible",
+    "from_pretrained",
     "fuse",
     "import_table",
     "load_arch",
@@ -85,8 +91,10 @@ __all__ = [
     "make_bundle",
     "measure",
     "profile",
+    "publish",
     "run_search",
     "shortlist",
+    "slim",
     "train_arch",
     "transfer_table",
     "validate",

@@ -8,6 +8,8 @@ architectures. They take timm's `num_classes`, `in_chans`, `img_size`, `drop_pat
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import os
 import re
 import sys
@@ -16,7 +18,14 @@ from types import ModuleType
 from typing import Any, cast
 
 import torch
-from timm.models import generate_default_cfgs, get_pretrained_cfg, is_model, register_model, resolve_pretrained_cfg
+from timm.models import (
+    generate_default_cfgs,
+    get_pretrained_cfg,
+    is_model,
+    load_pretrained,
+    register_model,
+    resolve_pretrained_cfg,
+)
 from torch import Tensor, nn
 
 import search_spaces
@@ -148,6 +157,60 @@ def register(name: str, arch: Arch | str | os.PathLike[str]) -> str:
     setattr(sys.modules[__name__], full, entry)  # timm puts the name into __all__
     register_model(entry)
     return full
+
+
+GENERIC = "nas_network"
+"""timm's name of a network whose architecture is given: `timm.create_model("nas_network", arch=...)`. It is that of
+what `nas publish` writes, which `timm.create_model("local-dir:DIR", pretrained=True)` loads.
+"""
+
+
+def nas_network(pretrained: bool = False, *, arch: str | Mapping[str, Any] | None = None, **options: Any) -> nn.Module:
+    """The network of an architecture, the JSON that `Arch.to_json` gives.
+
+    Args:
+        pretrained: whether weights are loaded from where timm's configuration says; a classifier for another number of
+            classes stays fresh.
+        arch: the architecture.
+        options: timm's.
+
+    Raises:
+        InputError: no architecture, or one that cannot be read.
+    """
+    if arch is None:
+        raise InputError(
+            f"{GENERIC}: arch is missing, the JSON of an architecture: nas publish writes it beside weights"
+        )
+    options.pop("pretrained_model_args", None)  # arch, once more
+    found = Arch.from_json(arch if isinstance(arch, str) else json.dumps(arch), f"{GENERIC}: arch")
+    model = _create(GENERIC, found, **options)
+    if pretrained:
+        config = cast(Any, model).pretrained_cfg
+        fit = functools.partial(_fitted, classifier=_classifier_of(found))
+        load_pretrained(model, config, filter_fn=fit, num_classes=options.get("num_classes") or found.classes)
+    return model
+
+
+def _classifier_of(arch: Arch) -> tuple[str, ...]:
+    """The beginnings of the names of what knows the classes."""
+    last = len(arch.stages) - 1
+    return tuple(f"stages.{last}.{place}." for place, block in enumerate(arch.stages[-1]) if _is_classifier(block))
+
+
+def _fitted(state: Mapping[str, Tensor], model: nn.Module, classifier: tuple[str, ...]) -> dict[str, Tensor]:
+    """Weights of the whole network as this one takes them: what does not fit of its classifier stays as it is."""
+    if isinstance(model, FeatureNetwork):
+        return dict(model.own(state))
+    own = model.state_dict()
+    kept = {name: value for name, value in state.items() if not name.startswith(classifier)}
+    for name, value in own.items():
+        if name.startswith(classifier):
+            kept[name] = state[name] if name in state and state[name].shape == value.shape else value
+    return kept
+
+
+default_cfgs.update(generate_default_cfgs({GENERIC: {"fixed_input_size": True}}))
+register_model(nas_network)
 
 
 def _full_name(name: str) -> str:

@@ -48,9 +48,13 @@ def made_up_truth(folder: Path) -> list[str]:
 def run_accuracy(module: ModuleType, folder: Path) -> None:
     asked = [
         *made_up_truth(folder),
-        "--features",
-        "good",
-        "bad",
+        "--part",
+        "all",
+        "--methods",
+        "random",
+        "tpe",
+        "guided with good + bad",
+        "rungs of good",
         "--seeds",
         "2",
         "--out",
@@ -61,18 +65,32 @@ def run_accuracy(module: ModuleType, folder: Path) -> None:
     module.main(asked)
     assert (folder / "searches.jsonl").read_text() == before  # every search is there already
     found = [json.loads(line) for line in before.splitlines()]
-    assert len(found) == 10
-    whole = [each for each in found if each["method"] != "rungs"]
+    assert len(found) == 8
+    whole = [each for each in found if each["method"] != "rungs of good"]
     assert all(len(each["seconds"]) == 12 and each["accuracy"][-1] == 0.5 + 11 / 30 for each in whole)
     assert all(each["seconds"][-1] > 12 * 60 for each in whole)
     with_scores = [each for each in whole if "with" in each["method"]]
     assert all(each["seconds"][-1] > 12 * 61 - 1 for each in with_scores)  # each network was scored once
-    assert all(1 <= len(each["seconds"]) < 12 for each in found if each["method"] == "rungs")
+    assert all(1 <= len(each["seconds"]) < 12 for each in found if each["method"] == "rungs of good")
+    module.main(
+        [
+            *asked[:4],
+            "--methods",
+            "random",
+            "guided with prior",
+            "--seeds",
+            "1",
+            "--out",
+            str(folder / "searches.jsonl"),
+        ]
+    )
+    found = [json.loads(line) for line in (folder / "searches.jsonl").read_text().splitlines()]
+    assert found[-1]["networks"] == 6  # of the band, by what was learned from the others
     lines = (folder / "digits.jsonl").read_bytes().splitlines(keepends=True)
     (folder / "digits.jsonl").write_bytes(b"".join(lines[:8]))  # another truth: what stands there is not of it
     module.main(asked)
     found = [json.loads(line) for line in (folder / "searches.jsonl").read_text().splitlines()]
-    assert [each["networks"] for each in found] == [8] * 10
+    assert [each["networks"] for each in found] == [6] * 2 + [8] * 8
 
 
 def run_engine(module: ModuleType, folder: Path) -> None:

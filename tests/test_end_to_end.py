@@ -22,6 +22,7 @@ FILES = [
     "best.json",
     "best.onnx",
     "best.pt",
+    "best.safetensors",
     "request.yaml",
     "study.journal",
     "result.json",

@@ -5,9 +5,10 @@ not ask again; only what it lacks is asked for. Each score is then judged by its
 that goes to `nas/evaluation/truths/fashion-mnist.judged.json`, which a search reads to say how good its score is known
 to be. One command makes all of it anew, after more networks were trained or a score was added:
 
-    nice python benchmarks/truth/scores.py [SCORE...] [--workers N] [--again]
+    nice python benchmarks/truth/scores.py [SCORE...] [--workers N] [--again] [--band N]
 
-Without names, the scores that take no training; `--again` forgets what the named scores said, where they have changed.
+Without names, the scores that take no training; `--again` forgets what the named scores said, where they have changed;
+`--band N` asks only for the first N networks of the band, where a score costs minutes of each.
 """
 
 from __future__ import annotations
@@ -25,12 +26,19 @@ from nas.core.errors import NasError
 from nas.core.files import write_text, writing
 from nas.evaluation import truth
 from nas.search import judging, known, verdicts
+from nas.search.predictor import Prior
 from nas.search.verdicts import Judged
 
 FILE = Path(__file__).with_name("scores.jsonl")
 UNTRAINED = ("size: {of: params}", "size", "naswot", "synflow", "zico", "expressivity", "trainability")
 #: judged together, as far as they are in the file
-SETS = (("size: {of: params}", "naswot"), ("size: {of: params}", "size", "naswot"), UNTRAINED)
+SETS = (
+    ("size: {of: params}", "naswot"),
+    UNTRAINED,
+    ("naswot", "trainability", "supernet"),
+    (f"prior {truth.DEFAULT}",),
+    (f"prior {truth.DEFAULT}", "naswot", "trainability", "supernet"),
+)
 LABELS = 8, 20
 
 
@@ -48,8 +56,10 @@ def lines_of(judged: Judged, networks: Sequence[truth.Known]) -> list[dict[str, 
     return found
 
 
-def ask(scores: Sequence[str], stored: truth.Truth, file: Path, workers: int) -> None:
-    """Ask scores for the networks that the file lacks."""
+def ask(scores: Sequence[str], stored: truth.Truth, file: Path, workers: int, band: int | None = None) -> None:
+    """Ask scores for the networks that the file lacks, or for those of the first of the band."""
+    if band is not None:
+        stored = replace(stored, networks=tuple(each for each in stored.networks if each.set == "band")[:band])
     for text in scores:
         for label, asked in judging.asked_in(text).items():
             there = {(line["score"], line.get("arch")) for line in read(file)}
@@ -59,7 +69,10 @@ def ask(scores: Sequence[str], stored: truth.Truth, file: Path, workers: int) ->
                 continue
             part = replace(stored, networks=lacking)
             data = judging.images_of(part, None)
-            lines = lines_of(judging.score(label, asked, part, data, workers, "cpu", lambda *_: None), lacking)
+            given = judging.score(label, asked, part, data, workers, "cpu", lambda *_: None)
+            if not given.seconds:
+                raise NasError(f"{label}: no network has a score; {next(iter(given.failed.values()))}")
+            lines = lines_of(given, lacking)
             with writing(file), file.open("a", encoding="utf-8") as out:
                 out.writelines(json.dumps(line) + "\n" for line in lines)
 
@@ -70,8 +83,10 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def judged(stored: truth.Truth, file: Path) -> dict[str, Any]:
-    """Each score by itself, and each set together, as `known.read` takes it."""
+    """Each score by itself, the prior of all other trainings, and each set together, as `known.read` takes it."""
     scores = verdicts.read_scores(file, stored)
+    if len(stored.networks) > verdicts.FEWEST:
+        scores.append(replace(judging.expected(Prior(stored.file), stored), name=f"prior {stored.file.stem}"))
     labels = [count for count in LABELS if count <= len(stored.networks) - verdicts.FEWEST]
     found = verdicts.figures(stored, scores)
     alone = [each for each in found["scores"] if not each["of"]]
@@ -92,6 +107,7 @@ def main(
     out: Path = known.FILE,
     workers: int = 1,
     again: bool = False,
+    band: int | None = None,
 ) -> None:
     """Ask what is lacking, judge, and write.
 
@@ -102,12 +118,13 @@ def main(
         out: of what is found.
         workers: networks scored at once, one thread each.
         again: whether to ask again for all networks.
+        band: ask only for so many networks of the band.
     """
     stored = truth.load(name)
     if again:
         dropped = {label for text in scores for label in judging.asked_in(text)}
         write_text(file, "".join(json.dumps(line) + "\n" for line in read(file) if line["score"] not in dropped))
-    ask(scores, stored, file, workers)
+    ask(scores, stored, file, workers, band)
     found = judged(stored, file)
     write_text(out, json.dumps(found, indent=1, allow_nan=False) + "\n")
     for each in found["scores"]:
@@ -132,8 +149,9 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=known.FILE, help="another file of what is found")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--band", type=int, metavar="N")
     given = parser.parse_args()
     try:
-        main(given.scores or UNTRAINED, given.truth, given.file, given.out, given.workers, given.again)
+        main(given.scores or UNTRAINED, given.truth, given.file, given.out, given.workers, given.again, given.band)
     except NasError as error:
         sys.exit(str(error))

@@ -41,6 +41,10 @@ def judge(
         list[int] | None,
         typer.Option("--labels", help="Also judge the model of guided, taught by so many of the networks; repeatable."),
     ] = None,
+    prior: Annotated[
+        str | None,
+        typer.Option("--prior", help="Also judge what trainings of other networks let expect: a truth, as --truth."),
+    ] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Networks scored at once, one thread each.")] = 1,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "cpu",
     as_json: JsonOption = False,
@@ -55,7 +59,16 @@ def judge(
     from nas.search.judging import judge as find
 
     with progress_bar() as report:
-        found = find(scores, truth, data, labels=labels or (), workers=workers, device=device, progress=report)
+        found = find(
+            scores,
+            truth,
+            data,
+            labels=labels or (),
+            prior=prior,
+            workers=workers,
+            device=device,
+            progress=report,
+        )
     if as_json:
         return print_json(found)
     say_filled(_heading(found), further="")

@@ -27,6 +27,9 @@ def shortlist(
         list[str] | None,
         typer.Option("--budget", "-b", help="latency_ms<=20, memory_mb<=60, params<=5e6, ... (repeatable)."),
     ] = None,
+    points: Annotated[
+        Path | None, typer.Option("--points", help="Also show other models that nas measure --points has measured.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw it in this file, a page of HTML.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -38,7 +41,7 @@ def shortlist(
     """
     from nas.search.shortlist import figures
 
-    found = figures(table or (), budget or ())
+    found = figures(table or (), budget or (), points)
     if plot is not None:
         _draw(found["networks"], plot)
     if as_json:
@@ -54,6 +57,8 @@ def shortlist(
         _print_one(found["networks"])
     say_filled("top-1: of ImageNet, at the image size that each network takes; recipes differ (--json: recipe, source)")
     _say_unpriced(by_table, letters)
+    for name, why in found["points_elsewhere"].items():
+        say_filled(f"{name} is not shown: {why}")
     for pair in found["flips"]:
         _say_flips(pair, letters, by_table)
     for name, rows in by_table.items():
@@ -99,21 +104,24 @@ def _print_side_by_side(by_table: Mapping[str, Sequence[Mapping[str, Any]]], let
     """One line a network, in the order of the first table that prices it."""
     rows = {name: {row["name"]: row for row in rows} for name, rows in by_table.items()}
     order = dict.fromkeys(row["name"] for each in by_table.values() for row in each if not row["missing"])
+    absent: dict[str, Any] = {"missing": ["measured elsewhere"]}  # a point stands on the table of its device
     columns = [column for letter in letters.values() for column in (f">{letter} ms", ">±%", "")]
     shown = []
     for network in order:
-        first = next(iter(rows.values()))[network]
-        figures = [part for each in rows.values() for part in _latency(each[network])]
+        first = next(each[network] for each in rows.values() if network in each)
+        figures = [part for each in rows.values() for part in _latency(each.get(network, absent | {"mark": ""}))]
         shown.append((network, _top1(first), _count(first["macs"]), _count(first["params"]), *figures))
     print_table(("network", ">top-1", ">MACs", ">params", *columns), shown)
 
 
 def _latency(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    mark = {"front": "front", "over budget": "over", "not known": "?"}.get(row["mark"], "")
     if row["missing"]:
         return "-", "", ""
+    if row["measured_ms"] is not None:
+        return f"{row['measured_ms']:.4g}", "", f"{mark} measured".strip()
     ms = row["predicted_ms"]
     either_way = "" if row["low_ms"] is None else f"{100 * (row['high_ms'] / ms - 1):.0f}"
-    mark = {"front": "front", "over budget": "over", "not known": "?"}.get(row["mark"], "")
     return f"{ms:.4g}", either_way, mark
 
 
@@ -171,7 +179,8 @@ def _say_best(rows: Sequence[Mapping[str, Any]], budgets: Sequence[str], where: 
         )
     weights = f"; weights in timm: {best['weights']}" if best["weights"] else "; no weights in timm"
     recipe = f"; {best['recipe']}" if best["recipe"] else ""
+    ms = best["predicted_ms"] if best["measured_ms"] is None else best["measured_ms"]
     say_filled(
         f"most accurate{asked}{where}: {best['name']}, {_top1(best)} % top-1 ({best['source']}{recipe}), "
-        f"{best['predicted_ms']:.4g} ms{weights}"
+        f"{ms:.4g} ms{' measured' if best['measured_ms'] is not None else ''}{weights}"
     )

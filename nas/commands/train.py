@@ -16,7 +16,9 @@ from nas.core.errors import InputError
 @app.command(rich_help_panel=PATH)
 def train(
     arch: ArchArgument,
-    data: Annotated[str, typer.Option("--data", "-d", help="digits, fashion-mnist, cifar10, imagefolder:PATH, ...")],
+    data: Annotated[
+        str, typer.Option("--data", "-d", help="digits, fashion-mnist, cifar10, imagefolder:PATH, hf:NAME, ...")
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -59,7 +61,7 @@ def train(
     """
     from nas.evaluation.runs import train_arch
 
-    given = {"epochs": epochs, "batch_size": batch_size, "lr": lr} | dict(_pair(item) for item in set_ or [])
+    given = {"epochs": epochs, "batch_size": batch_size, "lr": lr} | dict(read_pair(item) for item in set_ or [])
     fields = {key: value for key, value in given.items() if value is not None}
     network = read_arch(arch)
     with progress_bar() as report:
@@ -90,7 +92,7 @@ def train(
     say(f"{found['epochs']} epochs in {found['seconds']:.0f} s on {place}; weights: {found['weights']}")
 
 
-def _pair(text: str) -> tuple[str, Any]:
+def read_pair(text: str) -> tuple[str, Any]:
     from nas.core.plain import read_yaml
 
     key, equals, value = text.partition("=")

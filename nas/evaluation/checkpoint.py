@@ -7,11 +7,13 @@ import json
 import pickle
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 
 from nas.core.errors import InputError
 from nas.core.files import write_bytes
@@ -34,6 +36,32 @@ def write_checkpoint(path: Path, identity: dict[str, Any], state: dict[str, Any]
 def write_weights(path: Path, model: torch.nn.Module) -> None:
     """Write the state dict of a model, on the CPU; raises as `write_checkpoint`."""
     _save(path, {key: value.cpu() for key, value in model.state_dict().items()})
+
+
+PASSPORT = "millinas"  # key of the metadata of a .safetensors
+
+
+def write_safetensors(path: Path, model: torch.nn.Module, passport: Mapping[str, Any]) -> None:
+    """Write the weights of a model as `.safetensors`, with plain data about them in its metadata; raises as
+    `write_checkpoint`.
+    """
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
+    write_bytes(path, save(state, {PASSPORT: json.dumps(passport)}))
+
+
+def read_passport(path: Path) -> dict[str, Any]:
+    """What `write_safetensors` wrote about the weights; empty for a file that somebody else wrote.
+
+    Raises:
+        InputError: it is no such file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(PASSPORT, "{}")
+        found: dict[str, Any] = json.loads(text)
+    except Exception as error:  # the reader's own errors are of no class that it names
+        raise InputError(f"{path}: cannot be read as safetensors: {error}") from error
+    return found
 
 
 def _save(path: Path, content: dict[str, Any]) -> None:

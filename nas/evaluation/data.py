@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ class DataRequest:
         seed: of the division into train and val, and of the draw of `limit` images.
         val_fraction: share of the training images held out as val, at most `VAL_IMAGES_MAX` images.
         limit: most images of train and val together, None for all; test is always whole.
+        options: further ones of the data set, by name; "" for one that is only named.
     """
 
     name: str
@@ -54,6 +55,13 @@ class DataRequest:
     seed: int
     val_fraction: float
     limit: int | None
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> str:
+        """What `load_data` takes to find this data set."""
+        options = [f"{name}={value}" if value else name for name, value in self.options.items()]
+        return ",".join([self.name if self.path is None else f"{self.name}:{self.path}", *options])
 
     def folder(self) -> Path | None:
         """The folder the user named, None if none was.
@@ -106,10 +114,13 @@ class Split(ABC):
     Attributes:
         classes: number of classes; labels are 0..classes-1.
         input_shape: (C, H, W) of the images in a batch.
+        crop_share: of the side of an image, the shorter one resized to it, what a crop in the centre shows; None where
+            the whole image is resized, whatever its proportions.
     """
 
     classes: int
     input_shape: tuple[int, int, int]
+    crop_share: ClassVar[float | None] = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -171,6 +182,8 @@ class Data:
         val: what candidates are compared on.
         test: only for the final figures; a search must not read it.
         mirrors: whether an image seen in a mirror keeps its class (false for digits).
+        class_names: of the labels, in their order; empty where nobody named them.
+        notes: on what was left out or held out, in sentences.
         fingerprint: of all its images and labels, whatever their division and `limit` (`fingerprint_of`). Left empty,
             it is one of what the splits say of themselves: their sizes and the classes' shares.
     """
@@ -182,6 +195,8 @@ class Data:
     test: Split
     mirrors: bool
     fingerprint: str = ""
+    class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.fingerprint:
@@ -193,10 +208,29 @@ class Data:
         return self.request.name
 
     @property
+    def passport(self) -> dict[str, Any]:
+        """What a network that learned from these images has to take along, as plain data: the names of the classes, how
+        images are shown to it (mean and deviation in 0..1), and which images they were.
+        """
+        shown = self.train.normalisation
+        return {
+            "class_names": list(self.class_names),
+            "mean": None if shown is None else [value / 255 for value in shown.mean],
+            "std": None if shown is None else [value / 255 for value in shown.std],
+            "crop_share": self.val.crop_share,
+            "data": self.request.name if self.request.path is None else f"{self.name}:{self.request.path.name}",
+            "data_fingerprint": self.fingerprint,
+            "images": {part: len(getattr(self, part)) for part in ("train", "val", "test")},
+        }
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What must be the same for a training to go on, as plain data."""
         sizes = {"train": len(self.train), "val": len(self.val), "fingerprint": self.fingerprint}
-        return asdict(self.request) | {"path": None} | sizes  # a data set may move
+        asked = asdict(self.request) | {"path": None}  # a data set may move
+        if not asked["options"]:
+            del asked["options"]
+        return asked | sizes
 
 
 @dataclass(frozen=True)
@@ -266,7 +300,15 @@ class MemorySplit(Split):
         return floats.expand(-1, channels, -1, -1).contiguous()
 
 
-def in_memory(request: DataRequest, classes: int, train: Labelled, test: Labelled, *, mirrors: bool) -> Data:
+def in_memory(
+    request: DataRequest,
+    classes: int,
+    train: Labelled,
+    test: Labelled,
+    *,
+    mirrors: bool,
+    class_names: Sequence[str] = (),
+) -> Data:
     """Data of (images, labels) pairs as `MemorySplit` holds them; val is taken from `train` as `request` says."""
     images, labels = train
     for_training, for_val = request.divide(labels)
@@ -283,6 +325,7 @@ def in_memory(request: DataRequest, classes: int, train: Labelled, test: Labelle
         test=split(*test),
         mirrors=mirrors,
         fingerprint=fingerprint_of(*(part for tensor in (*train, *test) for part in _bytes_of(tensor))),
+        class_names=tuple(class_names),
     )
 
 
@@ -338,16 +381,26 @@ def data_folder() -> Path:
 def load_data(
     spec: str, input_shape: tuple[int, int, int], *, seed: int = 0, val_fraction: float = 0.2, limit: int | None = None
 ) -> Data:
-    """Find a data set: `digits`, or with a folder `cifar10:PATH`; see `DataRequest` for the rest.
+    """Find a data set: `digits`, with a folder `cifar10:PATH`, with options of its own `imagefolder:PATH,skip_corrupt`.
+
+    Args:
+        spec: a comma is a part of the path where such a path exists.
+        input_shape, seed, val_fraction, limit: see `DataRequest`.
 
     Raises:
-        InputError: unknown name, missing folder, unreadable or contradictory files, or numbers that make no sense.
+        InputError: unknown name or option, missing folder, unreadable or contradictory files, or numbers that make no
+            sense.
     """
     name, colon, path = spec.partition(":")
+    if not colon:
+        name, *pieces = name.split(",")
+    else:
+        path, pieces = _cut(path)
     if name not in datasets.names():
         raise InputError(suggest("dataset", name, datasets.names()))
     if colon and not path:
         raise InputError(f"dataset {spec!r}: a folder is expected after the colon")
+    options = _options(name, pieces)
     if len(input_shape) != 3 or input_shape[0] not in (1, 3) or min(input_shape) < 1:
         raise InputError(f"dataset {name}: images are (1 or 3, height, width), not {tuple(input_shape)}")
     if not 0 < val_fraction < 1:
@@ -355,7 +408,30 @@ def load_data(
     if limit is not None and limit < 2:
         raise InputError(f"dataset {name}: limit is at least 2 images, not {limit}")
     folder = Path(path).expanduser() if path else None
-    return load(DataRequest(name, folder, input_shape, seed, val_fraction, limit))
+    return load(DataRequest(name, folder, input_shape, seed, val_fraction, limit, options))
+
+
+def _cut(text: str) -> tuple[str, list[str]]:
+    """A path and the options behind it: the longest path that exists, else up to the first comma."""
+    pieces = text.split(",")
+    for count in range(len(pieces), 1, -1):
+        if Path(",".join(pieces[:count])).expanduser().exists():
+            return ",".join(pieces[:count]), pieces[count:]
+    return pieces[0], pieces[1:]
+
+
+def _options(name: str, pieces: Iterable[str]) -> dict[str, str]:
+    """Options by name, each known to the data set and with a value where it takes one."""
+    known = datasets.options(name)
+    found = {}
+    for piece in pieces:
+        key, equals, value = piece.partition("=")
+        if key not in known:
+            raise InputError(f"dataset {name}: {suggest('option', key, known)}")
+        if known[key] != bool(value) or (equals and not value):
+            raise InputError(f"dataset {name}: write {key}{'=VALUE' if known[key] else ' alone'}, not {piece!r}")
+        found[key] = value
+    return found
 
 
 def load(request: DataRequest) -> Data:

@@ -30,11 +30,13 @@ class Loaded(NamedTuple):
         source: where the weights come from: a path, or a model of timm with its tag.
         id: hash of what the network holds now.
         notes: what was not taken as it is, in sentences; empty where everything was.
+        fresh_classifier: whether the classifier is not among what was taken.
     """
 
     source: str
     id: str
     notes: tuple[str, ...]
+    fresh_classifier: bool = False
 
 
 def load_pretrained(network: Network, source: str, *, whole: bool = False) -> Loaded:
@@ -57,7 +59,8 @@ def load_pretrained(network: Network, source: str, *, whole: bool = False) -> Lo
     state = _under_our_names(state, network)
     notes: list[str] = []
     own = network.state_dict()
-    if (classes := _other_classes(state, network)) is not None:
+    classes = _other_classes(state, network)
+    if classes is not None:
         has = f"is for {classes} classes" if classes else "is not among them"
         text = f"the classifier of these weights {has}, the network's for {network.arch.classes}"
         if whole:
@@ -70,7 +73,7 @@ def load_pretrained(network: Network, source: str, *, whole: bool = False) -> Lo
         side = network.arch.input_shape[-1]
         notes.append(f"{len(resized)} learned tables of positions are of other images: resized for a side of {side}")
     load_weights(network, {**state, **resized}, where, "name weights of this very architecture")
-    return Loaded(where, digest_of(network), tuple(notes))
+    return Loaded(where, digest_of(network), tuple(notes), classes is not None)
 
 
 def arch_of(source: str, arch: str | None = None) -> Arch:

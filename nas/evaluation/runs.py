@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
+from nas import __version__
 from nas.core.arch import Arch
 from nas.core.errors import InputError
 from nas.core.files import lock, write_text
 from nas.evaluation.checkpoint import read_weights as read_weights
-from nas.evaluation.checkpoint import write_weights
+from nas.evaluation.checkpoint import write_safetensors, write_weights
 from nas.evaluation.data import Data, load_data
 from nas.evaluation.devices import cpu_threads
 from nas.evaluation.distributed import joined, own_process
@@ -52,7 +53,10 @@ def train_arch(
     progress: Callable[..., None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Train an arch on a dataset into `folder`: `arch.json`, `weights.pt`, `training.csv`, `result.json`.
+    """Train an arch on a dataset into `folder`.
+
+    That has `arch.json`, `weights.pt`, `weights.safetensors` (which names the classes and says how images are shown),
+    `training.csv` and `result.json`.
 
     Processes that torchrun started train together; the first one writes.
 
@@ -74,7 +78,7 @@ def train_arch(
         val_fraction: share of them to validate on.
         run: folder of the search that this training belongs to, where `folder` is in it.
         progress: called with (epochs done, epochs, seconds left, text).
-        note: called with what of `weights` was not taken as it is, in sentences.
+        note: called with what of `weights` was not taken as it is, and with what the data set left out, in sentences.
 
     Returns:
         The figures written to `result.json`, and the paths.
@@ -95,8 +99,8 @@ def train_arch(
             f"weights {weights}: the recipe starts from the teacher's (start=teacher); name one of the two"
         )
     start = None if weights is None else load_pretrained(model, weights)
-    if start is not None and note is not None:
-        for text in start.notes:
+    if note is not None:
+        for text in (*(start.notes if start else ()), *data.notes):
             note(text)
     guide = teacher_for(data, teacher, teacher_weights)
 
@@ -129,16 +133,23 @@ def train_arch(
         )
         facts = _facts(result, fitted, data_name, settings, seed)
         facts |= {"data_fingerprint": data.fingerprint, "train_images": len(data.train)}
+        facts |= {"class_names": list(data.class_names), "data_notes": list(data.notes)}
         facts |= {"start": start._asdict() if start else None}
         facts |= {"teacher": guide.id if guide else None, "threads": torch.get_num_threads()}
         if first:
             _save(model, result, facts, folder)
+            write_safetensors(folder / "weights.safetensors", model, passport_of(fitted, data))
     return facts | {
         "first_process": first,
         "weights": str(folder / "weights.pt"),
         "arch_file": str(folder / "arch.json"),
         "log": str(folder / "training.csv"),
     }
+
+
+def passport_of(arch: Arch, data: Data) -> dict[str, Any]:
+    """What the weights of a network that learned from these images say of themselves, as plain data."""
+    return {"nas": __version__, "arch": json.loads(arch.to_json())} | data.passport
 
 
 def teacher_for(data: Data, name: str | None, weights: str | None) -> Teacher | None:
@@ -161,9 +172,8 @@ def epoch_seconds(
     settings = read_recipe(dict(fields) | {"epochs": 1})
     request = data.request
     most = math.ceil(BATCHES * settings.batch_size / (1 - request.val_fraction)) + 1
-    spec = request.name if request.path is None else f"{request.name}:{request.path}"
     few = load_data(
-        spec,
+        request.spec,
         request.input_shape,
         seed=request.seed,
         val_fraction=request.val_fraction,
@@ -174,11 +184,11 @@ def epoch_seconds(
     return found.seconds * len(data.train) / len(few.train)
 
 
-def default_folder(name: str, data: Data) -> Path:
-    """`runs/train-NAME-DATA`; a data set that lies in a folder of the user's adds its name and its fingerprint."""
+def default_folder(name: str, data: Data, kind: str = "train") -> Path:
+    """`runs/KIND-NAME-DATA`; a data set that lies in a folder of the user's adds its name and its fingerprint."""
     path = data.request.path
     place = "" if path is None else f"-{path.resolve().name}-{data.fingerprint[:8]}"
-    return Path("runs") / f"train-{name}-{data.name}{place}"
+    return Path("runs") / f"{kind}-{name}-{data.name}{place}"
 
 
 def _check_folder(folder: Path, arch: Arch, whose: Path | None = None) -> None:

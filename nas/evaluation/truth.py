@@ -66,6 +66,14 @@ class Truth:
     recipe: str
     images: int
 
+    @property
+    def losses(self) -> np.ndarray:
+        """What a search sees of each network: the validation loss of its first training, or the negative of its
+        accuracy where the file has no losses. Shape: (n,)
+        """
+        seen = np.array([each.val_losses[0] if each.val_losses else math.nan for each in self.networks])
+        return seen if np.isfinite(seen).all() else np.array([-each.accuracies[0] for each in self.networks])
+
 
 def names() -> list[str]:
     """Names of the truths that there are without a file of one's own, as `load` takes them."""

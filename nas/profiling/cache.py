@@ -41,7 +41,13 @@ SEAL = ".seal"  # ends the name of the file that says what is in the file beside
 #: of the package `nas`: what builds and converts models
 SOURCES = (
     *(f"core/{name}.py" for name in ("ops", "blocks", "tracing", "arch")),
-    *("networks/building.py", "networks/export.py", "profiling/probes.py", "profiling/converter.py"),
+    *(
+        "networks/building.py",
+        "networks/export.py",
+        "networks/foreign.py",
+        "profiling/probes.py",
+        "profiling/converter.py",
+    ),
 )
 
 

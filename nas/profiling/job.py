@@ -14,6 +14,7 @@ from nas.core.arch import Arch
 from nas.core.errors import InputError, MeasureError, suggest
 from nas.core.ops import Row
 from nas.core.space import Space
+from nas.networks.foreign import Foreign
 from nas.profiling.backends import FileBackend, load_backend
 from nas.profiling.bench import Item
 from nas.profiling.device.journal import Journal, Log
@@ -360,6 +361,6 @@ def method_for(space: Space, runtime: str, level: str) -> str:
     return wanted if wanted in methods_of(runtime, level) and space.input_shape[-1] >= IN_SITU_PIXELS else CHAINS
 
 
-def network_item(arch: Arch) -> Item:
-    """A whole network, to be timed."""
-    return ((Probe(arch=arch), 1.0),)
+def network_item(network: Arch | Foreign) -> Item:
+    """A whole network or model, to be timed."""
+    return ((Probe.of(network), 1.0),)

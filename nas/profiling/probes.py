@@ -34,6 +34,7 @@ from nas.core.arch import Arch, calls_of
 from nas.core.ops import Block, Leaf, Row, Scale, Shape, parse_unit
 from nas.core.tracing import BYTES_PER_VALUE, calls_of_unit, fuse_in_place, macs_of_unit, params_of_unit
 from nas.networks.building import build
+from nas.networks.foreign import Foreign
 
 LONG_CHAIN, CHAIN, SHORT_CHAIN = 8, 4, 2
 SHORT_MACS = 5_000_000  # rows below this are over in some 0.2 ms: a longer chain lifts them above the clock's noise
@@ -41,23 +42,32 @@ SHORT_MACS = 5_000_000  # rows below this are over in some 0.2 ms: a longer chai
 
 @dataclass(frozen=True)
 class Probe:
-    """A graph that is timed: rows in sequence, or a whole network; neither for an empty graph.
+    """A graph that is timed: rows in sequence, a whole network or model; none of them for an empty graph.
 
     Attributes:
         rows: in order, wired as `wire` says.
         arch: a whole network, None for rows.
+        model: one of timm or torchvision.
         idle: input shapes of an empty graph.
     """
 
     rows: tuple[Row, ...] = ()
     arch: Arch | None = None
     idle: tuple[Shape, ...] = ()
+    model: Foreign | None = None
+
+    @classmethod
+    def of(cls, network: Arch | Foreign) -> Probe:
+        """That of a whole network or model."""
+        return cls(arch=network) if isinstance(network, Arch) else cls(model=network)
 
     @functools.cached_property
     def key(self) -> str:
         """Names the probe in files of samples."""
         if self.arch is not None:
             return f"network {self.arch.id}"
+        if self.model is not None:
+            return f"model {self.model.id}"
         parts: list[tuple[int, Row]] = []
         for row in self.rows:
             repeats = parts.pop()[0] + 1 if parts and parts[-1][1] == row else 1
@@ -67,16 +77,20 @@ class Probe:
     @property
     def whole(self) -> bool:
         """Whether it is a whole network."""
-        return self.arch is not None
+        return self.arch is not None or self.model is not None
 
-    @property
+    @functools.cached_property
     def weight_bytes(self) -> int:
         """Bytes of its parameters, fp32."""
+        if self.model is not None:
+            return BYTES_PER_VALUE * self.model.cost().params
         return BYTES_PER_VALUE * sum(map(params_of_unit, self._all_rows))
 
     @functools.cached_property
     def macs(self) -> int:
         """Its multiply-adds."""
+        if self.model is not None:
+            return self.model.cost().macs
         return sum(map(macs_of_unit, self._all_rows))
 
     @property
@@ -87,12 +101,16 @@ class Probe:
         """Shapes of the inputs of the graph."""
         if self.arch is not None:
             return (Shape(1, *self.arch.input_shape),)
+        if self.model is not None:
+            return (Shape(1, *self.model.input_shape),)
         return wire(self.rows).input_shapes if self.rows else self.idle
 
     def module(self, seed: int) -> nn.Module:
         """The graph in deployed form, with fresh random weights of its own for every row."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            if self.model is not None:
+                return self.model.module()
             if self.arch is not None:
                 network: nn.Module = build(self.arch, seed=seed)
             elif self.rows:
@@ -106,14 +124,16 @@ class Probe:
         """Plain data for JSON; `from_data` gives an equal probe."""
         rows = [[*str(row.unit).partition(" ")[::2], [str(shape) for shape in row.inputs]] for row in self.rows]
         arch = None if self.arch is None else self.arch.to_json()
-        return {"rows": rows, "arch": arch, "idle": [str(shape) for shape in self.idle]}
+        model = None if self.model is None else self.model.to_data()
+        return {"rows": rows, "arch": arch, "idle": [str(shape) for shape in self.idle], "model": model}
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Probe:
         """Read `to_data`; the families of the blocks have to be loaded."""
         rows = (Row(parse_unit(name, text), tuple(map(Shape.parse, sizes))) for name, text, sizes in data["rows"])
         arch = None if data["arch"] is None else Arch.from_json(data["arch"])
-        return cls(tuple(rows), arch, tuple(map(Shape.parse, data["idle"])))
+        model = None if data["model"] is None else Foreign.from_data(data["model"])
+        return cls(tuple(rows), arch, tuple(map(Shape.parse, data["idle"])), model)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from nas.core.files import lock_of
 from nas.core.ops import Row
 from nas.core.space import Space
 from nas.core.units import show_seconds
+from nas.networks.foreign import Foreign
 from nas.profiling import memory
 from nas.profiling.backends import load_backend
 from nas.profiling.bench import Bench, Clock, Item, Progress, silent
@@ -414,7 +415,7 @@ def unmeasured_percent(table: Table, space: Space, seed: int = 0) -> float:
 
 
 def measure(
-    arch: Arch,
+    arch: Arch | Foreign,
     *,
     runtime: str = "onnxruntime",
     threads: int = 1,
@@ -431,7 +432,7 @@ def measure(
     whether that helped.
 
     Args:
-        arch: the network; its weights are random.
+        arch: the network, or a model of timm or torchvision (`nas.networks.foreign.find`); its weights are random.
         runtime: name of a backend.
         threads: threads inside one inference.
         precision: of weights and activations.
@@ -458,7 +459,7 @@ def measure(
         if not noise.is_too_much or number == TRIES:
             break
         log.forget(GATE * min(times.reference_us, quiet_us))
-    timing = times.timing(Probe(arch=arch).key)
+    timing = times.timing(Probe.of(arch).key)
     again = "" if number == 1 else f", measured {number} times"
     advice = "; close other programs and measure again"
     return Measurement(
@@ -487,7 +488,7 @@ def measure_memory(
     """The peak memory of one whole network, measured in a fresh process, in bytes; see `nas.profiling.memory`.
 
     Args:
-        arch: the network; its weights are random.
+        arch: the network, or a model of timm or torchvision (`nas.networks.foreign.find`); its weights are random.
         runtime: name of a backend.
         threads: threads inside one inference.
         precision: of weights and activations.
@@ -501,14 +502,14 @@ def measure_memory(
 
 
 def time_networks(
-    archs: Sequence[Arch],
+    archs: Sequence[Arch | Foreign],
     config: RuntimeConfig,
     settings: Settings = MEASURE,
     seed: int = 0,
     progress: Progress = silent,
     log: Log | None = None,
 ) -> Times:
-    """Time whole networks in interleaved rounds, in fresh processes; look them up with `Probe(arch=arch).key`.
+    """Time whole networks in interleaved rounds, in fresh processes; look them up with `Probe.of(arch).key`.
 
     Samples that `log` holds count, and it receives the others.
 
@@ -516,7 +517,7 @@ def time_networks(
         MeasureError: where one cannot be run, with the reason.
     """
     log = Log() if log is None else log
-    spaces = tuple(sorted({arch.family for arch in archs}))
+    spaces = tuple(sorted({arch.family for arch in archs if isinstance(arch, Arch)}))
     items = [network_item(arch) for arch in archs]
     with Bench(config, settings, log, seed, spaces) as bench:
         bench.run(items, Clock(bench.seconds(items), progress))
@@ -525,7 +526,7 @@ def time_networks(
     return Times(log.samples)
 
 
-def fastest_variant(archs: Sequence[Arch], config: RuntimeConfig, seed: int, progress: Progress) -> str:
+def fastest_variant(archs: Sequence[Arch | Foreign], config: RuntimeConfig, seed: int, progress: Progress) -> str:
     """The backend's variant with the lowest total time over these networks; without a choice, nothing is measured."""
     variants = load_backend(config.runtime).variants
     if len(variants) == 1:
@@ -533,7 +534,7 @@ def fastest_variant(archs: Sequence[Arch], config: RuntimeConfig, seed: int, pro
     totals = {}
     for variant in variants:
         times = time_networks(archs, replace(config, variant=variant), CHOOSE, seed, progress)
-        totals[variant] = sum(times.us(Probe(arch=arch).key) for arch in archs)
+        totals[variant] = sum(times.us(Probe.of(arch).key) for arch in archs)
     return min(totals, key=totals.__getitem__)
 
 

@@ -1,7 +1,7 @@
 """The report of a finished run: one HTML file that holds all it shows, Plotly's script included, and loads nothing.
 
 A run directory holds `request.yaml`, `trials.csv`, `training.csv` and `result.json`; `read_run` checks all of them
-against `nas.report.schema`.
+against `nas.report.schema`. Models of other libraries that were measured stand in `points.json`, where there is one.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from nas.evaluation.evaluators import title_of
 from nas.metrics import load_metric
 from nas.report import plots
 from nas.report.front import evaluated_trials, front_data, read_trials
+from nas.report.points import FILE, beside, read_points
 from nas.report.schema import Result, read_result
 
 NEEDED_FILES = ("request.yaml", "trials.csv", "training.csv", "result.json")
@@ -106,7 +107,11 @@ def figures(run: Run) -> dict[str, go.Figure]:
     winner, budget = run.result["winner"], run.latency_budget_ms
     drawn = {
         "front": plots.plot_candidates(
-            plots.candidates_data(run.trials), budget, winner["arch"], published=published(run)
+            plots.candidates_data(run.trials),
+            budget,
+            winner["arch"],
+            published=published(run),
+            points=[point for point in points(run) if not point["elsewhere"]],
         ),
         "progress": plots.plot_progress(plots.progress_data(run.trials)),
         "blocks": plots.plot_blocks(plots.blocks_data(winner["blocks"])),
@@ -123,6 +128,17 @@ def figures(run: Run) -> dict[str, go.Figure]:
 def published(run: Run) -> pd.DataFrame:
     """The published networks of the run's image size on its table; none in runs of earlier versions."""
     return plots.published_data(run.result.get("published", []))
+
+
+def points(run: Run) -> list[dict[str, Any]]:
+    """The models of other libraries in the run's `points.json`, the fastest first, each with `elsewhere`: why it does
+    not compare with the run's latencies, or nothing.
+    """
+    path, origin = run.path / FILE, run.result["provenance"]
+    known = read_points(path) if path.is_file() else []
+    like = (origin["runtime"], origin["precision"], origin["threads"], origin["device"])
+    found = [point | {"elsewhere": beside(point, *like)} for point in known]
+    return sorted(found, key=lambda point: float(point["measured_ms"]))
 
 
 def budgets(run: Run) -> pd.DataFrame:
@@ -176,6 +192,7 @@ def render(run: Run) -> str:
         accuracies=bool(run.trials.loc[run.trials["state"] == "evaluated", "val_accuracy"].notna().all()),
         front=front_data(run.trials).to_dict("records"),
         published=published(run).to_dict("records"),
+        points=points(run),
         agreement=agreement(run).to_dict("records"),
         interval=_interval(run),
         binding=_binding(run),

@@ -95,10 +95,12 @@ def plot_candidates(
     cost: str = "predicted_ms",
     score: str = "value",
     published: pd.DataFrame | None = None,
+    points: Iterable[Mapping[str, Any]] = (),
 ) -> go.Figure:
     """Cost against score, with the front and the budget (in the unit of `cost`); in a strip below, what exceeded it.
 
     `published` (see `published_data`) stands in grey on an axis of its own: its accuracies are of other images.
+    `points` (see `nas.report.points`) are dotted lines at their measured latency, since their score is not known.
     """
     figure = _figure_with_strip(data, 420)
     evaluated = data[data["state"] == "evaluated"]
@@ -115,6 +117,10 @@ def plot_candidates(
         text = f"budget {_amount('latency_ms' if cost == 'predicted_ms' else cost, budget)}"
         figure.add_shape(type="line", x0=budget, x1=budget, y0=0, y1=1, yref="paper", line=BUDGET_LINE)
         figure.layout.shapes[-1].update(name=text, showlegend=True)
+    for point in points if cost == "predicted_ms" else ():
+        ms = point["measured_ms"]
+        figure.add_shape(type="line", x0=ms, x1=ms, y0=0, y1=1, yref="paper", line={"color": GREY, "dash": "dot"})
+        figure.layout.shapes[-1].update(name=f"{escape(point['name'])}, measured {show_ms(ms)}", showlegend=True)
     figure.update_yaxes(
         title_text=_title_of_values(data) if score == "value" else AXIS_TITLES.get(score, score), row=1, col=1
     )
@@ -154,16 +160,25 @@ def _add_published(
 def _about_published(rows: pd.DataFrame) -> list[str]:
     return [
         f"<b>{escape(row['name'])}</b><br>{row['top1_percent']:.1f} % of ImageNet ({escape(row['source'])})<br>"
-        f"predicted {show_ms(row['predicted_ms'])}<br>{show_count(row['params'])} parameters<br>"
+        f"{_said_latency(row)}<br>{show_count(row['params'])} parameters<br>"
         f"{show_count(row['macs'])} MACs" + (f"<br>{escape(row['recipe'])}" if row["recipe"] else "")
         for row in rows.to_dict("records")
     ]
 
 
+def _said_latency(row: Mapping[Any, Any]) -> str:
+    measured = row.get("measured_ms")
+    if measured is None or measured != measured:
+        return f"predicted {show_ms(row['predicted_ms'])}"
+    return f"measured {show_ms(measured)}"
+
+
 def shortlist_data(networks: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """The rows of `nas.shortlist` that have both an accuracy and a latency, with `top1_percent`."""
     data = networks if isinstance(networks, pd.DataFrame) else pd.DataFrame([dict(row) for row in networks])
-    drawn = data[data["top1"].notna() & data["predicted_ms"].notna()].reset_index(drop=True)
+    drawn = data[data["top1"].notna() & (data["predicted_ms"].notna() | data["measured_ms"].notna())]
+    drawn = drawn.reset_index(drop=True)
+    drawn["latency_ms"] = drawn["measured_ms"].astype(float).fillna(drawn["predicted_ms"].astype(float))
     return drawn.assign(top1_percent=100 * drawn["top1"].astype(float))
 
 
@@ -176,24 +191,30 @@ def plot_shortlist(data: pd.DataFrame) -> go.Figure:
     for column, table in enumerate(tables, start=1):
         rows = data[data["table"] == table]
         for mark, style in SHORTLIST_STYLES.items():
-            _published(figure, rows[rows["mark"] == mark].sort_values("predicted_ms"), mark, style, column)
-    figure.update_xaxes(title_text=AXIS_TITLES["predicted_ms"], matches="x")
+            _published(figure, rows[rows["mark"] == mark].sort_values("latency_ms"), mark, style, column)
+    title = AXIS_TITLES["predicted_ms"]
+    if data["measured_ms"].notna().any():
+        title += "; of other models (squares) measured"
+    figure.update_xaxes(title_text=title, matches="x")
     figure.update_yaxes(title_text="published ImageNet top-1 (%)", col=1)
     if len(data):
-        _spread(figure, data["predicted_ms"])
+        _spread(figure, data["latency_ms"])
     return figure
 
 
 def _published(figure: go.Figure, rows: pd.DataFrame, mark: str, style: Mapping[str, Any], column: int) -> None:
     """Published networks of one mark."""
-    figure.add_scatter(x=rows["predicted_ms"], y=rows["top1_percent"], name=mark, row=1, col=column)
+    figure.add_scatter(x=rows["latency_ms"], y=rows["top1_percent"], name=mark, row=1, col=column)
+    if rows["measured_ms"].notna().any():
+        usual = style.get("symbol", "circle")
+        style = {**style, "symbol": ["square" if each == each else usual for each in rows["measured_ms"].astype(float)]}
     figure.data[-1].update(
         mode="markers", marker={"size": 9, **style}, hovertext=_about_published(rows), hoverinfo="text"
     )
     figure.data[-1].update(legendgroup=mark, showlegend=column == 1)
     figure.data[-1].error_x = {
-        "array": (rows["high_ms"] - rows["predicted_ms"]).astype(float),
-        "arrayminus": (rows["predicted_ms"] - rows["low_ms"]).astype(float),
+        "array": rows["high_ms"].astype(float) - rows["predicted_ms"].astype(float),
+        "arrayminus": rows["predicted_ms"].astype(float) - rows["low_ms"].astype(float),
         "symmetric": False,
         "color": style["color"],
         **ERROR_BAR,

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import optuna
 from optuna.samplers import BaseSampler
 
@@ -24,6 +25,7 @@ from nas.search.archs import CLASSES
 from nas.search.executors import Running, load_executor
 from nas.search.fitting import context_of, lattice_of
 from nas.search.limits import Limit
+from nas.search.predictor import AUTO, NONE, Prior
 from nas.search.request import Request
 from nas.search.resolved import Named, Resolved, Say, resolve_request, table_begun_with
 from nas.search.samplers import load_sampler
@@ -315,11 +317,18 @@ def known_of(run: Context) -> SamplerContext:
     objectives = 2 if request.objective == "front" else 1
     context = context_of(found.space, found.estimator, found.fits, objectives, request.start == "presets")
     context = replace(context, rungs=len(request.evaluator))
-    if not request.features:
+    if not request.features and request.prior in (AUTO, NONE):
         return context
     scorers = {name: scorer_of(run, asked) for asked in request.features for name in asked}
     features, lattice = Features(scorers, request.seed, run.folder / FEATURES), lattice_of(found.space)
-    return replace(context, features=lambda paths: features([lattice.arch(path) for path in paths]))
+    prior = None if request.prior in (AUTO, NONE) else Prior(request.prior)
+
+    def known(paths: np.ndarray) -> np.ndarray:
+        archs = [lattice.arch(path) for path in paths]
+        scores = features(archs)
+        return scores if prior is None else np.column_stack([scores, prior.losses_of(archs)])
+
+    return replace(context, features=known, features_are_free=not scorers)
 
 
 def sampler_of(run: Context) -> BaseSampler:

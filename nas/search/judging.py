@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +34,7 @@ from nas.evaluation.truth import Truth
 from nas.search.executors.local import Pool
 from nas.search.feasible import FeasibleSet, Sum
 from nas.search.fitting import lattice_of
-from nas.search.predictor import space_of
+from nas.search.predictor import Prior, space_of
 from nas.search.scoring import CandidateScorer
 from nas.search.verdicts import Judged, figures, require_labels
 from nas.search.workers import OnEpoch, Task, reason_of
@@ -49,6 +50,7 @@ def judge(
     dataset: str | None = None,
     *,
     labels: Sequence[int] = (),
+    prior: str | None = None,
     workers: int = 1,
     device: str = "cpu",
     progress: Progress | None = None,
@@ -60,6 +62,8 @@ def judge(
         name: of a truth: a file, a shipped one, or `published`.
         dataset: images to score with; by default the data set whose name the file's begins with.
         labels: of how many networks a model knows the training that predicts the others; any count of numbers.
+        prior: trainings of other networks (the name of a truth, or its file); what a model expects by them is judged
+            as a score, and a network that stands there, too, is expected from the others.
         workers: networks scored at once, one thread each.
         device: where they are scored.
         progress: called with (done, total, seconds left or None, text).
@@ -76,6 +80,8 @@ def judge(
     data, device = images_of(known, dataset), str(pick_device(device))
     tell = progress or _silent
     judged = [score(label, one, known, data, workers, device, tell) for label, one in asked.items()]
+    if prior is not None:
+        judged.append(expected(Prior(prior), known))
     return figures(known, judged, labels, tell) | {"data": next(iter(data.values())).name}
 
 
@@ -140,27 +146,27 @@ def score(
     memory = remembered(code_of(type(evaluator).__module__))
     shown = next(iter(data.values()))
     request = shown.request
-    about = json.dumps([asked, SEED, device, shown.fingerprint, request.limit, request.seed, request.val_fraction])
+    where = [SEED, device, shown.fingerprint, request.limit, request.seed, request.val_fraction]
+    about, basis = json.dumps([asked, *where]), json.dumps([_early(asked, evaluator), *where])
     keys = [f"score {about} of {each.arch.to_json()}" for each in known.networks]
     found = {place: tuple(given) for place, key in enumerate(keys) if (given := memory.get(key))}
     left = [Task(place, known.networks[place].arch.to_json(), SEED) for place in range(len(keys)) if place not in found]
     judged = Judged(label, np.full(len(keys), math.nan))
     prepared: Mapping[str, Any] = {}
     if left and type(evaluator).prepare is not Evaluator.prepare:
-        begun = time.monotonic()
+        begun = _spent(device)
         try:
-            prepared = _prepared(evaluator, about, known, shown, device, workers, partial(_show, progress, label))
+            prepared = _prepared(evaluator, basis, known, shown, device, workers, partial(_show, progress, label))
         except Exception as error:  # of this score alone: the others are judged
             judged.failed = dict.fromkeys((task.key for task in left), f"does not get ready: {reason_of(error)}")
             left = []
         else:
-            memory.put(f"once {about}", max(time.monotonic() - begun, memory.get(f"once {about}") or 0.0))
+            memory.put(f"once {basis}", max(_spent(device) - begun, memory.get(f"once {basis}") or 0.0))
     for shape in data:
         tasks = [task for task in left if known.networks[task.key].arch.input_shape == shape]
         if not tasks:
             continue
-        spec = request.name if request.path is None else f"{request.name}:{request.path}"
-        scorer = CandidateScorer(evaluator, spec, shape, request.seed, device, request.limit, prepared)
+        scorer = CandidateScorer(evaluator, request.spec, shape, request.seed, device, request.limit, prepared)
         with Pool(Timed(scorer), min(workers, len(tasks))) as pool:
             for outcome in pool.run(tasks):
                 if outcome.score is None:
@@ -170,11 +176,30 @@ def score(
                 memory.put(keys[outcome.key], found[outcome.key])
                 progress(len(found), len(keys), None, label)
     memory.flush()
-    judged.once = memory.get(f"once {about}") or 0.0
+    judged.once = memory.get(f"once {basis}") or 0.0
     for place, (value, seconds) in sorted(found.items()):
         judged.values[place] = -value
         judged.seconds.append(seconds)
     return judged
+
+
+def _spent(device: str) -> float:
+    """Seconds of a clock: on the CPU, of what this process and those it waited for took of all cores."""
+    return sum(os.times()[:4]) if device == "cpu" else time.monotonic()
+
+
+def expected(prior: Prior, known: Truth) -> Judged:
+    """What earlier trainings let expect of networks, as a score."""
+    begun = time.process_time()
+    losses = prior.losses_of([each.arch for each in known.networks])
+    once = time.process_time() - begun
+    return Judged(prior.name, -losses, [0.0] * len(losses), once)
+
+
+def _early(asked: Asked, evaluator: Evaluator) -> dict[str, Any]:
+    """An evaluator with those of its settings that `prepare` reads."""
+    ((name, settings),) = asked.items()
+    return {name: {key: value for key, value in settings.items() if key not in evaluator.late}}
 
 
 def _show(progress: Progress, label: str, done: float, total: float, left: float | None = None, text: str = "") -> None:
@@ -182,13 +207,13 @@ def _show(progress: Progress, label: str, done: float, total: float, left: float
 
 
 def _prepared(
-    evaluator: Evaluator, about: str, known: Truth, data: Data, device: str, workers: int, progress: Progress
+    evaluator: Evaluator, basis: str, known: Truth, data: Data, device: str, workers: int, progress: Progress
 ) -> Mapping[str, Any]:
     """What an evaluator prepares for the whole space of the networks."""
     space = space_of([each.arch for each in known.networks])
     lattice = lattice_of(space)
     everything = FeasibleSet(lattice, [Sum("", lattice.costs(macs_of_unit), math.inf)])
-    key = f"{about} {space.name} {space.input_shape} {code_of_package()}"
+    key = f"{basis} {space.name} {space.input_shape} {code_of_package()}"
     folder = cache_folder() / "judged" / hashlib.sha256(key.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     return evaluator.prepare(

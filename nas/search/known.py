@@ -28,13 +28,16 @@ def read(file: Path = FILE) -> Mapping[str, Any]:
     return found
 
 
-def told(evaluators: Sequence[Asked], features: Sequence[Asked], sampler: str, file: Path = FILE) -> list[str]:
+def told(
+    evaluators: Sequence[Asked], features: Sequence[Asked], sampler: str, prior: str = "none", file: Path = FILE
+) -> list[str]:
     """How well the scores of a search are known to rank, a line each; nothing of what was not judged.
 
     Args:
         evaluators: that candidates are compared by, in order.
         features: that the sampler learns from.
         sampler: of the search; only `guided` has a model.
+        prior: trainings that it learns from, too.
         file: of the figures.
     """
     found = read(file)
@@ -42,7 +45,8 @@ def told(evaluators: Sequence[Asked], features: Sequence[Asked], sampler: str, f
         return []
     lines = [line for asked in evaluators for each in found["scores"] if (line := _line_of(asked, each))]
     if sampler == "guided":
-        lines += _lines_of_model(features, found["predictors"])
+        beside = [repr(asked) for asked in features] + ([f"prior {prior}"] if prior != "none" else [])
+        lines += _lines_of_model(beside, found["predictors"])
     return lines
 
 
@@ -52,16 +56,20 @@ def _line_of(asked: Asked, figures: Mapping[str, Any]) -> str | None:
     return _line(figures["name"], figures)
 
 
-def _lines_of_model(features: Sequence[Asked], predictors: Sequence[Mapping[str, Any]]) -> list[str]:
+def _lines_of_model(beside: Sequence[str], predictors: Sequence[Mapping[str, Any]]) -> list[str]:
     """Of the model with these features; where it was not judged with them, of the model without."""
-    wanted = sorted(map(repr, features))
     mine = [each for each in predictors if each["labels"] == LEARNED and each["from"].startswith("encoding")]
-    with_features = [each for each in mine if sorted(repr(one) for n in each["of"] for one in _asked(n)) == wanted]
+    with_features = [each for each in mine if sorted(map(_key, each["of"])) == sorted(beside)]
     for each in with_features or [each for each in mine if not each["of"]]:
-        beside = f" and {', '.join(each['of'])}" if each["of"] else ""
-        line = _line(f"the model of guided, after {LEARNED} trainings, from choices{beside},", each)
+        scores = f" and {', '.join(each['of'])}" if each["of"] else ""
+        line = _line(f"the model of guided, after {LEARNED} trainings, from choices{scores},", each)
         return [line] if line else []
     return []
+
+
+def _key(name: str) -> str:
+    """An evaluator with all its settings, or the name of what is none."""
+    return "".join(map(repr, _asked(name))) or name
 
 
 def _line(name: str, figures: Mapping[str, Any]) -> str | None:

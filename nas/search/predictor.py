@@ -4,14 +4,17 @@
     expected = predictor.losses_of(others, scores_of_others)
 
 The model is that of the sampler, `nas.search.surrogate`: it sees the choices, the blocks and the size of a network,
-and beside them whatever scores are given, such as those of `naswot`.
+and beside them whatever scores are given, such as those of `naswot`. `Prior` is such a model of trainings that there
+are already: what it expects of a network is a score like any other, which costs no training.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,12 +23,15 @@ from nas.core.arch import Arch
 from nas.core.errors import InputError
 from nas.core.space import Space
 from nas.core.tracing import macs_of_unit, params_of_unit
+from nas.evaluation import truth
+from nas.networks.building import with_classes
 from nas.search.feasible import FeasibleSet, Sum
 from nas.search.fitting import lattice_of
 from nas.search.samplers._context import Context
 from nas.search.surrogate import Encoded, Surrogate, standardized
 
 FEWEST = 2  # networks that a model is fitted to
+AUTO, NONE = "auto", "none"  # in place of a prior's name
 
 
 class Predictor:
@@ -76,6 +82,78 @@ class Predictor:
             given = _checked(features, len(archs), self._features.shape[1])
             encoded = encoded.beside(standardized(self._features, given))
         return self.model.mean(encoded)
+
+
+class Prior:
+    """What networks are expected to reach, by trainings of others that there were before, wherever that was.
+
+    Args:
+        name: of the truth that holds them (`nas.evaluation.truth`), or its file.
+
+    Attributes:
+        name: of the score.
+        space: that its networks are of.
+        trainings: how many networks it learns from.
+
+    Raises:
+        InputError: there is no such truth, or its networks are of several spaces.
+    """
+
+    def __init__(self, name: str | os.PathLike[str]) -> None:
+        self._known = truth.load(name)
+        self.trainings = len(self._known.networks)
+        self.name = f"prior {name}"
+        self.space = space_of([each.arch for each in self._known.networks])
+
+    @functools.cached_property
+    def _fitted(self) -> tuple[Predictor, dict[str, float]]:
+        """The model, and what it expects of each network that it learned from by all others."""
+        archs = [each.arch for each in self._known.networks]
+        predictor = Predictor(archs, self._known.losses)
+        return predictor, dict(zip((arch.id for arch in archs), predictor.model.held_out().tolist(), strict=True))
+
+    def require(self, family: str) -> None:
+        """Raise where the trainings say nothing of a space.
+
+        Raises:
+            InputError: they are of another one.
+        """
+        if family != self.space.name:
+            raise InputError(
+                f"{self.name}: holds networks of {self.space.name}, which say nothing of those of {family}; search in "
+                f"{self.space.name}, or leave it out"
+            )
+
+    def losses_of(self, archs: Sequence[Arch]) -> np.ndarray:
+        """Expected losses of networks, whatever their classes and their side; of one of the truth itself, what all
+        others there let expect. Shape: (n,)
+
+        Raises:
+            InputError: a network is no point of the space.
+        """
+        predictor, own = self._fitted
+        there = [self._there(arch) for arch in archs]
+        expected = predictor.losses_of(there).tolist()
+        return np.array([own.get(arch.id, loss) for arch, loss in zip(there, expected, strict=True)])
+
+    def _there(self, arch: Arch) -> Arch:
+        """A network as the trainings had it."""
+        self.require(arch.family)
+        return replace(with_classes(arch, self.space.classes), input_shape=self.space.input_shape)
+
+
+def prior_of(asked: str, family: str) -> str:
+    """The prior that a request names, for a space: a truth, its file, or `none`.
+
+    Raises:
+        InputError: there is no such truth, or it is of another space.
+    """
+    if asked == AUTO:
+        shipped = (name for name in truth.names() if name != truth.PUBLISHED)
+        return next((name for name in shipped if Prior(name).space.name == family), NONE)
+    if asked != NONE:
+        Prior(asked).require(family)
+    return asked
 
 
 def _checked(features: np.ndarray, count: int, width: int | None = None) -> np.ndarray:

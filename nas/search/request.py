@@ -82,7 +82,9 @@ class Request(BaseModel):
     objective: Literal["accuracy", "front"] = Field(
         default="accuracy", description="The most accurate network within the budgets, or the accuracy-latency front."
     )
-    dataset: str = Field(default="digits", description="Images to train on: digits, cifar10, imagefolder:PATH, ...")
+    dataset: str = Field(
+        default="digits", description="Images to train on: digits, cifar10, imagefolder:PATH, hf:NAME, ..."
+    )
     limit: int | None = Field(
         default=None, ge=2, description="Most images that each training learns from and is validated on; default: all."
     )
@@ -98,6 +100,12 @@ class Request(BaseModel):
     )
     features: Evaluators = Field(
         default=(), description="Evaluators whose scores of a few candidates a trial guide the sampler."
+    )
+    prior: str = Field(
+        default="auto",
+        description="Trainings of other networks of the space that there were before, which guided learns from, too: "
+        "fashion-mnist (80 networks of hybrid-32), or a file of such lines (nas judge --truth); auto: those that come "
+        "with nas, where there are any of the space; none.",
     )
     sampler: str = Field(
         default="guided",

@@ -34,6 +34,7 @@ from nas.search.feasible import FeasibleSet
 from nas.search.fitting import feasible_set
 from nas.search.limits import Estimator, Limit, Survey, resolve
 from nas.search.overview import summary, told
+from nas.search.predictor import AUTO, NONE, Prior, prior_of
 from nas.search.request import Request
 from nas.search.timing import PROFILE_SHARE
 from nas.tables.calibration import networks_for
@@ -130,11 +131,17 @@ def name_request(request: Request, log: Say) -> Named:
     device = str(pick_device(request.device))
     table = None if request.table is None else _table(request.table, request.level)
     space, data = _space(request, table, log)
+    prior = prior_of(request.prior, space.name) if request.sampler == "guided" else NONE
+    if prior != NONE and request.prior == AUTO:
+        log(
+            f"guided learns from trainings that come with nas, too: {Prior(prior).trainings} networks of this space "
+            f"({prior}); prior: none leaves them out"
+        )
     budgets = tuple(map(Budget.parse, request.budgets))
     names = dict.fromkeys(budget.table for budget in budgets if budget.table is not None)
     tables = {name: Table.read(latency_tables.find(name)) for name in names}
     side = space.input_shape[-1]
-    filled = request.with_(space=space.name, fix=dict(space.held))
+    filled = request.with_(space=space.name, fix=dict(space.held), prior=prior)
     filled = filled.with_(side=None if side == search_spaces.load(space.name).input_shape[-1] else side)
     filled = filled.with_(out=str(request.run_dir), device=device)
     if table is not None:
@@ -221,6 +228,8 @@ def _space(request: Request, table: Table | None, log: Say) -> tuple[Space, Data
         name, side = table.spaces[0].name, side or table.spaces[0].input_shape[-1]
     space = parts.load(name, side, request.fix)
     data = load_data(request.dataset, space.input_shape, seed=request.seed, limit=request.limit)
+    for text in data.notes:
+        log(text)
     classes = data.classes
     if classes == space.classes:
         return space, data

@@ -99,7 +99,7 @@ def result_data(
             "text": ranking.text,
             "pairs_sure": ranking.pairs_sure,
             "noise_sigma": ranking.noise_sigma,
-            "known": known.told(request.evaluator, request.features, request.sampler),
+            "known": known.told(request.evaluator, request.features, request.sampler, request.prior),
         },
         "published": facts.published_beside(found.space, found.estimator.table),
         "begun_with": _begun_with(found, trials),

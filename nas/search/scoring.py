@@ -53,7 +53,7 @@ class CandidateScorer:
         score: Callable[..., Score] = functools.partial(
             self.evaluator.score,
             functools.partial(build, network, seed=seed),
-            _data(self.dataset, self.input_shape, self.data_seed, self.limit),
+            data_of(self.dataset, self.input_shape, self.data_seed, self.limit),
             arch=network,
             prepared=self.prepared,
             seed=seed,
@@ -79,7 +79,8 @@ class CandidateScorer:
 
 
 @functools.lru_cache(maxsize=1)
-def _data(dataset: str, input_shape: tuple[int, int, int], seed: int, limit: int | None) -> Data:
+def data_of(dataset: str, input_shape: tuple[int, int, int], seed: int, limit: int | None) -> Data:
+    """A data set, loaded once in a process."""
     return load_data(dataset, input_shape, seed=seed, limit=limit)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import latency_tables
 from nas.core.errors import BudgetError, TableError
 from nas.report import answers
+from nas.report.points import beside, read_points
 from nas.search.budgets import Budget
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ TABLE_FACTS = (
 Name = str | os.PathLike[str]
 
 
-def shortlist(tables: Name | Sequence[Name] = (), budgets: str | Sequence[str] = ()) -> pd.DataFrame:
+def shortlist(
+    tables: Name | Sequence[Name] = (), budgets: str | Sequence[str] = (), points: Name | None = None
+) -> pd.DataFrame:
     """The published networks on a table, or on several: a row for each network on each table, the best first.
 
     Args:
@@ -38,31 +41,36 @@ def shortlist(tables: Name | Sequence[Name] = (), budgets: str | Sequence[str] =
             one of another machine: see `this_machine` in `attrs["tables"]`.
         budgets: as a search takes them, but no quantiles: `latency_ms<=20`, `params<=5e6`; those without a table of
             their own hold on each of `tables`.
+        points: a file of other models that were measured (`nas measure --model timm:NAME --points FILE`): they stand
+            beside those on the table of the device and runtime that they were measured with.
 
     Returns:
-        Columns as in `figures`; `attrs` has its `tables`, `budgets` and `flips`.
+        Columns as in `figures`; `attrs` has its `tables`, `budgets`, `flips` and `points_elsewhere`.
     """
     import pandas as pd
 
-    found = figures(tables, budgets)
+    found = figures(tables, budgets, points)
     frame = pd.DataFrame(found.pop("networks"))
     frame.attrs.update(found)
     return frame
 
 
-def figures(tables: Name | Sequence[Name] = (), budgets: str | Sequence[str] = ()) -> dict[str, Any]:
+def figures(
+    tables: Name | Sequence[Name] = (), budgets: str | Sequence[str] = (), points: Name | None = None
+) -> dict[str, Any]:
     """What `shortlist` finds, as plain data.
 
     Returns:
         `networks`: of each on each table `name`, `family`, `input`, `top1` (a fraction, of ImageNet; None where none is
         known) with `source` and `recipe`, `params`, `macs`, `weights` (their name in timm), `table`, `predicted_ms`,
-        `low_ms` and `high_ms` (the 90 % interval, None where the table has none), `memory_mb`, `mark` (of `MARKS`),
+        `low_ms` and `high_ms` (the 90 % interval, None where the table has none), `measured_ms` (of points, which have
+        no prediction), `memory_mb`, `mark` (of `MARKS`),
         `on_front`, `over` (the budgets that it exceeds) and `missing` (the rows that the table lacks). `flips`: see
         `flips_of`. `tables`: what each was measured on and when, whether that is `this_machine`, its error, and how
-        many networks it has `priced`.
+        many networks it has `priced`. `points_elsewhere`: by name, why points stand on none of the tables.
 
     Raises:
-        InputError: there is no such table.
+        InputError: there is no such table, or the file of points cannot be read.
         TableError: one is no table, or prices no published network.
         BudgetError: one cannot be read, is a quantile, or asks for what a table does not know.
     """
@@ -70,12 +78,15 @@ def figures(tables: Name | Sequence[Name] = (), budgets: str | Sequence[str] = (
     names = [tables] if isinstance(tables, str | os.PathLike) else list(dict.fromkeys(tables))
     chosen = list(map(_known, names)) or [_default()]
     presets = answers.presets()
-    networks = [row for table in chosen for row in _on_table(presets, table, asked)]
+    measured = [] if points is None else read_points(Path(points))
+    networks = [row for table in chosen for row in _on_table(presets, table, asked, measured)]
+    shown = {row["name"] for row in networks if row["measured_ms"] is not None}
     return {
         "tables": chosen,
         "budgets": [budget.asked for budget in asked],
         "networks": networks,
         "flips": [flips_of(networks, *pair) for pair in itertools.combinations([each["name"] for each in chosen], 2)],
+        "points_elsewhere": {p["name"]: _elsewhere(p, chosen[0]) for p in measured if p["name"] not in shown},
     }
 
 
@@ -154,18 +165,46 @@ def _best(tables: list[dict[str, Any]]) -> dict[str, Any] | None:
     return max(found, key=lambda table: table["priced"], default=None)
 
 
+def _elsewhere(point: Mapping[str, Any], table: Mapping[str, Any]) -> str:
+    return beside(point, *(table[key] for key in ("runtime", "precision", "threads", "device")))
+
+
+def _point(point: Mapping[str, Any], table: Mapping[str, Any], asked: Sequence[Budget]) -> dict[str, Any]:
+    """The row of a model that was measured."""
+    own = {"latency_ms": point["measured_ms"], "params": point["params"], "macs": point["macs"]}
+    used = [None if budget.table else own.get(budget.metric) for budget in asked]
+    row = {key: point[key] for key in ("name", "input", "params", "macs", "top1", "measured_ms")}
+    row |= dict.fromkeys(("family", "predicted_ms", "low_ms", "high_ms", "memory_mb")) | {"recipe": ""}
+    row |= {"source": "" if point["top1"] is None else "as given to nas measure", "missing": []}
+    row["weights"] = point["name"].partition(":")[2] if point["name"].startswith("timm:") else None
+    return row | {"table": table["name"], "used": used}
+
+
+def latency_ms(row: Mapping[str, Any]) -> float | None:
+    """What a row says of latency: measured of a point, else predicted; None where it is not priced."""
+    found: float | None = row["predicted_ms"] if row["measured_ms"] is None else row["measured_ms"]
+    return found
+
+
 def _on_table(
-    presets: Iterable[Mapping[str, Any]], table: Mapping[str, Any], asked: Sequence[Budget]
+    presets: Iterable[Mapping[str, Any]],
+    table: Mapping[str, Any],
+    asked: Sequence[Budget],
+    points: Iterable[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """A row for each network, the best first: by mark, then by accuracy."""
     costs = answers.presets_on(table["table"])
     used = [answers.presets_by(budget.metric, budget.table or table["table"], budget.confidence) for budget in asked]
-    rows = []
-    for preset in presets:
-        name = preset["name"]
-        own = [each[name] for each in used]
+    rows = [
+        {**preset, "table": table["name"], **costs[preset["name"]], "measured_ms": None}
+        | {"used": [each[preset["name"]] for each in used]}
+        for preset in presets
+    ]
+    rows += [_point(point, table, asked) for point in points if not _elsewhere(point, table)]
+    for row in rows:
+        own = row.pop("used")
         over = [b.asked for b, value in zip(asked, own, strict=True) if value is not None and value > (b.limit or 0.0)]
-        row = {**preset, "table": table["name"], **costs[name], "over": over, "on_front": False}
+        row |= {"over": over, "on_front": False}
         if row["missing"]:
             row["mark"] = "not priced"
         elif over:
@@ -174,16 +213,15 @@ def _on_table(
             row["mark"] = "not known"
         else:
             row["mark"] = "no top-1" if row["top1"] is None else "dominated"
-        rows.append(row)
     fitting = [row for row in rows if row["mark"] == "dominated"]
     for row in fitting:
         row["on_front"] = not any(_beats(other, row) for other in fitting)
     for row in fitting:
         row["mark"] = "front" if row["on_front"] else "dominated"
-    return sorted(rows, key=lambda row: (MARKS.index(row["mark"]), -(row["top1"] or 0.0), row["predicted_ms"] or 0.0))
+    return sorted(rows, key=lambda row: (MARKS.index(row["mark"]), -(row["top1"] or 0.0), latency_ms(row) or 0.0))
 
 
 def _beats(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether one is nowhere worse and somewhere better."""
-    a, b = (one["predicted_ms"], -one["top1"]), (other["predicted_ms"], -other["top1"])
+    a, b = ((latency_ms(each) or 0.0, -each["top1"]) for each in (one, other))
     return a[0] <= b[0] and a[1] <= b[1] and a != b

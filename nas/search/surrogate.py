@@ -277,6 +277,11 @@ class Surrogate:
         across = self._sum(kernels(candidates, self.known, not self.is_linear))
         return np.asarray(self.middle + self.spread * (across @ self._weights))
 
+    def held_out(self) -> np.ndarray:
+        """What the loss of each known candidate is expected to be by all others. Shape: (n,)"""
+        inverse = linalg.cho_solve(self._solve, np.eye(len(self.known)))
+        return np.asarray(self.middle + self.spread * (self.y - self._weights / np.diag(inverse)))
+
     def gain(self, candidates: Encoded) -> np.ndarray:
         """By how much each candidate is expected to fall below the best known one, noise aside (expected improvement).
 

@@ -324,9 +324,7 @@ def predictors(
         kinds[SCORES] = nothing
         if ENCODING in kinds:
             kinds[BOTH] = kinds[ENCODING]
-    losses = np.array([-each.accuracies[0] for each in known.networks])
-    seen = np.array([each.val_losses[0] if each.val_losses else math.nan for each in known.networks])
-    losses = seen if np.isfinite(seen).all() else losses
+    losses = known.losses
     found: list[dict[str, Any]] = []
     total = len(labels) * len(kinds)
     for count, kind in itertools.product(labels, kinds):

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import pickle
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from torchvision.transforms import v2
 from nas.core.errors import InputError
 from nas.evaluation import datasets
 from nas.evaluation.data import Data, MemorySplit, channel_statistics, load_data, shifted, stratified_order
-from nas.evaluation.datasets import fashion_mnist, imagefolder
+from nas.evaluation.datasets import _streamed, fashion_mnist
 from nas.evaluation.datasets._idx import read_idx
 
 SHAPE = (3, 32, 32)
@@ -67,7 +68,7 @@ def cifar_folder(tmp_path, monkeypatch):
 @pytest.fixture
 def image_folder(tmp_path, monkeypatch):
     """Ten training and four test images of 40x30 pixels in each of two classes, black and white, decoded in-process."""
-    monkeypatch.setattr(imagefolder, "_loaders", lambda: 0)
+    monkeypatch.setattr(_streamed, "_loaders", lambda: 0)
     for part, n in (("train", 10), ("val", 4)):
         for name, shade in (("dark", 0), ("light", 255)):
             folder = tmp_path / part / name
@@ -86,7 +87,7 @@ def images_of(split, **options) -> torch.Tensor:
 
 
 def test_the_shipped_data_sets_are_registered_by_their_files():
-    assert datasets.names() == ["cifar10", "cifar100", "digits", "fashion-mnist", "imagefolder"]
+    assert datasets.names() == ["cifar10", "cifar100", "digits", "fashion-mnist", "hf", "imagefolder"]
 
 
 @pytest.mark.parametrize("name", ["digits", "fashion-mnist", "cifar10", "imagefolder"])
@@ -293,7 +294,7 @@ def noise_folder(image_folder):
 def test_streamed_crops_depend_on_the_seed_and_not_on_the_processes_that_decode(noise_folder, monkeypatch):
     train = load_data(f"imagefolder:{noise_folder}", SHAPE).train
     here, again, other = (images_of(train, seed=seed) for seed in (1, 1, 2))
-    monkeypatch.setattr(imagefolder, "_loaders", lambda: 2)
+    monkeypatch.setattr(_streamed, "_loaders", lambda: 2)
     assert torch.equal(here, again)
     assert torch.equal(here, images_of(train, seed=1))
     assert not any(torch.equal(a, b) for a in here for b in other)
@@ -321,11 +322,13 @@ def test_a_truncated_image_is_named(image_folder, kept):
 def test_an_unreadable_image_is_named_in_one_line_whoever_decodes_it(image_folder, monkeypatch, loaders):
     path = image_folder / "val" / "dark" / "2.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 20)  # Pillow raises a SyntaxError
-    monkeypatch.setattr(imagefolder, "_loaders", lambda: loaders)
+    monkeypatch.setattr(_streamed, "_loaders", lambda: loaders)
     with pytest.raises(InputError) as caught:
         all_labels(load_data(f"imagefolder:{image_folder}", SHAPE).test)
     assert str(caught.value).startswith(f"{path}: not a readable image (")
-    assert str(caught.value).endswith("; remove it or fetch it again")
+    assert str(caught.value).endswith(
+        f"; remove it or fetch it again, or leave out what cannot be read: imagefolder:{image_folder},skip_corrupt"
+    )
     assert "\n" not in str(caught.value)
 
 
@@ -419,13 +422,172 @@ def test_a_folder_without_images_is_named(image_folder, empty):
         load_data(f"imagefolder:{image_folder}", SHAPE)
 
 
+def spoil(root: Path) -> None:
+    """Three files that cannot be read, each in another way; 25 of 28 images stay."""
+    (root / "train" / "dark" / "1.png").write_bytes(b"")
+    (root / "train" / "light" / "7.png").write_text("<html>not found</html>")
+    path = root / "val" / "light" / "0.png"
+    path.write_bytes(path.read_bytes()[:50])
+
+
+def test_unreadable_images_are_named_and_counted(image_folder):
+    spoil(image_folder)
+    with pytest.raises(InputError) as caught:
+        all_labels(load_data(f"imagefolder:{image_folder}", SHAPE).test)
+    text = str(caught.value)
+    assert text.startswith(f"{image_folder}/val/light/0.png: not a readable image (")
+    assert "; 3 of 28 images cannot be read: " in text
+    assert all(f"{image_folder}/{name}" in text for name in ("train/dark/1.png", "train/light/7.png"))
+    assert text.endswith(f"fetch them again, or leave out what cannot be read: imagefolder:{image_folder},skip_corrupt")
+
+
+def test_images_that_cannot_be_read_are_left_out_where_that_is_asked_for(noise_folder):
+    """What remains is what the folder without them is."""
+    spoil(noise_folder)
+    (noise_folder / "train" / "dark" / "11.png").symlink_to(noise_folder / "gone.png")
+    found = load_data(f"imagefolder:{noise_folder},skip_corrupt", SHAPE)
+    assert found.notes[0].startswith("4 of 29 images cannot be read: ")
+    assert found.notes[0].endswith(", ..., and left out")
+    for name in ("train/dark/1.png", "train/dark/11.png", "train/light/7.png", "val/light/0.png"):
+        (noise_folder / name).unlink()
+    clean = load_data(f"imagefolder:{noise_folder}", SHAPE)
+    assert clean.notes == ()
+    assert found.fingerprint == clean.fingerprint
+    for name in ("train", "val", "test"):
+        assert torch.equal(images_of(getattr(found, name)), images_of(getattr(clean, name)))
+        assert all_labels(getattr(found, name)) == all_labels(getattr(clean, name))
+    assert found.identity == clean.identity | {"options": {"skip_corrupt": ""}}
+    assert "options" not in clean.identity  # checkpoints from before there were any go on
+
+
+def test_which_images_cannot_be_read_is_found_out_once(image_folder, monkeypatch):
+    spoil(image_folder)
+    (image_folder / "train" / "dark" / "0.png").write_bytes(b"no image")  # so that the set is this test's own
+    spec, opened = f"imagefolder:{image_folder},skip_corrupt", []
+    read = _streamed._read
+    monkeypatch.setattr(_streamed, "_read", lambda images, index: opened.append(index) or read(images, index))
+    first = load_data(spec, SHAPE)
+    assert sorted(opened) == list(range(28))
+    assert load_data(spec, SHAPE).notes == first.notes
+    assert len(opened) == 28
+
+
+def test_a_class_that_loses_all_its_images_is_named(image_folder):
+    for path in (image_folder / "train" / "dark").glob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="none of the images of dark can be read"):
+        load_data(f"imagefolder:{image_folder},skip_corrupt", SHAPE)
+
+
+@pytest.mark.parametrize("layout", ["flat", "train", "test"])
+def test_a_folder_that_is_not_divided_is_divided_the_same_way_for_every_seed(noise_folder, layout):
+    root = noise_folder
+    if layout == "test":
+        (root / "val").rename(root / "test")
+    else:
+        (root / "val").rename(root.parent / f"{root.name}-val")
+    if layout == "flat":
+        root = root / "train"
+    first, other = (load_data(f"imagefolder:{root}", SHAPE, seed=seed) for seed in (1, 2))
+    assert first.class_names == ("dark", "light")
+    assert first.fingerprint == other.fingerprint
+    assert torch.equal(images_of(first.test), images_of(other.test))
+    if layout == "test":
+        assert first.notes == ()
+        return
+    assert [len(split) for split in (first.train, first.val, first.test)] == [13, 3, 4]
+    assert first.test.class_counts == (2, 2)
+    paths = [first.train.images.name(i) for split in (first.train, first.val, first.test) for i in split.indices]
+    assert sorted(paths) == sorted(str(path) for path in root.rglob("*.png"))
+    assert first.notes == (
+        f"{root} has neither val/ nor test/: 4 of its 20 images, each class in proportion (seed 0, whatever the "
+        "request's), are held out as test",
+    )
+
+
+def test_images_of_every_kind_are_shown_as_a_page_shows_them(image_folder):
+    """Grey, grey of 16 bits, palettes, transparent ones: each of known colour, or transparent before white."""
+    red, half = (255, 0, 0), (255, 128, 128)
+    rgba = Image.new("RGBA", (40, 30), (*red, 128))
+    palette = Image.new("P", (40, 30), 1)
+    palette.putpalette([0, 0, 0, *red])
+    clear = palette.copy()
+    clear.info["transparency"] = 1
+    deep = Image.fromarray(np.full((30, 40), 100 * 256 + 7, dtype=np.uint16))
+    kinds = {
+        "grey": (Image.new("L", (40, 30), 90), (90, 90, 90)),
+        "grey-alpha": (Image.new("LA", (40, 30), (0, 0)), (255, 255, 255)),
+        "deep": (deep, (100, 100, 100)),
+        "bits": (Image.new("1", (40, 30), 1), (255, 255, 255)),
+        "rgba": (rgba, half),
+        "palette": (palette, red),
+        "clear": (clear, (255, 255, 255)),
+        "cmyk": (Image.new("CMYK", (40, 30), (0, 255, 255, 0)), red),
+    }
+    for path in (image_folder / "val" / "dark").glob("*.png"):
+        path.unlink()
+    for name, (image, _) in kinds.items():
+        image.save(image_folder / "val" / "dark" / f"{name}.{'tif' if name == 'cmyk' else 'png'}")
+    test = load_data(f"imagefolder:{image_folder}", SHAPE).test
+    found = {
+        Path(test.images.name(i)).stem: test.cropped(_streamed.as_rgb(test.images.open(i)), None) for i in range(20, 28)
+    }
+    assert found.keys() == kinds.keys()
+    for name, (_, colour) in kinds.items():
+        off = (found[name].int() - torch.tensor(colour)[:, None, None]).abs().max()
+        assert off <= 1, name
+    grey = load_data(f"imagefolder:{image_folder}", (1, 32, 32)).test
+    assert images_of(grey).shape == (12, 1, 32, 32)
+
+
+def test_a_folder_whose_name_has_a_comma_is_found(image_folder):
+    other = image_folder.parent / f"{image_folder.name},skip_corrupt"
+    image_folder.rename(other)
+    assert load_data(f"imagefolder:{other}", SHAPE).request.options == {}
+    data = load_data(f"imagefolder:{other},skip_corrupt", SHAPE)
+    assert data.request.options == {"skip_corrupt": ""}
+    assert load_data(data.request.spec, SHAPE).request == data.request
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (",skip_corupt", "unknown option 'skip_corupt', did you mean 'skip_corrupt'"),
+        (",skip_corrupt=yes", "write skip_corrupt alone, not 'skip_corrupt=yes'"),
+        (",", "unknown option ''"),
+        ("/val", "no train/|one class"),
+        ("/train/dark", "should hold one folder of images a class"),
+    ],
+)
+def test_what_a_folder_cannot_be_is_explained(image_folder, spec, message):
+    for path in (image_folder / "val" / "light").glob("*.png"):
+        path.unlink()
+    (image_folder / "val" / "light").rmdir()
+    with pytest.raises(InputError, match=message):
+        load_data(f"imagefolder:{image_folder}{spec}", SHAPE)
+
+
+def test_images_to_test_on_without_any_to_train_on_are_refused(image_folder):
+    (image_folder / "train").rename(image_folder / "other")
+    with pytest.raises(InputError, match="has no train/ beside"):
+        load_data(f"imagefolder:{image_folder}", SHAPE)
+
+
+def test_without_hugging_faces_datasets_the_extra_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match=r"pip install 'millinas\[hf\]'"):
+        load_data(f"hf:{tmp_path}", SHAPE)
+
+
 @pytest.mark.parametrize(
     ("spec", "options", "message"),
     [
+        ("digits,skip_corrupt", {}, "unknown option 'skip_corrupt'"),
         ("digts", {}, "did you mean 'digits'"),
         ("fashion_mnist", {}, "did you mean 'fashion-mnist'"),
         ("digits:/tmp", {}, "takes no folder"),
         ("imagefolder", {}, "imagefolder:PATH"),
+        ("hf", {}, "hf:NAME"),
         ("cifar10:", {}, "folder is expected"),
         ("cifar10:/no/such/folder", {}, "/no/such/folder"),
         ("imagefolder:/no/such/folder", {}, "/no/such/folder"),

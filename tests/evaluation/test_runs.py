@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from nas.core.errors import InputError, RunError
-from nas.evaluation.datasets import imagefolder
+from nas.evaluation.datasets import _streamed
 from nas.evaluation.runs import train_arch
 from nas.networks.building import with_classes
 from search_spaces.dynamicvit import SMALL_DEIT, make
@@ -43,7 +43,7 @@ def write_images(root: Path, shift: int) -> None:
 
 
 def test_a_folder_of_images_never_gets_the_weights_of_another_of_equal_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(imagefolder, "_loaders", lambda: 0)
+    monkeypatch.setattr(_streamed, "_loaders", lambda: 0)
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate(("A", "B", "other/A")):
         write_images(tmp_path / name, 100 * number)

@@ -9,7 +9,8 @@ import torch
 import search_spaces
 from nas.core.errors import InputError
 from nas.evaluation.data import DataRequest, in_memory
-from nas.evaluation.datasets.imagefolder import FolderSplit
+from nas.evaluation.datasets._streamed import StreamedSplit
+from nas.evaluation.datasets.imagefolder import Files
 from nas.evaluation.teacher import load_teacher, start_from
 from nas.networks.building import build, load_arch, with_classes
 from search_spaces.dynamicvit import SMALL_DEIT, make
@@ -109,7 +110,8 @@ def test_published_normalisation_of_a_folder_stays_as_it_is_and_an_unknown_one_i
     other = timm.create_model("vit_tiny_patch16_224.augreg_in21k", num_classes=CLASSES)
     for name, model in (("usual", usual), ("other", other)):
         torch.save(model.state_dict(), tmp_path / f"{name}.pt")
-    folder = FolderSplit((), CLASSES, (3, 64, 64), training=False)
+    request = DataRequest("imagefolder", tmp_path, (3, 64, 64), 0, 0.5, None)
+    folder = StreamedSplit(Files(tmp_path, []), (), CLASSES, (3, 64, 64), False, request)
     assert folder.normalisation.mean == pytest.approx((123.675, 116.28, 103.53))
     assert folder.normalisation.std == pytest.approx((58.395, 57.12, 57.375))
     given = (3, 224, 224), CLASSES

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import search_spaces
 from nas.core.errors import InputError
 from nas.networks.building import cost_of
 from nas.search import judging
@@ -174,3 +175,28 @@ def test_a_score_that_does_not_get_ready_does_not_keep_the_others_from_being_jud
     assert found["broken"]["kendall"] is None
     assert "12 of 12 networks have no score" in found["broken"]["remark"]
     assert "does not get ready: RuntimeError: no such weights" in found["broken"]["remark"]
+
+
+def test_settings_that_only_a_score_reads_share_what_is_prepared(archs, tmp_path, here):
+    sharing = """
+    late = frozenset({"kind"})
+
+    def prepare(self, space, feasible, data, folder, **more):
+        with (folder / "done").open("a") as file:
+            file.write("once ")
+        return {}
+
+    def score("""
+    (tmp_path / "plugins" / "sharing.py").write_text(PLUGIN.replace("\n    def score(", sharing))
+    judging.judge(["sharing", "sharing: {kind: failing}"], written(tmp_path / "digits.jsonl", archs))
+    assert [path.read_text() for path in (tmp_path / "cache").glob("judged/*/done")] == ["once once "]
+
+
+def test_what_earlier_trainings_let_expect_is_judged_as_a_score(archs, tmp_path, here):
+    networks = by_macs(40, search_spaces.load("efficientformer-32"))
+    others = write_truth(tmp_path / "before.jsonl", networks[1::2], 4, lambda place: [0.6 + 0.01 * place])
+    found = judging.judge(["oracle"], written(tmp_path / "digits.jsonl", networks[::2]), prior=str(others))
+    prior = by_name(found)[f"prior {others}"]
+    assert prior["kendall"] > 0.8
+    assert prior["seconds"] == 0
+    assert by_name(found)["ridge"]["of"] == ["oracle", f"prior {others}"]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from nas.evaluation import truth
 from nas.evaluation.evaluators import read_asked
 from nas.search import known
 
@@ -26,14 +27,16 @@ def file(tmp_path):
         {"labels": 8, "from": "encoding and scores", "of": ["naswot"]} | figures(0.1),
         {"labels": 20, "from": "scores", "of": ["naswot"]} | figures(0.2),
         {"labels": 20, "from": "encoding and scores", "of": ["naswot", "size"]} | figures(0.6),
+        {"labels": 20, "from": "encoding and scores", "of": ["prior fashion-mnist"]} | figures(0.7),
     ]
     path = tmp_path / "judged.json"
     path.write_text(json.dumps({"band_marked": True, "networks_band": 20, "scores": scores, "predictors": predictors}))
     return path
 
 
-def told(file, evaluator, features=(), sampler="random"):
-    return known.told(read_asked(evaluator), [one for each in features for one in read_asked(each)], sampler, file)
+def told(file, evaluator, features=(), sampler="random", prior="none"):
+    asked = [one for each in features for one in read_asked(each)]
+    return known.told(read_asked(evaluator), asked, sampler, prior, file)
 
 
 def test_the_figure_of_a_score_is_told_with_its_interval(file):
@@ -56,6 +59,10 @@ def test_of_guided_the_model_with_its_features_is_told_else_the_one_without(file
             "the model of guided, after 20 trainings, from choices, ranks with tau .40"
         )
     assert told(file, "zico", ["size", "naswot"], "tpe") == []
+    assert told(file, "zico", [], "guided", "fashion-mnist")[0].startswith(
+        "the model of guided, after 20 trainings, from choices and prior fashion-mnist, ranks with tau .70"
+    )
+    assert "from choices, ranks with tau .40" in told(file, "zico", ["naswot"], "guided", "fashion-mnist")[0]
 
 
 def test_nothing_is_told_without_a_band_or_without_figures(file, tmp_path):
@@ -69,5 +76,7 @@ def test_nothing_is_told_without_a_band_or_without_figures(file, tmp_path):
 def test_the_shipped_figures_are_of_scores_that_there_are():
     found = known.read()
     asked = {each["name"] for each in found["scores"] if not each["of"]} - {"params", "macs"}
-    assert all(read_asked(name) for name in asked)
+    priors = {name for name in asked if name.startswith("prior ")}
+    assert {name.removeprefix("prior ") for name in priors} <= set(truth.names())
+    assert all(read_asked(name) for name in asked - priors)
     assert {each["labels"] for each in found["predictors"]} <= {8, 20}

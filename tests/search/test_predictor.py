@@ -1,15 +1,19 @@
 """The model of `guided`, asked by itself."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 
 import search_spaces
 from nas.core.errors import InputError
-from nas.networks.building import cost_of
-from nas.search.predictor import Predictor, everything_of
-from nas.search.surrogate import Surrogate, standardized
-from tests.small import by_macs
+from nas.networks.building import cost_of, with_classes
+from nas.search.predictor import Predictor, Prior, encoded_in, everything_of
+from nas.search.request import Request
+from nas.search.resolved import name_request
+from nas.search.surrogate import OFFSET, Surrogate, kernels, standardized
+from tests.small import by_macs, write_truth
 
 SPACE = search_spaces.load("efficientformer-32")
 ARCHS = by_macs(60, SPACE)
@@ -55,3 +59,44 @@ def test_what_cannot_be_learned_from_is_refused():
         Predictor(ARCHS[:3], LOSSES[:3], HIDDEN[:3, :1]).losses_of(ARCHS[:2], HIDDEN[:2])
     with pytest.raises(InputError, match="features are given both where"):
         Predictor(ARCHS[:3], LOSSES[:3]).losses_of(ARCHS[:2], HIDDEN[:2])
+
+
+def test_what_is_held_out_is_predicted_by_the_others_alone():
+    losses = LOSSES[:20] + 0.3 * HIDDEN[:20, 0]
+    model = Surrogate(encoded_in(SPACE, ARCHS[:20]), losses)
+    parts = kernels(model.known, model.known, not model.is_linear)
+    kernel = OFFSET + sum(variance * parts[name] for name, variance in model.variances.items())
+    for place in range(20):
+        others = np.arange(20) != place
+        noisy = kernel[np.ix_(others, others)] + model.noise * np.eye(19)
+        expected = kernel[place, others] @ np.linalg.solve(noisy, model.y[others])
+        assert model.held_out()[place] == pytest.approx(model.middle + model.spread * expected)
+
+
+def test_a_prior_expects_of_a_network_what_the_others_let_expect(tmp_path):
+    accuracies = {arch: 0.5 + 0.02 * place for place, arch in enumerate(ARCHS[:40])}
+    prior = Prior(write_truth(tmp_path / "mine.jsonl", list(accuracies), 40, lambda place: [0.5 + 0.01 * place]))
+    predictor = Predictor(ARCHS[:40], [-0.5 - 0.01 * place for place in range(40)])
+    np.testing.assert_allclose(prior.losses_of(ARCHS[40:]), predictor.losses_of(ARCHS[40:]))
+    np.testing.assert_allclose(prior.losses_of(ARCHS[:40]), predictor.model.held_out())
+    others = [replace(with_classes(arch, 3), input_shape=(3, 64, 64)) for arch in ARCHS]
+    np.testing.assert_allclose(prior.losses_of(others), prior.losses_of(ARCHS))
+    with pytest.raises(InputError, match=r"holds networks of efficientformer-32, .* nothing of those of nextvit"):
+        prior.losses_of([search_spaces.presets()["nextvit-s"]])
+
+
+def test_a_prior_of_another_space_is_refused_before_anything_is_done():
+    with pytest.raises(InputError, match="holds networks of hybrid-32, which say nothing of those of nextvit-32"):
+        name_request(Request(space="nextvit-32", prior="fashion-mnist"), print)
+    with pytest.raises(InputError, match=r"unknown truth 'mine'.*fashion-mnist"):
+        name_request(Request(space="hybrid-32", prior="mine"), print)
+
+
+def test_guided_learns_from_the_trainings_that_come_with_the_space():
+    said = []
+    assert name_request(Request(space="hybrid-32"), said.append).request.prior == "fashion-mnist"
+    assert "80 networks of this space (fashion-mnist); prior: none" in said[0]
+    assert name_request(Request(space="efficientformer-32"), print).request.prior == "none"
+    assert name_request(Request(space="hybrid-32", sampler="random"), print).request.prior == "none"
+    assert name_request(Request(space="hybrid-32", prior="none"), said.append).request.prior == "none"
+    assert len(said) == 1

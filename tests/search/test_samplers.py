@@ -2,8 +2,10 @@
 
 import functools
 import gc
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import optuna
 import pytest
 from optuna.storages import InMemoryStorage
@@ -13,7 +15,9 @@ import search_spaces
 from nas.core.errors import InputError
 from nas.search import samplers
 from nas.search.fitting import context_of, feasible_set
+from nas.search.lattice import sums
 from nas.search.samplers._context import History
+from nas.search.study import distributions_of
 from nas.search.trials import record_of
 from tests.search.fakes import (
     FakeScorer,
@@ -134,3 +138,26 @@ def test_an_unknown_sampler_is_named_with_the_closest():
 def test_random_draws_cover_every_value_evenly():
     params = params_of(study_after("random", 192))
     assert len({tuple(sorted(item.items())) for item in params}) == 192
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_before_there_is_a_model_guided_believes_features_every_other_time(free):
+    space = search_spaces.load("efficientformer-32")
+    estimator = estimators("efficientformer-32", space)
+    context = context_of(space, estimator, feasible_set(space, estimator), 1, False)
+    sizes, asked = context.scalars["params"], []
+
+    def size(paths):
+        asked.append(len(paths))
+        return sums(sizes, paths)[:, None]
+
+    context = replace(context, features=size, features_are_free=free)
+    study = make_study(InMemoryStorage(), space, "guided", context=context)
+    for _ in range(8):
+        study.tell(study.ask(distributions_of(space.choices)), 1.0)
+    paths = np.array(History.of(context, study).paths)
+    found = sums(sizes, paths)
+    smaller = np.mean(sums(sizes, context.reference)[:, None] < found[None], axis=0)  # share of all that is smaller
+    assert max(smaller[::2]) < (0.05 if free else 0.5)
+    assert np.mean(smaller[1::2]) > 0.25
+    assert len(asked) == 4

@@ -1,11 +1,13 @@
 """One file a data set. The file is the registration: `fashion_mnist.py` is the data set `fashion-mnist`.
 
 Such a file ends in `DATASET`, a function `(request: DataRequest) -> Data` (`nas.evaluation.data`), which raises
-`InputError` naming the file or folder when something is missing or wrong. Most end in a call of `in_memory`.
+`InputError` naming the file or folder when something is missing or wrong. Most end in a call of `in_memory`. One with
+options (`imagefolder:PATH,skip_corrupt`) lists them in `OPTIONS`: by name, whether it takes a value.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from nas.core import plugins
@@ -23,3 +25,9 @@ def loader(name: str) -> Any:
         InputError: a file outside that cannot be loaded, naming it.
     """
     return plugins.load("datasets", name.replace("-", "_"))
+
+
+def options(name: str) -> Mapping[str, bool]:
+    """The options that a data set takes, and whether each has a value; raises as `loader`."""
+    found: Mapping[str, bool] = getattr(plugins.module("datasets", name.replace("-", "_")), "OPTIONS", {})
+    return found

@@ -18,15 +18,15 @@ def load_cifar(request: DataRequest, dataset: type[CIFAR10], classes: int) -> Da
     folder = request.folder()
     root = folder or data_folder()
 
-    def part(train: bool) -> Labelled:
+    def part(train: bool) -> tuple[Labelled, list[str]]:
         read = dataset(str(root), train=train, download=folder is None)
-        return torch.from_numpy(read.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(read.targets)
+        return (torch.from_numpy(read.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(read.targets)), read.classes
 
     try:
-        train, test = part(train=True), part(train=False)
+        (train, names), (test, _) = part(train=True), part(train=False)
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"dataset {request.name}: {root} has no intact {dataset.base_folder} ({error}). "
             f"Unpack {dataset.url} in a folder and write {request.name}:FOLDER"
         ) from error
-    return in_memory(request, classes, train, test, mirrors=True)
+    return in_memory(request, classes, train, test, mirrors=True, class_names=names)

@@ -25,7 +25,8 @@ def load(request: DataRequest) -> Data:
     targets = torch.from_numpy(labels).long()
     order = stratified_order(targets, TEST_SEED)
     test, rest = order[:TEST_IMAGES], order[TEST_IMAGES:]
-    return in_memory(request, 10, (images[rest], targets[rest]), (images[test], targets[test]), mirrors=False)
+    parts = [(images[chosen], targets[chosen]) for chosen in (rest, test)]
+    return in_memory(request, 10, *parts, mirrors=False, class_names=[str(digit) for digit in range(10)])
 
 
 DATASET = load

@@ -20,7 +20,8 @@ CLASSES = 10
 
 def load(request: DataRequest) -> Data:
     folder = request.folder() or _installed() or _downloaded()
-    return in_memory(request, CLASSES, _labelled(folder, "train"), _labelled(folder, "t10k"), mirrors=True)
+    train, test = (_labelled(folder, part) for part in ("train", "t10k"))
+    return in_memory(request, CLASSES, train, test, mirrors=True, class_names=FashionMNIST.classes)
 
 
 def _installed() -> Path | None:

@@ -70,10 +70,12 @@ class Evaluator(ABC):
             chance goes; and with a field `epochs`, a candidate tells how long an epoch of the winner's training takes.
         resumes: whether `score` takes a file `checkpoint`, which it leaves after each epoch and goes on from where it
             exists: then a candidate whose worker was lost costs the epoch that it was in.
+        late: settings that only `score` reads: evaluators that differ in no other can share what one has prepared.
     """
 
     trains: ClassVar[bool] = False
     resumes: ClassVar[bool] = False
+    late: ClassVar[frozenset[str]] = frozenset()
 
     def prepare(
         self,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from nas.evaluation.evaluators import Evaluator
 
@@ -26,12 +26,15 @@ class Sliced(Evaluator):
         by: `accuracy` compares by the share of wrong answers, `loss` by cross entropy in nats. In two supernets of a
             space of 38 networks of known accuracy the former ranked better (Kendall .59 and .62 against .43 and .44);
             in a third, trained for 400 steps, the latter (.57 against .67 on 26).
-        recalibrate: training images that the statistics of batch norms are taken from anew.
+        recalibrate: training images that the statistics of batch norms are taken from anew; 0 leaves those that a slice
+            comes with, which a supernet has none of.
         validate: validation images; None for all.
     """
 
+    late: ClassVar[frozenset[str]] = frozenset({"by", "recalibrate", "validate"})
+
     by: Literal["accuracy", "loss"] = "accuracy"
-    recalibrate: PositiveInt = 512
+    recalibrate: NonNegativeInt = 512
     validate: PositiveInt | None = None
 
     def reached(self, model: nn.Module, data: Data, device: torch.device | str) -> Metrics:
@@ -39,7 +42,8 @@ class Sliced(Evaluator):
         from nas.evaluation.metrics import evaluate
         from nas.evaluation.recalibration import recalibrate
 
-        recalibrate(model, data.train, self.recalibrate, device=device)
+        if self.recalibrate:
+            recalibrate(model, data.train, self.recalibrate, device=device)
         return evaluate(model, data.val, device=device, first=self.validate)
 
     def compared(self, metrics: Metrics) -> float:
@@ -55,7 +59,7 @@ class Sliced(Evaluator):
         """What a figure takes, in words."""
         recalibrated = min(self.recalibrate, len(data.train))
         validated = min(self.validate or len(data.val), len(data.val))
-        return f"recalibrated on {recalibrated} images, validated on {validated}"
+        return f"{f'recalibrated on {recalibrated} images' if recalibrated else 'as it is'}, validated on {validated}"
 
 
 def stamp(file: Path) -> tuple[int, ...]:

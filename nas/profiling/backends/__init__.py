@@ -87,7 +87,7 @@ class Backend(ABC):
     untested: ClassVar[str | None] = None  # the hardware it is for, where we never had it to run this backend on
     memory: ClassVar[str | None] = "process"  # where its memory is counted: also "torch.cuda", None for nowhere
     extra: ClassVar[str | None] = None  # of this package, installs it
-    method: ClassVar[str] = "chains"  # how `--method auto` times rows: what validated better, see the README
+    method: ClassVar[str] = "chains"  # how `--method auto` times rows: what validated better
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     variants: ClassVar[tuple[str, ...]] = ("default",)  # ways to run; a profile measures networks in all, keeps one
 

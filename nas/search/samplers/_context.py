@@ -39,6 +39,8 @@ class Context:
         starts: candidates to begin with.
         features: scores of paths by the evaluators that the request names as features, (n, layers) -> (n, features);
             None where it names none. What was asked for once is known; else each costs what its evaluator takes.
+            Smaller is better.
+        features_are_free: whether they cost nothing, as those of a prior.
         estimator: the limits and tables: it says what any arch costs, and whether it fits.
         rungs: how many evaluators score candidates in turn.
     """
@@ -49,6 +51,7 @@ class Context:
     latency: Callable[[np.ndarray], np.ndarray] | None = None
     starts: tuple[Path, ...] = ()
     features: Callable[[np.ndarray], np.ndarray] | None = None
+    features_are_free: bool = False
     estimator: Estimator | None = None
     rungs: int = 1
     pasts: MutableMapping[Study, Past] = field(default_factory=weakref.WeakKeyDictionary, repr=False)

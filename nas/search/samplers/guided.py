@@ -5,7 +5,8 @@ likely good, or unknown enough. Candidates are even draws, mutations of the best
 of draws of the model, found over the whole set (Thompson sampling). With two objectives it is the expected gain of the
 front (hypervolume), latency being known exactly. A tenth of the candidates is drawn by chance, so that a wrong model
 cannot trap the search. Where the request names features, the most promising candidates are scored by them, and a model
-that knows these scores chooses.
+that knows these scores chooses; and of the candidates before there is a model, every other is the one of a few even
+draws whose scores are best.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
+from scipy import stats
 
 from nas.search.lattice import Path
 from nas.search.samplers._context import Context, History, PathSampler
@@ -41,7 +43,8 @@ class Guided(PathSampler):
             if self.fitting_and_new(path, history) and trial.number < len(self.context.starts):
                 return path
         if len(history.seen) < SPREAD_OUT + len(self.context.starts) or len(history.paths) < SPREAD_OUT // 2:
-            return self._spread_out(history)
+            by_scores = self.context.features is not None and len(history.seen) % 2 == 0
+            return self._best_scored(history) if by_scores else self._spread_out(history)
         if trial.number % BY_CHANCE == BY_CHANCE - 1:
             return None
         model = Surrogate(self.context.encoder(np.array(history.paths)), history.values[:, 0])
@@ -59,6 +62,20 @@ class Guided(PathSampler):
             if name in mine.groups
         )
         return drawn[int(np.argmax(np.min(gaps, axis=1)))]
+
+    def _best_scored(self, history: History) -> Path | None:
+        """Of even draws the one that features like best, by the mean of its ranks."""
+        assert self.context.features is not None
+        drawn = [path for path in _as_paths(self.feasible.draw(self.rng, self._few)) if path not in history.seen]
+        if not drawn:
+            return None
+        scores = self.context.features(np.array(drawn))
+        return drawn[int(np.argmin(stats.rankdata(scores, axis=0).mean(1)))]
+
+    @property
+    def _few(self) -> int:
+        """How many candidates are scored by the features for each that is proposed."""
+        return EVEN if self.context.features_are_free else SHORTLIST
 
     def _liked(self, model: Surrogate, history: History) -> Path | None:
         two = self.context.objectives == 2
@@ -104,7 +121,7 @@ class Guided(PathSampler):
         """The most promising candidate; with features, of the first few by a model that knows these, too."""
         if self.context.features is None:
             return paths[int(np.argmax(promise))]
-        paths = [paths[place] for place in np.argsort(-promise, kind="stable")[:SHORTLIST]]
+        paths = [paths[place] for place in np.argsort(-promise, kind="stable")[: self._few]]
         known, new = self.context.features(np.array(history.paths)), self.context.features(np.array(paths))
         encoded = self.context.encoder(np.array(history.paths)).beside(standardized(known, known))
         model = Surrogate(encoded, history.values[:, 0])

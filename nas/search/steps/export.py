@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 
 from nas.core.files import hash_of, whole, write_text
-from nas.evaluation.checkpoint import read_weights
+from nas.evaluation.checkpoint import read_weights, write_safetensors
+from nas.evaluation.runs import passport_of
 from nas.networks.building import build, input_shape_of, load_weights
 from nas.networks.export import check_onnx, export_onnx
 from nas.search.belief import belief_of
@@ -24,7 +25,8 @@ from nas.search.steps.repeat import finalists_of, winner_of
 from nas.search.steps.train import NEXT, weights_of
 
 IMAGES = 32  # that the file is checked on
-SET = ("best.json", "best.pt", "best.onnx", "training.csv", "result.json")  # what belongs together; the last one last
+# what belongs together; the last one last
+SET = ("best.json", "best.pt", "best.safetensors", "best.onnx", "training.csv", "result.json")
 
 
 class Export(Step):
@@ -38,7 +40,9 @@ class Export(Step):
 
     def is_intact(self, run: Context) -> bool:
         kept = run.output(self.name)["files"]
-        return all((run.folder / name).is_file() and hash_of(run.folder / name) == kept[name] for name in kept)
+        return kept.keys() == set(SET) and all(
+            (run.folder / name).is_file() and hash_of(run.folder / name) == kept[name] for name in kept
+        )
 
     def carry_out(self, run: Context) -> Mapping[str, Any]:
         finalists, staged = finalists_of(run), run.folder / NEXT
@@ -49,6 +53,7 @@ class Export(Step):
         assert weights is not None, "the step before left none"
         model = build(winner.arch)
         load_weights(model, read_weights(weights), str(weights))
+        write_safetensors(staged / "best.safetensors", model, passport_of(winner.arch, run.data))
         path = export_onnx(model, [input_shape_of(winner.arch)], staged / "best.onnx")
         checked = self._check(run, path, model)
         write_text(staged / "best.json", winner.arch.to_json() + "\n")

@@ -34,7 +34,7 @@ class Search(Step):
 
     def carry_out(self, run: Context) -> Mapping[str, Any]:
         found, request = run.found, run.request
-        for line in known.told(request.evaluator, request.features, request.sampler):
+        for line in known.told(request.evaluator, request.features, request.sampler, request.prior):
             run.log(line)
         run.study.sampler = sampler_of(run)
         ledger = Ledger(run.study, distributions_of(found.space.choices))
