@@ -381,10 +381,10 @@ def _figures(result: Mapping[str, Any], passport: Mapping[str, Any]) -> list[tup
     if winner is None:
         return [*found, ("latency", "-", "neither measured nor predicted in this training: nas measure, nas describe")]
     origin = result["provenance"]
-    where = f"{origin['runtime']}, {origin['precision']}, {origin['threads']} thread(s), {origin['cpu']}"
+    where = f"{origin['precision']}, {origin['threads']} thread(s), {origin['cpu']}"
     off = origin.get("table_mape_percent")
     error = "its error is not known" if off is None else f"which is {off:.1f} % off on whole networks"
-    found.append(("latency", f"{winner['predicted_ms']:.4g} ms", f"predicted from a table, {error}; {where}"))
+    found.append(("latency", f"{winner['predicted_ms']:.4g} ms", f"predicted from a table, {error}; {origin['runtime']}, {where}"))
     if winner.get("measured_ms") is None:
         found.append(("latency", "-", "not measured: the table is of another machine"))
     else:
@@ -404,7 +404,7 @@ def _provenance(result: Mapping[str, Any], passport: Mapping[str, Any]) -> list[
     seed = origin.get("seed", result.get("seed"))
     found = [
         f"Data: `{passport['data']}`, fingerprint `{passport['data_fingerprint']}`, {split}; seed {seed}.",
-        f"Training: {training['epochs']} epochs, {training['seconds']:.0f} s.",
+        f"Training: {training['epochs']} epoch(s), {training['seconds']:.0f} s.",
     ]
     if result.get("start"):
         found.append(f"Weights it started from: {_named(str(result['start']['source']))}.")
