@@ -108,7 +108,13 @@ class Deployment:
         self.labels, self.expected = self._answers()
 
     def judge(
-        self, runtime: str, precision: str = "fp32", *, threads: int = 1, kept: Sequence[str] = (), file: Path | None = None
+        self,
+        runtime: str,
+        precision: str = "fp32",
+        *,
+        threads: int = 1,
+        kept: Sequence[str] = (),
+        file: Path | None = None,
     ) -> Deployed:
         """Convert the network and compare what the runtime says of the images.
 

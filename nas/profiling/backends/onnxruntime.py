@@ -150,7 +150,9 @@ def _leave_unrounded(graph: Any, kept: set[str]) -> None:
             continue
         seen.add(node.name)
         given = [makers.get(rounded.get(name, name)) for name in node.input]
-        taken = [each for name in node.output for after in (name, *pairs.get(name, [])) for each in readers.get(after, [])]
+        taken = [
+            each for name in node.output for after in (name, *pairs.get(name, [])) for each in readers.get(after, [])
+        ]
         exact.update(name for name in node.input if name in rounded)
         exact.update(after for name in node.output for after in pairs.get(name, []))
         waiting += [each for each in (*given, *taken) if each is not None and each.op_type in MOVING]

@@ -15,9 +15,7 @@ class LiteRTSession(Session):
     outputs.
     """
 
-    def __init__(
-        self, interpreter: Any, arrays: Sequence[Any], numbers: Sequence[Any], outputs: Sequence[int]
-    ) -> None:
+    def __init__(self, interpreter: Any, arrays: Sequence[Any], numbers: Sequence[Any], outputs: Sequence[int]) -> None:
         self.interpreter, self.arrays, self.inputs, self.numbers = interpreter, arrays, numbers, outputs
 
     def run(self) -> None:
