@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -36,7 +36,7 @@ from nas.core.arch import Arch, Blocks
 from nas.core.blocks import Logits
 from nas.core.channels import Layout, Wires, cut, fix
 from nas.core.errors import InputError
-from nas.core.ops import Block, Conv, LayerNorm, Linear, Op, Shape, from_stage, in_order, one_of
+from nas.core.ops import Block, Conv, LayerNorm, Leaf, Linear, Op, Shape, from_stage, in_order, one_of
 from nas.core.space import Either, Space, Stage, fill
 from search_spaces import Published
 from search_spaces.deit import ClassAndPositions, ClassToken, Patchify, PatchTokens, ViTBlock
@@ -102,10 +102,33 @@ class _TokenSelect(nn.Module):
         self.op = op
 
     def forward(self, x: Tensor, scores: Tensor) -> Tensor:
-        keep, drop = scores.unbind(2)
-        front, best = self.op.front, (keep - drop).topk(self.op.count, 1).indices  # in the order of the probabilities
+        front, best = self.op.front, self.best(scores)
         patches = x[:, front:].gather(1, best.unsqueeze(2).expand(-1, -1, x.shape[2]))
         return torch.cat([x[:, :front], patches], 1) if front else patches
+
+    def best(self, scores: Tensor) -> Tensor:
+        """Which patch tokens are kept of those that arrive, (N, count); the order is that of the probabilities."""
+        keep, drop = scores.unbind(2)
+        return (keep - drop).topk(self.op.count, 1).indices
+
+
+def kept_tokens(calls: Iterable[tuple[Leaf, tuple[Tensor, ...]]]) -> list[Tensor]:
+    """Which patch tokens are left behind each of a network's `TokenSelect`s.
+
+    Args:
+        calls: all of them in order and what they were given, by `nas.networks.inside.inputs_of`.
+
+    Returns:
+        A mask each over all patches in raster order, (N, T) bool.
+    """
+    found: list[Tensor] = []
+    for leaf, (_, scores) in calls:
+        if not found:  # the first selection still sees all patches
+            count, patches = scores.shape[:2]
+            alive = torch.arange(patches).expand(count, -1)
+        alive = alive.gather(1, cast(_TokenSelect, leaf.body).best(scores))
+        found.append(torch.zeros(count, patches, dtype=torch.bool).scatter(1, alive, True))
+    return found
 
 
 @dataclass(frozen=True)

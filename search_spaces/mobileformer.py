@@ -10,7 +10,7 @@ Differences from the paper follow the published code: the way into the tokens is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -84,6 +84,27 @@ class _MapAttention(nn.Module):
         read = _read(query, keys, keys.transpose(2, 3))
         return cast(Tensor, self.out(2 * F.hardsigmoid(gate) * read))
 
+    def weights(self, z: Tensor, x: Tensor) -> Tensor:
+        """How much each token reads of each position: (N, heads, M, H * W), sums to 1 over positions."""
+        return _weights(self.query_gate(z).chunk(2, 2)[0], _positions(x, self.op.heads))
+
+
+def token_attention(calls: Iterable[tuple[Leaf, tuple[Tensor, ...]]]) -> list[Tensor]:
+    """What the tokens read of the map in each of these `MapAttention`s, the mean over its heads.
+
+    Args:
+        calls: ops and what they were given, by `nas.networks.inside.inputs_of`.
+
+    Returns:
+        (N, M, H, W) each, which sums to 1 over the map.
+    """
+    found = []
+    for leaf, (z, x) in calls:
+        with torch.no_grad():
+            weights = cast(_MapAttention, leaf.body).weights(z, x).mean(1)
+        found.append(weights.expand(len(x), -1, -1).unflatten(2, x.shape[2:]))
+    return found
+
 
 @dataclass(frozen=True)
 class TokenAttention(Op):
@@ -155,9 +176,13 @@ class _QueryAttention(nn.Module):
 
 def _read(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Attention of tokens. (N, M, C), (N, heads, C / heads, T), (N, heads, T, C / heads) -> (N, M, C)."""
-    scores = _per_head(query, keys.shape[1]) * keys.shape[2] ** -0.5 @ keys
-    mixed: Tensor = scores.softmax(3) @ values
+    mixed: Tensor = _weights(query, keys) @ values
     return mixed.transpose(1, 2).flatten(2)
+
+
+def _weights(query: Tensor, keys: Tensor) -> Tensor:
+    """(N, M, C), (N, heads, C / heads, T) -> (N, heads, M, T)."""
+    return (_per_head(query, keys.shape[1]) * keys.shape[2] ** -0.5 @ keys).softmax(3)
 
 
 def _per_head(tokens: Tensor, heads: int) -> Tensor:

@@ -25,7 +25,7 @@ LAYERS = [  # a lower line may use a higher one
     ["nas.core.parts"],
     ["nas.networks.features"],
     ["nas.networks.building", "nas.networks.python", "nas.networks.supernet", "nas.networks.weights"],
-    ["nas.networks.foreign", "nas.networks.ordering"],
+    ["nas.networks.foreign", "nas.networks.inside", "nas.networks.ordering"],
     ["nas.timm_models"],
     ["nas.tables.calibration", "nas.tables.kinds", "nas.tables.memory", "nas.tables.records"],
     ["nas.tables.card"],

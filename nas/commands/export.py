@@ -15,18 +15,23 @@ from nas.commands._output import print_json, say
 @app.command(rich_help_panel=PATH)
 def export(
     arch: ArchArgument,
-    format_: Annotated[str, typer.Option("--format", "-f", help="File format: onnx.")] = "onnx",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file; default ARCH.FORMAT.")] = None,
+    format_: Annotated[
+        str, typer.Option("--format", "-f", help="onnx; python for plain PyTorch, without nas.")
+    ] = "onnx",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The file; default ARCH.FORMAT, .py of python.")
+    ] = None,
     weights: WeightsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Export a network for a runtime, checked against PyTorch.
 
-    It is exported in deployed form: norms folded, heads merged. What is compared are its outputs.
+    It is exported in deployed form: norms folded, heads merged. What is compared are its outputs. As python it is a
+    module of plain PyTorch that takes the weights of runs.
     """
     from nas.evaluation.runs import export_arch
 
-    target = out or Path(f"{Path(arch).stem}.{format_}")
+    target = out or Path(f"{Path(arch).stem}.{'py' if format_ == 'python' else format_}")
     found = export_arch(read_arch(arch), target, format_, weights)
     if as_json:
         return print_json(found)

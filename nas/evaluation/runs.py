@@ -22,13 +22,14 @@ from nas.evaluation.data import Data, load_data
 from nas.evaluation.devices import cpu_threads
 from nas.evaluation.distributed import joined, own_process
 from nas.evaluation.log import write_history as write_history
-from nas.evaluation.pretrained import load_pretrained
+from nas.evaluation.pretrained import load_pretrained, passport_beside
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.recipes import read_recipe
 from nas.evaluation.teacher import Teacher, load_teacher
 from nas.evaluation.training import TrainResult, train
 from nas.networks.building import build, input_shape_of, load_arch, with_classes
 from nas.networks.export import check_onnx, export
+from nas.networks.python import export_python
 
 BATCHES = 3  # that show how long an epoch takes
 
@@ -223,7 +224,9 @@ def _save(model: torch.nn.Module, result: TrainResult, facts: dict[str, Any], fo
 
 
 def export_arch(arch: Arch, target: Path, format: str = "onnx", weights: str | None = None) -> dict[str, Any]:
-    """Export a network in deployed form, and compare the file's outputs with PyTorch's.
+    """Export a network, and compare the file's outputs with PyTorch's.
+
+    In deployed form; `python` is the network itself, as a file of plain PyTorch for the same weights.
 
     Args:
         arch: the architecture.
@@ -237,6 +240,16 @@ def export_arch(arch: Arch, target: Path, format: str = "onnx", weights: str | N
     """
     model = build(arch)
     loaded = None if weights is None else load_pretrained(model, weights, whole=True)
+    if format == "python":
+        off = export_python(model, target, passport_beside(weights) if weights else None, loaded and loaded.source)
+        return {
+            "arch": arch.id,
+            "file": str(target),
+            "format": format,
+            "bytes": target.stat().st_size,
+            "difference": off,
+            "weights": loaded.source if loaded else None,
+        }
     path = export(model, [input_shape_of(arch)], target, format)
     return {
         "arch": arch.id,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,7 @@ AXIS_TITLES = {
     "val_accuracy": "validation accuracy (fraction)",
 }
 BAND_PERCENT = 5.0
+TICK = 42  # letters of a line beside an axis
 
 
 def candidates_data(trials: pd.DataFrame, cost: str = "predicted_ms", score: str = "value") -> pd.DataFrame:
@@ -520,7 +522,8 @@ def plot_taus(data: pd.DataFrame, ceiling: Mapping[str, float | None]) -> go.Fig
             figure.add_vline(x=most, line={"color": color, "dash": "dot", "width": 2})
     figure.add_vline(x=0, line={"color": BLACK, "width": 1})
     figure.update_xaxes(title_text="Kendall's tau with test accuracy (dotted: a perfect score)")
-    ticks = [escape(name) for name in names]
+    figure.update_xaxes(title_standoff=8, title_font={"size": 13})
+    ticks = ["<br>".join(map(escape, wrap(name, TICK))) for name in names]
     return figure.update_yaxes(tickvals=list(range(len(names))), ticktext=ticks, range=[len(names) - 0.5, -0.5])
 
 
