@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nas.core.errors import NasError
     from nas.core.parts import load as load_space
     from nas.core.space import Space
+    from nas.evaluation.deployment import evaluate_arch
     from nas.evaluation.publishing import from_pretrained, publish
     from nas.evaluation.runs import export_arch, train_arch
     from nas.networks.building import build, cost_of, fuse
@@ -49,6 +50,7 @@ _WHERE = {
     "cost_of": ("nas.networks.building", "cost_of"),
     "describe": ("nas.report.facts", "describe"),
     "estimate": ("nas.report.facts", "estimate"),
+    "evaluate_arch": ("nas.evaluation.deployment", "evaluate_arch"),
     "export_arch": ("nas.evaluation.runs", "export_arch"),
     "feasible": ("nas.search.overview", "feasible"),
     "from_pretrained": ("nas.evaluation.publishing", "from_pretrained"),
@@ -81,6 +83,7 @@ __all__ = [
     "cost_of",
     "describe",
     "estimate",
+    "evaluate_arch",
     "export_arch",
     "feasible",
     "from_pretrained",

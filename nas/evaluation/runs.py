@@ -133,7 +133,7 @@ def train_arch(
             test=True,
         )
         facts = _facts(result, fitted, data_name, settings, seed)
-        facts |= {"data_fingerprint": data.fingerprint, "train_images": len(data.train)}
+        facts |= {"data_fingerprint": data.fingerprint, "train_images": len(data.train), "limit": limit}
         facts |= {"class_names": list(data.class_names), "data_notes": list(data.notes)}
         facts |= {"start": start._asdict() if start else None}
         facts |= {"teacher": guide.id if guide else None, "threads": torch.get_num_threads()}

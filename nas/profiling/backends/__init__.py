@@ -43,7 +43,7 @@ class Calibration:
     """
 
     inputs: Any = None  # Sequence[Sequence[ndarray]]: this file runs on boards
-    kept: tuple = ()
+    kept: tuple[str, ...] = ()
 
     def samples(self, shapes: Sequence[Sequence[int]]) -> Sequence[Sequence[Any]]:
         """The inputs, for a module of these shapes."""
