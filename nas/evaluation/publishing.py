@@ -384,8 +384,8 @@ def _figures(result: Mapping[str, Any], passport: Mapping[str, Any]) -> list[tup
     where = f"{origin['precision']}, {origin['threads']} thread(s), {origin['cpu']}"
     off = origin.get("table_mape_percent")
     error = "its error is not known" if off is None else f"which is {off:.1f} % off on whole networks"
-    ms = f"{winner['predicted_ms']:.4g} ms"
-    found.append(("latency", ms, f"predicted from a table, {error}; {origin['runtime']}, {where}"))
+    about = f"predicted from a table, {error}; {origin['runtime']}, {where}"
+    found.append(("latency", f"{winner['predicted_ms']:.4g} ms", about))
     if winner.get("measured_ms") is None:
         found.append(("latency", "-", "not measured: the table is of another machine"))
     else:

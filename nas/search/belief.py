@@ -7,14 +7,20 @@ likes best is found exactly among all that fit.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from optuna.study import Study
 
+from nas.core.arch import Arch, calls_of
+from nas.core.errors import BudgetError
+from nas.core.units import US_PER_MS
 from nas.search.lattice import ArchLattice, Path
 from nas.search.samplers._context import Context, History
 from nas.search.surrogate import Surrogate
+from nas.tables.table import Table
 
 LEAST = 10  # candidates that a model is fitted to
 DEVIATIONS = 1.96  # of a 95 % interval
@@ -63,6 +69,62 @@ def belief_of(context: Context, study: Study) -> dict[str, Any] | None:
         "behind_high": behind["high"],
         "effects": effects(context, model),
     }
+
+
+def believed_front(
+    archs: Sequence[Arch], losses: Sequence[float] | np.ndarray, table: Table, limits_ms: Sequence[float]
+) -> pd.DataFrame:
+    """For each latency, the network that a model fitted to these trainings expects most of among all within it; exact.
+
+    The model is the linear one of `belief_of`, so what it likes best is found over the whole space.
+
+    Args:
+        archs: networks of one space that were trained, two at least.
+        losses: of them, smaller is better; (n,)
+        table: prices the space.
+        limits_ms: latencies; one below the fastest network is left out.
+
+    Returns:
+        Rows `limit_ms`, `predicted_ms`, `expected` (loss, by the model), `arch` (an `Arch`), `trained` (whether it is
+        one of `archs`); a network that is the best within several limits stands there once, with the first of them.
+
+    Raises:
+        InputError: networks of several spaces.
+        MissingLatency: the table lacks rows of the space.
+    """
+    from nas.search.budgets import Budget
+    from nas.search.fitting import feasible_set
+    from nas.search.limits import Estimator, Survey, resolve
+    from nas.search.predictor import encoded_in, everything_of, space_of
+
+    space = space_of(archs)
+    table.require(space)
+    context = everything_of(space)
+    model = Surrogate(encoded_in(space, archs), np.asarray(losses, float), curved=False)
+    scores = [-score for score in context.encoder.scores(model.linear())]
+    lattice, survey = context.feasible.lattice, Survey(space, 0)
+    found: dict[Path, float] = {}
+    assert isinstance(lattice, ArchLattice)
+    for limit in sorted(limits_ms):
+        budget = Budget.parse(f"latency_ms<={float(limit)!r}")
+        try:
+            fits = feasible_set(space, Estimator(table, resolve([budget], survey, table, {}), {}))
+        except BudgetError:
+            continue
+        found.setdefault(fits.best(scores)[0], limit)
+    paths = list(found)
+    if not paths:
+        return pd.DataFrame(columns=["limit_ms", "predicted_ms", "expected", "arch", "trained"])
+    known, liked = set(archs), [lattice.arch(path) for path in paths]
+    return pd.DataFrame(
+        {
+            "limit_ms": list(found.values()),
+            "predicted_ms": [table.price(calls_of(arch)).total_us / US_PER_MS for arch in liked],
+            "expected": model.mean(context.encoder(np.array(paths))),
+            "arch": liked,
+            "trained": [arch in known for arch in liked],
+        }
+    )
 
 
 def effects(context: Context, model: Surrogate) -> list[dict[str, Any]]:

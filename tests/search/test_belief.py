@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 from optuna.storages import InMemoryStorage
 
+import search_spaces
 from nas.core.arch import calls_of
-from nas.search.belief import LEAST, belief_of
+from nas.search.belief import LEAST, belief_of, believed_front
 from nas.search.fitting import context_of, feasible_set
+from nas.search.predictor import encoded_in
 from nas.search.samplers._context import History
 from nas.search.study import distributions_of
 from nas.search.surrogate import Surrogate
 from tests.search.fakes import digits, estimator_at, fake_table, make_study, tiny_space
+from tests.small import fake_table as small_table
 
 SPACE = tiny_space()
 ESTIMATOR = estimator_at(SPACE, fake_table(SPACE), "latency_ms<=p70")
@@ -103,3 +106,26 @@ def test_candidates_that_all_lose_the_same_give_a_belief_without_a_correlation(c
     belief = belief_of(context, study)
     assert belief["rank_correlation"] is None
     assert belief["best"]["expected"] == pytest.approx(0.5)
+
+
+def test_the_believed_front_is_the_best_of_all_networks_within_each_latency(rng):
+    space = search_spaces.load("deit-32")
+    table = small_table(space)
+    archs = list({space.sample(rng) for _ in range(2000)})
+    assert len(archs) == space.count() == 48
+    losses = [loss_of(arch) for arch in archs]
+    model = Surrogate(encoded_in(space, archs[:12]), np.array(losses[:12]), curved=False)
+    expected = model.mean(encoded_in(space, archs))
+    latencies = np.array([table.price(calls_of(arch)).total_us / 1000 for arch in archs])
+    limits = [0.5 * latencies.min(), *np.quantile(latencies, [0.1, 0.4, 0.7, 1.0])]
+    found = believed_front(archs[:12], losses[:12], table, limits)
+    by_hand = {}
+    for limit in limits[1:]:
+        within = np.flatnonzero(latencies <= limit)
+        by_hand.setdefault(archs[within[np.argmin(expected[within])]], limit)
+    assert found["arch"].tolist() == list(by_hand)
+    assert found["limit_ms"].tolist() == list(by_hand.values())
+    assert found["expected"].tolist() == pytest.approx([expected[archs.index(arch)] for arch in by_hand])
+    assert found["predicted_ms"].tolist() == pytest.approx([latencies[archs.index(arch)] for arch in by_hand])
+    assert found["trained"].tolist() == [arch in archs[:12] for arch in by_hand]
+    assert believed_front(archs[:12], losses[:12], table, limits[:1]).empty
