@@ -85,7 +85,7 @@ class Layer:
         code = self.codes[way]
         other: np.ndarray = self.codes != code
         if self._kind is not None:
-            kinds = other[:, self._kind]
+            kinds = other[:, self._kind].copy()  # not a view: the next line clears it
             other[kinds] = False
             other[kinds, self._kind] = True
         return other

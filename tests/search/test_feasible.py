@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import search_spaces
 from nas.core.arch import calls_of
 from nas.core.errors import BudgetError, InputError
 from nas.core.tracing import macs_of_unit, params_of_unit
@@ -327,3 +328,17 @@ def test_kept_tables_that_are_cut_off_or_damaged_are_made_again(tmp_path, damage
     for path, content in zip(paths, whole, strict=True):
         with np.load(path) as again, np.load(io.BytesIO(content)) as before:
             assert all((again[name] == before[name]).all() for name in before.files)
+
+
+def test_every_way_of_a_stage_can_change_also_to_another_kind():
+    """A way changes in one choice, or, where the kind is another, in that alone."""
+    for layer in lattice_of(search_spaces.load("hybrid-32")).layers:
+        if "kind" not in layer.names:
+            continue
+        place = layer.names.index("kind")
+        for way, code in enumerate(layer.codes):
+            changed = layer.changed(way)
+            for other, found in zip(layer.codes, changed, strict=True):
+                differing = [index for index, (a, b) in enumerate(zip(code, other, strict=True)) if a != b]
+                assert np.flatnonzero(found).tolist() == ([place] if place in differing else differing)
+            assert changed.any()
