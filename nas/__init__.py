@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from nas.core.parts import load as load_space
     from nas.core.space import Space
     from nas.evaluation.deployment import evaluate_arch
+    from nas.evaluation.exporting import export_arch
     from nas.evaluation.publishing import from_pretrained, publish
-    from nas.evaluation.runs import export_arch, train_arch
+    from nas.evaluation.runs import train_arch
     from nas.networks.building import build, cost_of, fuse
     from nas.profiling.bundle import collect as collect_bundle
     from nas.profiling.bundle import make as make_bundle
@@ -51,7 +52,7 @@ _WHERE = {
     "describe": ("nas.report.facts", "describe"),
     "estimate": ("nas.report.facts", "estimate"),
     "evaluate_arch": ("nas.evaluation.deployment", "evaluate_arch"),
-    "export_arch": ("nas.evaluation.runs", "export_arch"),
+    "export_arch": ("nas.evaluation.exporting", "export_arch"),
     "feasible": ("nas.search.overview", "feasible"),
     "from_pretrained": ("nas.evaluation.publishing", "from_pretrained"),
     "fuse": ("nas.networks.building", "fuse"),

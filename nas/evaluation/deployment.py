@@ -130,7 +130,7 @@ class Deployment:
             MeasureError: where the runtime is not installed or cannot run the network, or its outputs are no numbers.
         """
         quantized = precision == INT8
-        backend = load_backend(runtime)(threads, precision, None, self._calibration(kept) if quantized else None)
+        backend = load_backend(runtime)(threads, precision, None, self.calibration(kept) if quantized else None)
         backend.require_machine()
         if kept and not quantized:
             raise InputError(f"kept in fp32: {', '.join(kept)}, but the precision is {precision}; only int8 is mixed")
@@ -192,7 +192,7 @@ class Deployment:
             legal = ", ".join(known) or f"none, {runtime} quantizes all or nothing"
             raise InputError(f"kept in fp32: {', '.join(unknown)}: not among what int8 reaches here: {legal}")
 
-    def _calibration(self, kept: Sequence[str]) -> Calibration:
+    def calibration(self, kept: Sequence[str] = ()) -> Calibration:
         images = self._read(self.data.train, self.calibration_images)
         return Calibration([(image[None].numpy(),) for batch, _ in images for image in batch], tuple(kept))
 

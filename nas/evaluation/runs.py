@@ -22,14 +22,12 @@ from nas.evaluation.data import Data, load_data
 from nas.evaluation.devices import cpu_threads
 from nas.evaluation.distributed import joined, own_process
 from nas.evaluation.log import write_history as write_history
-from nas.evaluation.pretrained import load_pretrained, passport_beside
+from nas.evaluation.pretrained import load_pretrained
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.recipes import read_recipe
 from nas.evaluation.teacher import Teacher, load_teacher
 from nas.evaluation.training import TrainResult, train
-from nas.networks.building import build, input_shape_of, load_arch, with_classes
-from nas.networks.export import check_onnx, export
-from nas.networks.python import export_python
+from nas.networks.building import build, load_arch, with_classes
 
 BATCHES = 3  # that show how long an epoch takes
 
@@ -221,41 +219,3 @@ def _save(model: torch.nn.Module, result: TrainResult, facts: dict[str, Any], fo
     write_weights(folder / "weights.pt", model)
     write_history(result.history, folder / "training.csv")
     write_text(folder / "result.json", json.dumps(facts, indent=2) + "\n")
-
-
-def export_arch(arch: Arch, target: Path, format: str = "onnx", weights: str | None = None) -> dict[str, Any]:
-    """Export a network, and compare the file's outputs with PyTorch's.
-
-    In deployed form; `python` is the network itself, as a file of plain PyTorch for the same weights.
-
-    Args:
-        arch: the architecture.
-        target: the file to write.
-        format: of the file.
-        weights: as `load_pretrained` takes them; None for fresh ones.
-
-    Raises:
-        InputError: unknown format, or weights that do not fit the arch.
-        MeasureError: where the file's outputs differ from PyTorch's.
-    """
-    model = build(arch)
-    loaded = None if weights is None else load_pretrained(model, weights, whole=True)
-    if format == "python":
-        off = export_python(model, target, passport_beside(weights) if weights else None, loaded and loaded.source)
-        return {
-            "arch": arch.id,
-            "file": str(target),
-            "format": format,
-            "bytes": target.stat().st_size,
-            "difference": off,
-            "weights": loaded.source if loaded else None,
-        }
-    path = export(model, [input_shape_of(arch)], target, format)
-    return {
-        "arch": arch.id,
-        "file": str(path),
-        "format": format,
-        "bytes": path.stat().st_size,
-        "difference": check_onnx(path, model),
-        "weights": loaded.source if loaded else None,
-    }
