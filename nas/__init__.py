@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nas.profiling.profiler import measure, profile
     from nas.profiling.transfer import transfer_table
     from nas.profiling.validation import validate
+    from nas.report.explore import explore
     from nas.report.facts import describe, estimate
     from nas.report.page import write_report
     from nas.search.archs import load_arch
@@ -47,6 +48,7 @@ _WHERE = {
     "cost_of": ("nas.networks.building", "cost_of"),
     "describe": ("nas.report.facts", "describe"),
     "estimate": ("nas.report.facts", "estimate"),
+    "explore": ("nas.report.explore", "explore"),
     "export_arch": ("nas.evaluation.runs", "export_arch"),
     "feasible": ("nas.search.overview", "feasible"),
     "fuse": ("nas.networks.building", "fuse"),
@@ -76,6 +78,7 @@ __all__ = [
     "cost_of",
     "describe",
     "estimate",
+    "explore",
     "export_arch",
     "feasible",
     "fuse",
