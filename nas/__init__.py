@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nas.profiling.profiler import measure, profile
     from nas.profiling.transfer import transfer_table
     from nas.profiling.validation import validate
+    from nas.report.explore import explore
     from nas.report.facts import describe, estimate
     from nas.report.page import write_report
     from nas.search.archs import load_arch
@@ -52,6 +53,7 @@ _WHERE = {
     "describe": ("nas.report.facts", "describe"),
     "estimate": ("nas.report.facts", "estimate"),
     "evaluate_arch": ("nas.evaluation.deployment", "evaluate_arch"),
+    "explore": ("nas.report.explore", "explore"),
     "export_arch": ("nas.evaluation.exporting", "export_arch"),
     "feasible": ("nas.search.overview", "feasible"),
     "from_pretrained": ("nas.evaluation.publishing", "from_pretrained"),
@@ -85,6 +87,7 @@ __all__ = [
     "describe",
     "estimate",
     "evaluate_arch",
+    "explore",
     "export_arch",
     "feasible",
     "from_pretrained",
