@@ -17,6 +17,7 @@ _ORDER = [
     "search",
     "slim",
     "report",
+    "dashboard",
     "train",
     "evaluate",
     "export",
