@@ -14,14 +14,17 @@ if TYPE_CHECKING:
     from nas.core.errors import NasError
     from nas.core.parts import load as load_space
     from nas.core.space import Space
+    from nas.evaluation.deployment import evaluate_arch
+    from nas.evaluation.exporting import export_arch
     from nas.evaluation.publishing import from_pretrained, publish
-    from nas.evaluation.runs import export_arch, train_arch
+    from nas.evaluation.runs import train_arch
     from nas.networks.building import build, cost_of, fuse
     from nas.profiling.bundle import collect as collect_bundle
     from nas.profiling.bundle import make as make_bundle
     from nas.profiling.profiler import measure, profile
     from nas.profiling.transfer import transfer_table
     from nas.profiling.validation import validate
+    from nas.report.explore import explore
     from nas.report.facts import describe, estimate
     from nas.report.page import write_report
     from nas.search.archs import load_arch
@@ -49,7 +52,9 @@ _WHERE = {
     "cost_of": ("nas.networks.building", "cost_of"),
     "describe": ("nas.report.facts", "describe"),
     "estimate": ("nas.report.facts", "estimate"),
-    "export_arch": ("nas.evaluation.runs", "export_arch"),
+    "evaluate_arch": ("nas.evaluation.deployment", "evaluate_arch"),
+    "explore": ("nas.report.explore", "explore"),
+    "export_arch": ("nas.evaluation.exporting", "export_arch"),
     "feasible": ("nas.search.overview", "feasible"),
     "from_pretrained": ("nas.evaluation.publishing", "from_pretrained"),
     "fuse": ("nas.networks.building", "fuse"),
@@ -81,6 +86,8 @@ __all__ = [
     "cost_of",
     "describe",
     "estimate",
+    "evaluate_arch",
+    "explore",
     "export_arch",
     "feasible",
     "from_pretrained",

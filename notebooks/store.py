@@ -87,6 +87,8 @@ def main() -> None:
             NotebookClient(notebook, timeout=None, kernel_name="python3", resources=where).execute()
             for cell in notebook.cells:  # what a run leaves besides results
                 cell.metadata.pop("execution", None)
+                if "outputs" in cell:
+                    cell.outputs = [each for each in cell.outputs if each.get("name") != "stderr"]
         draw(notebook)
         nbformat.write(notebook, path)
         print(path)

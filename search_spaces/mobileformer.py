@@ -102,7 +102,7 @@ def token_attention(calls: Iterable[tuple[Leaf, tuple[Tensor, ...]]]) -> list[Te
     for leaf, (z, x) in calls:
         with torch.no_grad():
             weights = cast(_MapAttention, leaf.body).weights(z, x).mean(1)
-        found.append(weights.expand(len(x), -1, -1).unflatten(2, x.shape[2:]))
+        found.append(weights.expand(len(x), -1, -1).reshape(len(x), -1, *x.shape[2:]))
     return found
 
 
@@ -182,7 +182,8 @@ def _read(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 def _weights(query: Tensor, keys: Tensor) -> Tensor:
     """(N, M, C), (N, heads, C / heads, T) -> (N, heads, M, T)."""
-    return (_per_head(query, keys.shape[1]) * keys.shape[2] ** -0.5 @ keys).softmax(3)
+    scores: Tensor = _per_head(query, keys.shape[1]) * keys.shape[2] ** -0.5 @ keys
+    return scores.softmax(3)
 
 
 def _per_head(tokens: Tensor, heads: int) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,5 +55,6 @@ def write_run(run_dir: Path, result_json: dict[str, Any] | None = None, frame: p
     (trials() if frame is None else frame).to_csv(run_dir / "trials.csv", index=False)
     training().to_csv(run_dir / "training.csv", index=False)
     (run_dir / "request.yaml").write_text(REQUEST)
+    shutil.copy(RUN / "best.json", run_dir)
     (run_dir / "result.json").write_text(json.dumps(result() if result_json is None else result_json))
     return run_dir

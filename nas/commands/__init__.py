@@ -18,6 +18,7 @@ _ORDER = [
     "slim",
     "report",
     "train",
+    "evaluate",
     "export",
     "publish",
     "measure",

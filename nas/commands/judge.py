@@ -42,9 +42,13 @@ def judge(
         typer.Option("--labels", help="Also judge the model of guided, taught by so many of the networks; repeatable."),
     ] = None,
     prior: Annotated[
-        str | None,
-        typer.Option("--prior", help="Also judge what trainings of other networks let expect: a truth, as --truth."),
-    ] = None,
+        str,
+        typer.Option(
+            "--prior",
+            help="Also judge what trainings of other networks let expect: a truth, as --truth; auto: what guided takes "
+            "by itself; none.",
+        ),
+    ] = "auto",
     workers: Annotated[int, typer.Option("--workers", min=1, help="Networks scored at once, one thread each.")] = 1,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "cpu",
     as_json: JsonOption = False,

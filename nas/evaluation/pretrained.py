@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import timm
 import torch
@@ -15,7 +15,7 @@ import search_spaces
 from nas.core.arch import Arch
 from nas.core.errors import InputError, suggest
 from nas.core.ops import Leaf
-from nas.evaluation.checkpoint import read_weights
+from nas.evaluation.checkpoint import read_passport, read_weights
 from nas.networks.building import Network, load_arch, load_weights, with_classes
 from nas.timm_models import timm_name
 
@@ -99,6 +99,18 @@ def arch_of(source: str, arch: str | None = None) -> Arch:
             "beside them; name a preset or a file of it (arch)"
         )
     return load_arch(found)
+
+
+def passport_beside(source: str) -> dict[str, Any]:
+    """What a `.safetensors`, or that beside a file of weights, knows of them (`Data.passport`); empty without one.
+
+    Args:
+        source: as `load_pretrained` takes it.
+    """
+    if timm_tag(source) is not None and not Path(source).exists():
+        return {}
+    file = _file_of(source).with_suffix(".safetensors")
+    return read_passport(file) if file.is_file() else {}
 
 
 def digest_of(model: nn.Module, name: str = "") -> str:

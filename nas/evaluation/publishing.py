@@ -370,10 +370,10 @@ def _figures(result: Mapping[str, Any], passport: Mapping[str, Any]) -> list[tup
     training = _training(result)
     images = passport["images"]
     found = [
-        (f"accuracy on {part}", f"{100 * training[key]:.2f} %", f"measured on {images[part]} images of {use}")
+        (f"accuracy on {part}", f"{100 * training[key]:.2f} %", f"measured on {images[part]} images, {use}")
         for part, key, use in (
-            ("test", "test_accuracy", "that nothing was chosen by"),
-            ("val", "val_accuracy", "that candidates are compared on"),
+            ("test", "test_accuracy", "seen once, at the end"),
+            ("val", "val_accuracy", "by which a search chooses"),
         )
         if training.get(key) is not None
     ]
@@ -381,10 +381,11 @@ def _figures(result: Mapping[str, Any], passport: Mapping[str, Any]) -> list[tup
     if winner is None:
         return [*found, ("latency", "-", "neither measured nor predicted in this training: nas measure, nas describe")]
     origin = result["provenance"]
-    where = f"{origin['runtime']}, {origin['precision']}, {origin['threads']} thread(s), {origin['cpu']}"
+    where = f"{origin['precision']}, {origin['threads']} thread(s), {origin['cpu']}"
     off = origin.get("table_mape_percent")
     error = "its error is not known" if off is None else f"which is {off:.1f} % off on whole networks"
-    found.append(("latency", f"{winner['predicted_ms']:.4g} ms", f"predicted from a table, {error}; {where}"))
+    about = f"predicted from a table, {error}; {origin['runtime']}, {where}"
+    found.append(("latency", f"{winner['predicted_ms']:.4g} ms", about))
     if winner.get("measured_ms") is None:
         found.append(("latency", "-", "not measured: the table is of another machine"))
     else:
@@ -404,8 +405,12 @@ def _provenance(result: Mapping[str, Any], passport: Mapping[str, Any]) -> list[
     seed = origin.get("seed", result.get("seed"))
     found = [
         f"Data: `{passport['data']}`, fingerprint `{passport['data_fingerprint']}`, {split}; seed {seed}.",
-        f"Training: {training['epochs']} epochs, {training['seconds']:.0f} s.",
+        f"Training: {training['epochs']} epoch(s), {training['seconds']:.0f} s.",
     ]
+    if result.get("start"):
+        found.append(f"Weights it started from: {_named(str(result['start']['source']))}.")
+    if result.get("teacher"):
+        found.append(f"Teacher: weights of hash `{result['teacher']}`.")
     if origin:
         found.append(
             f"Latency table: {origin['device']}, content hash `{origin['table_hash'][:12]}`"
@@ -420,6 +425,11 @@ def _provenance(result: Mapping[str, Any], passport: Mapping[str, Any]) -> list[
         more = f", ... ({len(names)} in all)" if len(names) > 20 else ""
         found.append(f"Classes: {', '.join(itertools.islice(names, 20))}{more}.")
     return found
+
+
+def _named(source: str) -> str:
+    """Where weights come from, without the folders of this machine."""
+    return Path(source).name if Path(source).is_absolute() else source
 
 
 def _shown(passport: Mapping[str, Any]) -> str:

@@ -27,8 +27,7 @@ from nas.evaluation.recipe import Recipe
 from nas.evaluation.recipes import read_recipe
 from nas.evaluation.teacher import Teacher, load_teacher
 from nas.evaluation.training import TrainResult, train
-from nas.networks.building import build, input_shape_of, load_arch, with_classes
-from nas.networks.export import check_onnx, export
+from nas.networks.building import build, load_arch, with_classes
 
 BATCHES = 3  # that show how long an epoch takes
 
@@ -132,7 +131,7 @@ def train_arch(
             test=True,
         )
         facts = _facts(result, fitted, data_name, settings, seed)
-        facts |= {"data_fingerprint": data.fingerprint, "train_images": len(data.train)}
+        facts |= {"data_fingerprint": data.fingerprint, "train_images": len(data.train), "limit": limit}
         facts |= {"class_names": list(data.class_names), "data_notes": list(data.notes)}
         facts |= {"start": start._asdict() if start else None}
         facts |= {"teacher": guide.id if guide else None, "threads": torch.get_num_threads()}
@@ -220,29 +219,3 @@ def _save(model: torch.nn.Module, result: TrainResult, facts: dict[str, Any], fo
     write_weights(folder / "weights.pt", model)
     write_history(result.history, folder / "training.csv")
     write_text(folder / "result.json", json.dumps(facts, indent=2) + "\n")
-
-
-def export_arch(arch: Arch, target: Path, format: str = "onnx", weights: str | None = None) -> dict[str, Any]:
-    """Export a network in deployed form, and compare the file's outputs with PyTorch's.
-
-    Args:
-        arch: the architecture.
-        target: the file to write.
-        format: of the file.
-        weights: as `load_pretrained` takes them; None for fresh ones.
-
-    Raises:
-        InputError: unknown format, or weights that do not fit the arch.
-        MeasureError: where the file's outputs differ from PyTorch's.
-    """
-    model = build(arch)
-    loaded = None if weights is None else load_pretrained(model, weights, whole=True)
-    path = export(model, [input_shape_of(arch)], target, format)
-    return {
-        "arch": arch.id,
-        "file": str(path),
-        "format": format,
-        "bytes": path.stat().st_size,
-        "difference": check_onnx(path, model),
-        "weights": loaded.source if loaded else None,
-    }

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ast
 import builtins
-import importlib
+import importlib.machinery
+import importlib.util
 import inspect
 import os
 import sys
@@ -18,12 +19,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from nas import __version__
 from nas.core.arch import Arch, steps_of
-from nas.core.errors import InputError
-from nas.core.files import write_text
+from nas.core.errors import InputError, MeasureError
+from nas.core.files import whole
 from nas.core.ops import Choice, FromStage
 from nas.core.plugins import OUTSIDE
+from nas.networks.building import Network
+
+TOLERANCE = 1e-5
 
 OPS = "nas.core.ops"
 #: what the file has of its own in place of what nas has under these names
@@ -166,11 +172,44 @@ def load(path):
 
 
 def export_python(
-    arch: Arch, path: str | os.PathLike[str], passport: Mapping[str, Any] | None = None, weights: str | None = None
-) -> Path:
-    """Write the network of an arch as a Python file that needs PyTorch alone; see `python_source`."""
-    write_text(path, python_source(arch, passport, weights))
-    return Path(path)
+    model: Network, path: str | os.PathLike[str], passport: Mapping[str, Any] | None = None, weights: str | None = None
+) -> float:
+    """Write a network as a Python file that needs PyTorch alone; see `python_source`.
+
+    Returns:
+        The largest difference between its outputs and the model's, over the largest output.
+
+    Raises:
+        InputError: as `python_source`.
+        MeasureError: the outputs differ; `path` is as it was.
+    """
+    with whole(path) as temporary:
+        temporary.write_text(python_source(model.arch, passport, weights), encoding="utf-8")
+        off = _difference(temporary, model)
+        if not off <= TOLERANCE:
+            raise MeasureError(f"{path}: as plain PyTorch its outputs differ by {off:.2g} of the largest; not written")
+    return off
+
+
+def _difference(path: Path, model: Network) -> float:
+    """How far the outputs of a file are from those of its model, on random numbers."""
+    name = f"_{path.name.replace('.', '_')}"
+    loader = importlib.machinery.SourceFileLoader(name, str(path))
+    spec = importlib.util.spec_from_loader(name, loader)
+    assert spec is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses look for it
+    try:
+        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), module.__dict__)
+        copy = module.Network()
+    finally:
+        del sys.modules[name]
+    copy.load_state_dict(model.state_dict())
+    images = torch.randn(1, *model.arch.input_shape, generator=torch.Generator().manual_seed(0))
+    was_training = model.training
+    with torch.no_grad():
+        expected, got = model.eval()(images), copy.eval()(images)
+    model.train(was_training)
+    return float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
 
 
 def python_source(arch: Arch, passport: Mapping[str, Any] | None = None, weights: str | None = None) -> str:

@@ -36,7 +36,7 @@ def describe(arch: Arch) -> dict[str, Any]:
             "stage": call.stage,
             "block": str(call.row.unit),
             "inputs": [str(shape) for shape in call.row.inputs],
-            "width": _width(call),
+            "width": width_of(call),
             "params": params_of_unit(call.row),
             "macs": macs_of_unit(call.row),
             "ops": [str(op.row) for op in call.ops],
@@ -55,7 +55,8 @@ def describe(arch: Arch) -> dict[str, Any]:
     }
 
 
-def _width(call: Call) -> int | None:
+def width_of(call: Call) -> int | None:
+    """The channels of `x` that a block gives, None where it gives none."""
     shapes = dict(zip(call.row.unit.gives, call.outputs, strict=True)) if isinstance(call.row.unit, Block) else {}
     return shapes["x"].channels if "x" in shapes else None
 
@@ -75,7 +76,7 @@ def in_short(arch: Arch) -> dict[str, Any]:
     kinds: Counter[str] = Counter()
     for stage in arch.stages[:-1]:
         for block, step in zip(stage, steps, strict=False):
-            channels = _width(step) or channels
+            channels = width_of(step) or channels
             kinds[type(block).__name__] += 1
         widths.append(channels)
         depths.append(len(stage))

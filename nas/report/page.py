@@ -1,118 +1,35 @@
 """The report of a finished run: one HTML file that holds all it shows, Plotly's script included, and loads nothing.
 
-A run directory holds `request.yaml`, `trials.csv`, `training.csv` and `result.json`; `read_run` checks all of them
-against `nas.report.schema`. Models of other libraries that were measured stand in `points.json`, where there is one.
+Models of other libraries that were measured stand in the run's `points.json`, where there is one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from nas.core.errors import RunError, without_passwords
 from nas.core.files import write_text
 from nas.core.units import show_count, show_seconds, to_ms
 from nas.evaluation.evaluators import title_of
 from nas.metrics import load_metric
 from nas.report import plots
-from nas.report.front import evaluated_trials, front_data, read_trials
-from nas.report.points import FILE, beside, read_points
-from nas.report.schema import Result, read_result
+from nas.report.explore import component, look_into, templates
+from nas.report.front import front_data
+from nas.report.runs import Run, read_run
 
-NEEDED_FILES = ("request.yaml", "trials.csv", "training.csv", "result.json")
 PLOT_OPTIONS = {"responsive": True, "displaylogo": False, "displayModeBar": False}
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run: its directory, its request as text, and what it found."""
-
-    path: Path
-    request: str
-    result: Result
-    trials: pd.DataFrame
-    training: pd.DataFrame
-
-    @property
-    def latency_budget_ms(self) -> float | None:
-        """The budget on the latency that the trials' `predicted_ms` speaks of, if there is one."""
-        table = self.result["provenance"]["table"]
-        budgets = (budget for budget in self.result["budgets"] if budget["metric"] == "latency_ms")
-        return next((budget["limit"] for budget in budgets if budget["table"] in (None, table)), None)
-
-
-def read_run(run_dir: Path | str) -> Run:
-    """Read and check a finished run.
-
-    Raises:
-        RunError: the directory or a file is missing (naming the command that makes it), or a file's content is wrong.
-    """
-    path = Path(run_dir)
-    if not path.is_dir():
-        raise RunError(f"no run directory {path}. A search makes one: nas search REQUEST.yaml")
-    lacking = [name for name in NEEDED_FILES if not (path / name).is_file()]
-    if lacking:
-        request = "REQUEST.yaml" if "request.yaml" in lacking else path / "request.yaml"
-        raise RunError(f"the run in {path} is not finished: no {', '.join(lacking)}. Finish it: nas search {request}")
-    run = Run(
-        path=path,
-        request=without_passwords((path / "request.yaml").read_text(encoding="utf-8", errors="backslashreplace")),
-        result=read_result(path / "result.json"),
-        trials=read_trials(path / "trials.csv"),
-        training=_read_training(path / "training.csv"),
-    )
-    _check_same_study(run)
-    return run
-
-
-def _read_training(path: Path) -> pd.DataFrame:
-    """Read the epochs; only columns that no plot needs may have gaps."""
-    try:
-        frame = pd.read_csv(path)
-        needed = plots.training_data(frame)[["epoch", "train_loss", "val_loss", "val_accuracy_percent"]]
-    except ValueError as error:  # what pandas raises on a file it cannot parse, and our own InputError
-        raise RunError(f"{path}: {error}") from error
-    if needed.empty:
-        raise RunError(f"{path}: holds no epoch")
-    for name in needed:
-        if not np.isfinite(needed[name]).all():
-            raise RunError(f"{path}: an epoch has no finite {name}")
-    return frame
-
-
-def _check_same_study(run: Run) -> None:
-    """Every finalist must be an evaluated trial of the same arch."""
-    evaluated = evaluated_trials(run.trials, "predicted_ms", "value")
-    archs = dict(zip(evaluated["number"], evaluated["arch"], strict=True))
-    for finalist in (*run.result["finalists"], run.result["winner"]):
-        number, arch = finalist["number"], finalist["arch"]
-        if archs.get(number) != arch:
-            raise RunError(
-                f"{run.path}: result.json names arch {arch} as trial {number}, but trials.csv has no such evaluated "
-                f"trial. They are of different searches; make them anew: nas search {run.path / 'request.yaml'}"
-            )
 
 
 def figures(run: Run) -> dict[str, go.Figure]:
     """Every plot of the report by name; `budgets` and `effects` are there only if the run has such."""
     winner, budget = run.result["winner"], run.latency_budget_ms
     drawn = {
-        "front": plots.plot_candidates(
-            plots.candidates_data(run.trials),
-            budget,
-            winner["arch"],
-            published=published(run),
-            points=[point for point in points(run) if not point["elsewhere"]],
-        ),
         "progress": plots.plot_progress(plots.progress_data(run.trials)),
         "blocks": plots.plot_blocks(plots.blocks_data(winner["blocks"])),
         "agreement": plots.plot_agreement(agreement(run), budget, winner["arch"]),
@@ -128,17 +45,6 @@ def figures(run: Run) -> dict[str, go.Figure]:
 def published(run: Run) -> pd.DataFrame:
     """The published networks of the run's image size on its table; none in runs of earlier versions."""
     return plots.published_data(run.result.get("published", []))
-
-
-def points(run: Run) -> list[dict[str, Any]]:
-    """The models of other libraries in the run's `points.json`, the fastest first, each with `elsewhere`: why it does
-    not compare with the run's latencies, or nothing.
-    """
-    path, origin = run.path / FILE, run.result["provenance"]
-    known = read_points(path) if path.is_file() else []
-    like = (origin["runtime"], origin["precision"], origin["threads"], origin["device"])
-    found = [point | {"elsewhere": beside(point, *like)} for point in known]
-    return sorted(found, key=lambda point: float(point["measured_ms"]))
 
 
 def budgets(run: Run) -> pd.DataFrame:
@@ -165,13 +71,7 @@ def write_report(run_dir: Path | str) -> Path:
 
 def render(run: Run) -> str:
     """The report as HTML. The template escapes every text; only Plotly's script and figures are taken as they are."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("nas.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.filters.update(
         ms=lambda ms: "not measured" if ms is None else plots.show_ms(ms),
         us=lambda us: plots.show_ms(to_ms(us)),
@@ -188,11 +88,12 @@ def render(run: Run) -> str:
         result=run.result,
         plots={name: _plot_html(name, figure) for name, figure in figures(run).items()},
         plotly=Markup(get_plotlyjs()),
+        explorer=component(look_into([run])),
         budget_ms=run.latency_budget_ms,
         accuracies=bool(run.trials.loc[run.trials["state"] == "evaluated", "val_accuracy"].notna().all()),
         front=front_data(run.trials).to_dict("records"),
         published=published(run).to_dict("records"),
-        points=points(run),
+        points=run.points,
         agreement=agreement(run).to_dict("records"),
         interval=_interval(run),
         binding=_binding(run),

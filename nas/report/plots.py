@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from nas.report.schema import STATES
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PINK, SKY, BLACK, GREY = "#CC79A7", "#56B4E9", "#1f2933", "#8a94a0"
+COLORS = (BLUE, ORANGE, GREEN, RED, PINK, SKY, BLACK, GREY)
 STATE_STYLES = {
     "evaluated": {"color": BLUE, "symbol": "circle"},
     "stopped": {"color": SKY, "symbol": "circle-open"},
@@ -50,7 +52,7 @@ LEGEND = {"orientation": "h", "traceorder": "normal", "x": 0, "xanchor": "left",
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": "system-ui, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif", "size": 14, "color": BLACK},
-        "colorway": [BLUE, ORANGE, GREEN, RED, PINK, SKY, BLACK, GREY],
+        "colorway": list(COLORS),
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
         "hoverlabel": {"align": "left", "bgcolor": "white", "font": {"size": 13}},
@@ -68,6 +70,7 @@ AXIS_TITLES = {
     "val_accuracy": "validation accuracy (fraction)",
 }
 BAND_PERCENT = 5.0
+TICK = 42  # letters of a line beside an axis
 
 
 def candidates_data(trials: pd.DataFrame, cost: str = "predicted_ms", score: str = "value") -> pd.DataFrame:
@@ -520,7 +523,8 @@ def plot_taus(data: pd.DataFrame, ceiling: Mapping[str, float | None]) -> go.Fig
             figure.add_vline(x=most, line={"color": color, "dash": "dot", "width": 2})
     figure.add_vline(x=0, line={"color": BLACK, "width": 1})
     figure.update_xaxes(title_text="Kendall's tau with test accuracy (dotted: a perfect score)")
-    ticks = [escape(name) for name in names]
+    figure.update_xaxes(title_standoff=8, title_font={"size": 13})
+    ticks = ["<br>".join(map(escape, wrap(name, TICK))) for name in names]
     return figure.update_yaxes(tickvals=list(range(len(names))), ticktext=ticks, range=[len(names) - 0.5, -0.5])
 
 
@@ -533,9 +537,7 @@ def plot_learned(data: pd.DataFrame, ceiling: Mapping[str, float | None]) -> go.
     """
     figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.05)
     figure.update_layout(template=TEMPLATE, height=420)
-    colors = dict(
-        zip(dict.fromkeys(data["name"]), (BLUE, ORANGE, GREEN, RED, PINK, SKY, BLACK, GREY) * 4, strict=False)
-    )
+    colors = dict(zip(dict.fromkeys(data["name"]), COLORS * 4, strict=False))
     for column, part in enumerate(("all", "band"), 1):
         for name, rows in data[data["part"] == part].groupby("name", sort=False):
             figure.add_scatter(x=rows["labels"], y=rows["tau"], name=escape(str(name)), row=1, col=column)

@@ -102,7 +102,8 @@ def believed_front(
     context = everything_of(space)
     model = Surrogate(encoded_in(space, archs), np.asarray(losses, float), curved=False)
     scores = [-score for score in context.encoder.scores(model.linear())]
-    lattice, survey, found = context.feasible.lattice, Survey(space, 0), {}
+    lattice, survey = context.feasible.lattice, Survey(space, 0)
+    found: dict[Path, float] = {}
     assert isinstance(lattice, ArchLattice)
     for limit in sorted(limits_ms):
         budget = Budget.parse(f"latency_ms<={float(limit)!r}")

@@ -34,7 +34,7 @@ from nas.evaluation.truth import Truth
 from nas.search.executors.local import Pool
 from nas.search.feasible import FeasibleSet, Sum
 from nas.search.fitting import lattice_of
-from nas.search.predictor import Prior, space_of
+from nas.search.predictor import AUTO, NONE, Prior, prior_of, space_of
 from nas.search.scoring import CandidateScorer
 from nas.search.verdicts import Judged, figures, require_labels
 from nas.search.workers import OnEpoch, Task, reason_of
@@ -50,7 +50,7 @@ def judge(
     dataset: str | None = None,
     *,
     labels: Sequence[int] = (),
-    prior: str | None = None,
+    prior: str = AUTO,
     workers: int = 1,
     device: str = "cpu",
     progress: Progress | None = None,
@@ -63,7 +63,8 @@ def judge(
         dataset: images to score with; by default the data set whose name the file's begins with.
         labels: of how many networks a model knows the training that predicts the others; any count of numbers.
         prior: trainings of other networks (the name of a truth, or its file); what a model expects by them is judged
-            as a score, and a network that stands there, too, is expected from the others.
+            as a score, and a network that stands there, too, is expected from the others. `auto` takes those that
+            `guided` would take by itself, `none` none.
         workers: networks scored at once, one thread each.
         device: where they are scored.
         progress: called with (done, total, seconds left or None, text).
@@ -80,7 +81,10 @@ def judge(
     data, device = images_of(known, dataset), str(pick_device(device))
     tell = progress or _silent
     judged = [score(label, one, known, data, workers, device, tell) for label, one in asked.items()]
-    if prior is not None:
+    families = {each.arch.family for each in known.networks}
+    if prior != AUTO or len(families) == 1:
+        prior = prior_of(prior, min(families))
+    if prior not in (AUTO, NONE):
         judged.append(expected(Prior(prior), known))
     return figures(known, judged, labels, tell) | {"data": next(iter(data.values())).name}
 

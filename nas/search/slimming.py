@@ -43,12 +43,13 @@ from nas.evaluation.checkpoint import read_weights, write_weights
 from nas.evaluation.data import Data, load_data
 from nas.evaluation.devices import cpu_threads, pick_device
 from nas.evaluation.evaluators import Progress, Score
+from nas.evaluation.exporting import export_arch
 from nas.evaluation.metrics import evaluate
 from nas.evaluation.pretrained import Loaded, digest_of, load_pretrained
 from nas.evaluation.recalibration import recalibrate
 from nas.evaluation.recipe import Recipe
 from nas.evaluation.recipes import read_recipe
-from nas.evaluation.runs import default_folder, export_arch, teacher_for, train_arch
+from nas.evaluation.runs import default_folder, teacher_for, train_arch
 from nas.evaluation.sampler import shuffled
 from nas.evaluation.teacher import Teacher
 from nas.evaluation.training import check_fit, train

@@ -215,7 +215,7 @@ class Table:
         Raises:
             MissingLatency: naming every row the table lacks.
         """
-        rows = self._rows_of(calls)
+        rows = self.rows_of(calls)
         try:
             return sum([self._us[row] for row in rows])
         except KeyError:
@@ -239,7 +239,7 @@ class Table:
             else:
                 blocks = [(call, sum([known[op.row] for op in call.ops or (call,)])) for call in calls]
         except KeyError:
-            raise self._missing(self._rows_of(calls)) from None
+            raise self._missing(self.rows_of(calls)) from None
         raw = sum([us for _, us in blocks])
         if fit is None:
             return Latency(raw, None, None, 0.0, tuple(blocks), False, self._unmeasured_us(calls, known))
@@ -256,7 +256,7 @@ class Table:
 
     def _unmeasured_us(self, calls: Sequence[Call], known: dict[Row, float]) -> float:
         """The part of a sum of rows that was not measured."""
-        return sum([known[row] for row in self._rows_of(calls) if row in self._unmeasured]) if self._unmeasured else 0.0
+        return sum([known[row] for row in self.rows_of(calls) if row in self._unmeasured]) if self._unmeasured else 0.0
 
     def _doubt_us(self, calls: Sequence[Call], known: dict[Row, float], slope: float) -> float:
         """The standard error of a latency that comes from rows which were not measured.
@@ -267,7 +267,7 @@ class Table:
         if not self._unmeasured:
             return 0.0
         errors: dict[Row, float] = defaultdict(float)
-        for row in self._rows_of(calls):  # one row's uses in a network are off together
+        for row in self.rows_of(calls):  # one row's uses in a network are off together
             if row in self._unmeasured:
                 errors[row] += slope * self._unmeasured[row] * (known[row] / self._us[row] if self._us[row] else 1.0)
         return math.sqrt(sum(error**2 for error in errors.values()))
@@ -417,7 +417,7 @@ class Table:
         return cached[size]
 
     def _by_kind(self, arch: Arch) -> dict[str, float]:
-        rows = self._rows_of(calls_of(arch))
+        rows = self.rows_of(calls_of(arch))
         if self.missing(rows):
             raise self._missing(rows)
         sums: dict[str, float] = defaultdict(float)
@@ -432,7 +432,8 @@ class Table:
         rows = [entry for entry in self.entries if entry.source == "measured" and entry.us >= least_us]
         return float(np.percentile([100 * row.spread_us / row.us for row in rows], 95)) if rows else None
 
-    def _rows_of(self, calls: Sequence[Call]) -> list[Row]:
+    def rows_of(self, calls: Sequence[Call]) -> list[Row]:
+        """The rows that a network with these calls is priced by: its blocks, or their ops."""
         if self.header.level == "block":
             return [call.row for call in calls]
         return [op.row for call in calls for op in call.ops or (call,)]

@@ -11,6 +11,7 @@ from nas.core.errors import InputError
 from nas.networks.foreign import Foreign
 from nas.profiling import profiler
 from nas.report import page, plots
+from nas.report.explore import explore
 from nas.report.points import add_point, read_points
 from nas.search import shortlist
 from tests.commands.test_commands import nas  # noqa: F401 - a fixture
@@ -161,9 +162,7 @@ def test_the_report_of_a_run_shows_its_points(tmp_path):
     assert "0.4321" in html or "0.432" in html
     assert "torchvision:far" in html
     assert "measured with fake fp32, 1 thread(s), on testbox" in html
-    shapes = page.figures(page.read_run(run))["front"].layout.shapes
-    assert [shape.x0 for shape in shapes if SMALL in (shape.name or "")] == [0.4321]
-    assert not any("far" in (shape.name or "") for shape in shapes)
+    assert explore(run).data["points"] == [{"run": 0, "name": SMALL, "ms": 0.4321}]
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from timm.models import swin_transformer, vision_transformer
 
 from nas.core.errors import InputError
 from nas.core.ops import resized
+from nas.evaluation.exporting import export_arch
 from nas.evaluation.pretrained import load_pretrained
-from nas.evaluation.runs import export_arch, train_arch
+from nas.evaluation.runs import train_arch
 from nas.evaluation.teacher import load_teacher
 from nas.networks.building import build, load_arch, with_classes
 from search_spaces import efficientformer as ef

@@ -1,8 +1,5 @@
 import json
-import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ from nas.core.errors import RunError
 from nas.core.units import show_count
 from nas.report import page as report
 from nas.report.page import figures, read_run, write_report
+from tests.report.browser import browse
 from tests.run_dir_fixture import BUDGET_MS, REQUEST, TABLE_HASH, result, training, trials, write_run
 
 SECTIONS = [
@@ -338,27 +336,6 @@ def test_a_broken_training_history_is_refused(run_dir, history, message):
 
 # In a browser. The console of a sound page stays empty: every line in it fails the test, and the page's own policy
 # turns any attempt to load something into such a line.
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory) -> list[str]:
-    """The command that opens a page without a window; skips where no Chromium is installed, except in CI."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("CI must have Chromium: apt-get install chromium")
-        pytest.skip("no Chromium here (Debian: apt-get install chromium)")
-    quiet = "no-first-run disable-background-networking disable-component-update disable-sync hide-scrollbars"
-    flags = f"headless no-sandbox disable-gpu {quiet} enable-logging=stderr v=0 virtual-time-budget=5000".split()
-    profile = tmp_path_factory.mktemp("profile")
-    return [found, *(f"--{flag}" for flag in flags), f"--user-data-dir={profile}"]
-
-
-def browse(chromium: list[str], path: Path, *options: str) -> tuple[str, list[str]]:
-    """The page as it is after its scripts ran, and the lines of its console."""
-    command = [*chromium, *options, "--dump-dom", path.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout, re.findall(r":CONSOLE[:(]\d+\)?\] (.*)", done.stderr)
 
 
 def variant(path: Path, extra: str) -> Path:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, cast
 
 import PIL
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -170,6 +170,8 @@ def _read(images: Images, index: int) -> Image.Image | Unreadable:
         return as_rgb(images.open(index))
     except MemoryError:
         raise
+    except UnidentifiedImageError:  # its text is that of an object in memory
+        return Unreadable(index, "of no known format")
     except Exception as error:  # decoders fail in many ways: OSError, SyntaxError, ValueError, struct.error, ...
         return Unreadable(index, str(error))
 

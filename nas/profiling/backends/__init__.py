@@ -13,12 +13,13 @@ import importlib.metadata
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from nas.core.errors import InputError, MeasureError, suggest
 from nas.core.files import scratch
-from nas.profiling.device.sessions import Session
+from nas.profiling.device.sessions import Session, example_arrays
 
 if TYPE_CHECKING:  # a process that only loads files and runs them does without PyTorch
     from torch import nn
@@ -26,7 +27,30 @@ if TYPE_CHECKING:  # a process that only loads files and runs them does without 
     from nas.core.ops import Shape
 
 
-__all__ = ["Backend", "FileBackend", "ProfiledSession", "Session", "load_backend", "runtimes"]
+__all__ = ["Backend", "Calibration", "FileBackend", "ProfiledSession", "Session", "load_backend", "runtimes"]
+
+RANDOM_INPUTS = 8
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a quantization to int8 rests on.
+
+    Attributes:
+        inputs: from which it takes the ranges of activations, fp32 arrays in the order of the module's inputs; None for
+            a few seeded normal ones, which do for latency and for nothing else.
+        kept: kinds of ops that stay in fp32, of those that the backend lists in `kinds_quantized`.
+    """
+
+    inputs: Any = None  # Sequence[Sequence[ndarray]]: this file runs on boards
+    kept: tuple[str, ...] = ()
+
+    def samples(self, shapes: Sequence[Sequence[int]]) -> Sequence[Sequence[Any]]:
+        """The inputs, for a module of these shapes."""
+        if self.inputs is not None:
+            samples: Sequence[Sequence[Any]] = self.inputs
+            return samples
+        return [example_arrays(shapes, seed) for seed in range(1, RANDOM_INPUTS + 1)]
 
 
 class ProfiledSession(Session):
@@ -50,6 +74,7 @@ class Backend(ABC):
         threads: threads to use inside one inference, set in the runtime itself.
         precision: of weights and activations.
         variant: one of `variants`; None for the first.
+        calibration: for int8; None for the random one.
 
     Raises:
         InputError: for a precision or variant that the backend does not know.
@@ -66,7 +91,13 @@ class Backend(ABC):
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     variants: ClassVar[tuple[str, ...]] = ("default",)  # ways to run; a profile measures networks in all, keeps one
 
-    def __init__(self, threads: int = 1, precision: str = "fp32", variant: str | None = None) -> None:
+    def __init__(
+        self,
+        threads: int = 1,
+        precision: str = "fp32",
+        variant: str | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
         if threads < 1:
             raise InputError(f"threads: expected at least 1, got {threads}")
         if precision not in self.precisions:
@@ -75,6 +106,7 @@ class Backend(ABC):
             raise InputError(f"{self.name}: {suggest('variant', variant, self.variants)}")
         self.require()
         self.threads, self.precision, self.variant = threads, precision, variant or self.variants[0]
+        self.calibration = calibration or Calibration()
 
     @classmethod
     def require(cls) -> None:
@@ -139,6 +171,10 @@ class FileBackend(Backend):
     @abstractmethod
     def load(self, path: Path, shapes: Sequence[Shape]) -> Session:
         """Load what `convert` wrote; the file may go afterwards."""
+
+    def kinds_quantized(self, module: nn.Module, shapes: Sequence[Shape]) -> tuple[str, ...]:
+        """The kinds of ops of a module that int8 reaches and that `Calibration.kept` can leave in fp32."""
+        return ()
 
     def load_profiled(self, path: Path, shapes: Sequence[Shape]) -> ProfiledSession:
         """Load what `convert` wrote, to time its nodes.

@@ -31,6 +31,9 @@ class CoreMlSession(Session):
         made = self.model.predict(self.feeds)
         return tuple(made[name] for name in self.names)
 
+    def feed(self, arrays: Sequence[Any]) -> None:
+        self.feeds = {f"input{number}": array for number, array in enumerate(arrays)}
+
 
 class CoreMl(Backend):
     """Core ML through coremltools, which converts TorchScript traces; Core ML sets its threads itself."""

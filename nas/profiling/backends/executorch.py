@@ -30,6 +30,11 @@ class ExecuTorchSession(Session):
     def outputs(self) -> tuple[Any, ...]:
         return tuple(tensor.numpy() for tensor in self.method.execute(self.inputs))
 
+    def feed(self, arrays: Sequence[Any]) -> None:
+        import torch
+
+        self.inputs = tuple(map(torch.from_numpy, arrays))
+
 
 class ExecuTorch(FileBackend):
     """ExecuTorch with XNNPACK. Its thread pool belongs to the process: the last session loaded sets its size."""

@@ -34,10 +34,22 @@ NONE = 233  # ncnn's number for "no batch axis"; the script leaves out inputs th
 
 
 class NcnnSession(Session):
-    """A network, its inputs, and the batch axes of its outputs, by name."""
+    """A network, its inputs by the names of their blobs, and the batch axes of inputs and outputs by name."""
 
-    def __init__(self, net: Any, inputs: dict[str, Any], batch_axes: dict[str, int]) -> None:
-        self.net, self.inputs, self.batch_axes = net, inputs, batch_axes
+    def __init__(self, net: Any, arrays: Sequence[Any], axes: dict[str, int]) -> None:
+        self.net, self.axes = net, axes
+        self.batch_axes = {name: axis for name, axis in axes.items() if name.startswith("out")}
+        self.feed(arrays)
+
+    def feed(self, arrays: Sequence[Any]) -> None:
+        import ncnn
+
+        mats = {
+            f"in{number}": ncnn.Mat(array, batch_index=self.axes.get(f"in{number}", NONE)).clone()
+            for number, array in enumerate(arrays)
+        }
+        layers = (layer for layer in self.net.layers() if layer.type == "Input")
+        self.inputs = {self.net.blobs()[layer.tops[0]].name: mats[layer.name] for layer in layers}
 
     def run(self) -> None:
         self.extract()
@@ -129,12 +141,7 @@ class Ncnn(FileBackend):
         if any(codes):
             raise MeasureError(f"ncnn cannot load it: {codes}")
         axes = {name: int(axis) for name, axis in BATCH_AXIS.findall(script)}
-        mats = {
-            f"in{number}": ncnn.Mat(array, batch_index=axes.get(f"in{number}", NONE)).clone()
-            for number, array in enumerate(example_arrays(shapes))
-        }
-        inputs = {net.blobs()[entry.tops[0]].name: mats[entry.name] for entry in net.layers() if entry.type == "Input"}
-        return NcnnSession(net, inputs, {name: axis for name, axis in axes.items() if name.startswith("out")})
+        return NcnnSession(net, example_arrays(shapes), axes)
 
 
 def _plain() -> TorchFunctionMode:

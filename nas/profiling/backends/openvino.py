@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nas.core.errors import MeasureError
 from nas.networks.export import write_onnx
 from nas.profiling.backends import FileBackend, ProfiledSession, Session
-from nas.profiling.backends.onnxruntime import OnnxRuntime, write_quantized_onnx
+from nas.profiling.backends.onnxruntime import OnnxRuntime, onnx_kinds, write_quantized_onnx
 from nas.profiling.device.loaders.openvino import HINTS, OpenVinoSession, core, load, opened
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ class OpenVino(FileBackend):
     profiles_nodes = True
     method = "in-situ"
 
-    def __init__(self, threads: int = 1, precision: str = "fp32", variant: str | None = None) -> None:
-        super().__init__(threads, precision, variant)
-        if precision == "int8":
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.precision == "int8":
             OnnxRuntime.require()
 
     def require_machine(self) -> None:
@@ -76,9 +76,12 @@ class OpenVino(FileBackend):
 
     def convert(self, module: nn.Module, shapes: Sequence[Shape], path: Path) -> None:
         if self.precision == "int8":
-            write_quantized_onnx(module, shapes, path)
+            write_quantized_onnx(module, shapes, path, self.calibration)
         else:
             write_onnx(module, shapes, path)
+
+    def kinds_quantized(self, module: nn.Module, shapes: Sequence[Shape]) -> tuple[str, ...]:
+        return onnx_kinds(module, shapes)
 
     def load(self, path: Path, shapes: Sequence[Shape]) -> Session:
         self.require_machine()

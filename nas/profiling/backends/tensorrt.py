@@ -48,6 +48,11 @@ class TensorRtSession(CudaSession):
         self.run()
         return tuple(tensor.float().cpu().numpy() for name, tensor in self.tensors.items() if name.startswith("output"))
 
+    def feed(self, arrays: Sequence[Any]) -> None:
+        for number, array in enumerate(arrays):
+            if f"input{number}" in self.tensors:
+                self.tensors[f"input{number}"].copy_(torch.from_numpy(array))
+
 
 class TensorRt(FileBackend):
     """TensorRT's builder and runtime; an engine belongs to the GPU and version that built it."""

@@ -32,6 +32,11 @@ class TorchSession(Session):
             made = self.module(*self.inputs)
         return tuple(y.float().cpu().numpy() for y in (made if isinstance(made, tuple) else (made,)))
 
+    def feed(self, arrays: Sequence[Any]) -> None:
+        with torch.inference_mode():  # in place: precision, memory format and device stay
+            for x, array in zip(self.inputs, arrays, strict=True):
+                x.copy_(torch.from_numpy(array))
+
 
 class TorchEager(Backend):
     """PyTorch without a compiler. Its thread count belongs to the process: the last backend made sets it."""

@@ -32,6 +32,14 @@ class Session(ABC):
         """
         raise MeasureError(f"{type(self).__name__} gives no outputs")
 
+    def feed(self, arrays: Sequence[Any]) -> None:
+        """Run on other inputs from now on: fp32 arrays of the same shapes, in the order of the module's.
+
+        Raises:
+            MeasureError: where the runtime takes none.
+        """
+        raise MeasureError(f"{type(self).__name__} takes no other inputs")
+
 
 def example_arrays(shapes: Sequence[Sequence[int]], seed: int = 0) -> tuple[np.ndarray, ...]:
     """Standard normal fp32 arrays of these shapes, the same for the same seed."""

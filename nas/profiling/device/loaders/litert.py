@@ -11,19 +11,25 @@ DISTRIBUTION, MODULE = "ai-edge-litert", "ai_edge_litert"
 
 
 class LiteRTSession(Session):
-    """An interpreter, what goes into it, and where its outputs are, by the numbers of its tensors."""
+    """An interpreter, its inputs with the numbers of their tensors (None where one is unused), and those of its
+    outputs.
+    """
 
-    def __init__(self, interpreter: Any, inputs: dict[int, Any], numbers: tuple[int, ...]) -> None:
-        self.interpreter, self.inputs, self.numbers = interpreter, inputs, numbers
+    def __init__(self, interpreter: Any, arrays: Sequence[Any], numbers: Sequence[Any], outputs: Sequence[int]) -> None:
+        self.interpreter, self.arrays, self.inputs, self.numbers = interpreter, arrays, numbers, outputs
 
     def run(self) -> None:
-        for number, array in self.inputs.items():
-            self.interpreter.set_tensor(number, array)
+        for number, array in zip(self.inputs, self.arrays):
+            if number is not None:
+                self.interpreter.set_tensor(number, array)
         self.interpreter.invoke()
 
     def outputs(self) -> tuple[Any, ...]:
         self.run()
         return tuple(self.interpreter.get_tensor(number) for number in self.numbers)
+
+    def feed(self, arrays: Sequence[Any]) -> None:
+        self.arrays = arrays
 
 
 def load(path: Path, shapes: Sequence[Sequence[int]], threads: int, precision: str) -> Session:
@@ -34,9 +40,9 @@ def load(path: Path, shapes: Sequence[Sequence[int]], threads: int, precision: s
     interpreter.allocate_tensors()
     signature = interpreter.get_signature_runner()
     inputs, outputs = signature.get_input_details(), signature.get_output_details()
-    arrays = {f"args_{number}": array for number, array in enumerate(example_arrays(shapes))}
     return LiteRTSession(
         interpreter,
-        {entry["index"]: arrays[name] for name, entry in inputs.items()},
-        tuple(outputs[f"output_{number}"]["index"] for number in range(len(outputs))),
+        example_arrays(shapes),
+        [inputs.get(f"args_{number}", {"index": None})["index"] for number in range(len(shapes))],
+        [outputs[f"output_{number}"]["index"] for number in range(len(outputs))],
     )

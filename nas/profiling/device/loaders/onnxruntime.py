@@ -22,6 +22,9 @@ class OnnxSession(Session):
     def outputs(self) -> tuple[Any, ...]:
         return tuple(self.session.run(None, self.feeds))
 
+    def feed(self, arrays: Sequence[Any]) -> None:
+        self.feeds = named(arrays, self.feeds)
+
 
 def options_of(threads: int) -> Any:
     """The options of all sessions."""
@@ -46,8 +49,13 @@ def opened(path: Path, shapes: Sequence[Sequence[int]], options: Any) -> tuple[A
 
 def feeds_of(shapes: Sequence[Sequence[int]], used: Collection[str], seed: int = 0) -> dict[str, Any]:
     """Example inputs by name, those that the exporter has not removed as unused."""
-    arrays = {f"input{number}": array for number, array in enumerate(example_arrays(shapes, seed))}
-    return {name: array for name, array in arrays.items() if name in used}
+    return named(example_arrays(shapes, seed), used)
+
+
+def named(arrays: Sequence[Any], used: Collection[str]) -> dict[str, Any]:
+    """Inputs by name, those that the exporter has not removed as unused."""
+    every = {f"input{number}": array for number, array in enumerate(arrays)}
+    return {name: array for name, array in every.items() if name in used}
 
 
 def load(path: Path, shapes: Sequence[Sequence[int]], threads: int, precision: str) -> Session:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, Sequence
 
-from nas.profiling.device.loaders.onnxruntime import feeds_of
+from nas.profiling.device.loaders.onnxruntime import feeds_of, named
 from nas.profiling.device.sessions import Session
 
 DISTRIBUTION, MODULE = "openvino", "openvino"
@@ -21,11 +21,8 @@ class OpenVinoSession(Session):
     """An inference request whose input tensors are set."""
 
     def __init__(self, request: Any, feeds: dict[str, Any]) -> None:
-        import openvino
-
-        self.request = request
-        for name, array in feeds.items():
-            request.set_tensor(name, openvino.Tensor(array))
+        self.request, self.used = request, tuple(feeds)
+        self._set(feeds)
 
     def run(self) -> None:
         self.request.infer()
@@ -33,6 +30,15 @@ class OpenVinoSession(Session):
     def outputs(self) -> tuple[Any, ...]:
         self.run()
         return tuple(tensor.data.astype("float32") for tensor in self.request.output_tensors)
+
+    def feed(self, arrays: Sequence[Any]) -> None:
+        self._set(named(arrays, self.used))
+
+    def _set(self, feeds: dict[str, Any]) -> None:
+        import openvino
+
+        for name, array in feeds.items():
+            self.request.set_tensor(name, openvino.Tensor(array))
 
 
 def core() -> Any:

@@ -1,7 +1,7 @@
 """ConvNeXt (arXiv:2201.03545) as a family of one's own: two ops, four blocks, two spaces, a preset.
 
-    export NAS_SPACES=examples/families
-    nas spaces convnext
+    export NAS_PLUGINS=docs/examples
+    nas search --space convnext-32 --budget 'latency_ms<=p40'
 
 Differences from the paper: the MLPs are 1x1 convolutions, the same function without a change of layout; layer scales
 start at 1e-5, not 1e-6; kernels and ratios are searched.
