@@ -73,10 +73,14 @@ def scores(*, brief: bool = False) -> str:
         ]
         combined = sorted(combined, key=lambda each: len(each["of"]))[-1:]
         models = [each for each in models if each["of"] == [] or sum(map(_is_trained, each["of"])) == 1]
-    rows = [_score(each["name"], each) for each in alone]
-    rows += [_score(f"{each['name']} of {', '.join(each['of'])}", each) for each in combined]
+    rows = [_score(each["name"], each, found["networks"]) for each in alone]
+    rows += [_score(f"{each['name']} of {', '.join(each['of'])}", each, found["networks"]) for each in combined]
     rows += [
-        _score(f"`guided`'s model after {each['labels']} trainings, from {', '.join(('choices', *each['of']))}", each)
+        _score(
+            f"`guided`'s model after {each['labels']} trainings, from {', '.join(('choices', *each['of']))}",
+            each,
+            found["networks"],
+        )
         for each in models
     ]
     rows.append(("a perfect score", _short(ceiling["kendall_band"]), _short(ceiling["kendall"]), "", ""))
@@ -94,10 +98,10 @@ def _is_trained(score: str) -> bool:
     return score.startswith(("supernet", "prior", "short"))
 
 
-def _score(name: str, each: Mapping[str, Any]) -> Sequence[str]:
-    counted = f" ({each['networks']} networks)" if each.get("networks", known.LEAST) < known.LEAST else ""
+def _score(name: str, each: Mapping[str, Any], of: int) -> Sequence[str]:
+    counted = f" ({each['networks']} networks)" if each.get("networks", of) < of else ""
     regret = "" if each.get("regret_band") is None else f"{100 * each['regret_band']:.2f}"
-    seconds = "" if each.get("seconds") is None else f"{each['seconds']:.2g}"
+    seconds = "" if each.get("seconds") is None else f"{each['seconds']:{'.0f' if each['seconds'] >= 10 else '.2g'}}"
     once = f" ({each['once_seconds']:.0f})" if each.get("once_seconds", 0) >= 10 else ""
     return f"{name}{counted}", _interval(each, "_band"), _interval(each, ""), regret, seconds + once
 
