@@ -213,7 +213,8 @@ def test_scores_of_the_truth_are_asked_once_and_judged(tmp_path, monkeypatch, ca
     assert sizes == {each.arch.id: float(cost_of(each.arch).macs) for each in networks}
     judged = json.loads(files[2].read_text())
     assert [each["name"] for each in judged["scores"]][:5] == ["params", "macs", "good", "bad", "size"]
-    assert [each["of"] for each in judged["scores"]][5:] == [["good", "size"]] * 2
+    assert judged["scores"][5]["name"].startswith("prior ")
+    assert [each["of"] for each in judged["scores"]][6:] == [["good", "size"]] * 2
     assert [(each["labels"], each["from"]) for each in judged["predictors"]][:2] == [(5, "encoding"), (5, "scores")]
     before = files[1].read_text()
     files[0].write_bytes(b"".join(files[0].read_bytes().splitlines(keepends=True)[:11]))  # a truth that grows has more

@@ -299,13 +299,17 @@ class Request(BaseModel):
         """A copy with some fields replaced, checked again."""
         return Request(**_changed(self.model_dump(), changes))
 
+    def begun_with(self) -> dict[str, str]:
+        """The sampler and the prior of the run that wrote this request; before there were priors it had none."""
+        return {"sampler": self.sampler, "prior": self.prior if "prior" in self.model_fields_set else "none"}
+
     def require_same(self, stored: Request) -> None:
         """Check that a run begun with `stored` can be continued with this request.
 
         Raises:
             RunError: naming every field that contradicts, with both values.
         """
-        mine, theirs = self._shown(), stored._shown()
+        mine, theirs = self._shown(), stored._shown() | stored.begun_with()
         differing = [
             f"  {name}: {theirs[name]!r} there, {value!r} now"
             for name, value in mine.items()

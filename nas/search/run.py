@@ -57,13 +57,14 @@ def run_search(request: Request, *, log: Say = print, progress: Progress | None 
 
 
 def _with_its_sampler(request: Request) -> Request:
-    """The request with the sampler that its run was begun with, where it names none: another version has another
-    default.
+    """The request with the sampler and the prior that its run was begun with, where it names none: another version has
+    other defaults.
     """
     stored = request.run_dir / REQUEST
-    if "sampler" in request.model_fields_set or not stored.is_file():
+    if not stored.is_file():
         return request
-    return request.with_(sampler=Request.read(stored).sampler)
+    begun = Request.read(stored).begun_with()
+    return request.with_(**{name: value for name, value in begun.items() if name not in request.model_fields_set})
 
 
 def _silent(done: float, total: float, seconds_left: float | None = None, text: str = "") -> None:

@@ -236,9 +236,9 @@ def test_the_epochs_of_a_winner_in_training_stay_what_they_were(clock):
 
 
 def test_the_scorer_trains_on_as_many_images_as_the_limit_allows():
-    from nas.search.scoring import _data
+    from nas.search.scoring import data_of
 
-    data = _data("digits", (3, 32, 32), 0, 100)
+    data = data_of("digits", (3, 32, 32), 0, 100)
     assert len(data.train) + len(data.val) == 100
     assert len(data.test) == 360
 
