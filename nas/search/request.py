@@ -310,6 +310,8 @@ class Request(BaseModel):
             RunError: naming every field that contradicts, with both values.
         """
         mine, theirs = self._shown(), stored._shown() | stored.begun_with()
+        if self.prior == "auto":  # names none
+            mine["prior"] = theirs["prior"]
         differing = [
             f"  {name}: {theirs[name]!r} there, {value!r} now"
             for name, value in mine.items()
